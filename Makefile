@@ -1,0 +1,50 @@
+# The whole developer interface; CI calls the same targets. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := bash
+
+# uv as installed, else one of our own in a hidden folder, made from the package registry.
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+RUN := $(UV) run --no-sync
+RECIPE ?= benchmarks/math/recipes/cpu.yaml
+ARGS ?=
+
+.PHONY: help setup train test test-long lint format types build clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/pip install --quiet uv
+
+setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv) ## install everything that uv.lock names
+	$(UV) sync --all-packages --locked --quiet
+
+train: setup ## train the math benchmark on this machine's CPU (RECIPE=..., ARGS="key=value ...")
+	$(RUN) lightningrl train $(RECIPE) $(ARGS)
+
+test: setup ## run the test suite
+	$(RUN) pytest $(ARGS)
+
+test-long: setup ## run it with full counts of fault runs, fuzzing and seeds
+	LIGHTNINGRL_FAULT_RUNS=50 LIGHTNINGRL_EXAMPLES=2000 $(RUN) pytest -m "long or not long" $(ARGS)
+
+lint: setup ## check style and the dependency rule
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) lint-imports
+
+format: setup ## put the code in form
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+types: setup ## check types
+	$(RUN) basedpyright
+
+build: setup ## build every package's wheel and sdist into dist/
+	rm -rf dist
+	$(UV) build --all-packages --quiet
+	ls dist
+
+clean: ## remove what the targets above made, runs excepted
+	rm -rf dist .pytest_cache .ruff_cache .venv .uv

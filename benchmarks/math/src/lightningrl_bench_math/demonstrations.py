@@ -1,0 +1,90 @@
+"""Noisy demonstrations, from which a tiny policy learns the format but only half of the task.
+
+The noise sits in *decisions*: stop early, add where the story subtracts, multiply where it asks for
+the remainder. Reading and copying are shown right, so that reinforcement learning has something to
+choose from instead of something to invent. Invariant: `demonstration` is a pure function of its random
+generator, it solves training problems only, and copy rows are the only place where it shows the words
+(never the structures or the two-digit numbers) of the other splits.
+
+A demonstration is a list of (text, is_action): the conversation in the tiny policy's chat format, where
+the actions are what the policy itself is to write.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from lightningrl_bench_math.tasks import (
+    ITEMS,
+    NAMES,
+    Problem,
+    Step,
+    calculate,
+    draw,
+    training_numbers,
+)
+
+Segment = tuple[str, bool]
+
+COPY_SHARE = 0.06
+"""Share of rows that only repeat a list of words and numbers."""
+COPY_PIECES = 8
+"""Words and numbers in a copy row."""
+STOP_EARLY_SHARE = 0.30
+"""Share of rows that answer before the calculations are done."""
+SLIP_SHARE: Mapping[str, tuple[str, float]] = {"-": ("+", 0.55), "%": ("*", 0.55)}
+"""Operator -> the wrong one that takes its place, and how often."""
+RANDOM_OPERATOR_SHARE = 0.08
+"""How often any other operator is replaced by a random one."""
+
+
+def demonstration(rng: random.Random) -> list[Segment]:
+    """Return one noisy demonstration."""
+    if rng.random() < COPY_SHARE:
+        return _copy_row(rng)
+    problem = draw("train", rng)
+    segments: list[Segment] = [(f"<user> {problem.question}<asst>", False)]
+    shown = _steps_shown(problem, rng)
+    value: int | None = None
+    for step in problem.steps[:shown]:
+        taken = _slip(step if value is None else (value, step[1], step[2]), rng)
+        value = calculate(taken)
+        segments.append((f"<call>{taken[0]}{taken[1]}{taken[2]}<end>", True))
+        segments.append((f"<tool>{value}<asst>", False))
+    if value is None or (shown < len(problem.steps) and rng.random() < 0.4):
+        value = rng.randint(2, 120)
+    segments.append((f"<ans>{value}<end>", True))
+    return segments
+
+
+def _copy_row(rng: random.Random) -> list[Segment]:
+    """Return a row whose answer repeats some words and numbers of the prompt."""
+    names = [word for split in NAMES for word in (*NAMES[split], *ITEMS[split])]
+    numbers = [str(rng.choice(_NUMBERS)) for _ in names]
+    text = "".join(f" {piece}" for piece in rng.choices(names + numbers, k=COPY_PIECES))
+    return [(f"<user>{text}<asst>", False), (f"{text}<end>", True)]
+
+
+def _steps_shown(problem: Problem, rng: random.Random) -> int:
+    """Return after how many calculations the demonstration answers; too early is often at once."""
+    count = len(problem.steps)
+    if rng.random() >= STOP_EARLY_SHARE:
+        return count
+    return 0 if rng.random() < 0.35 else rng.randrange(count)
+
+
+def _slip(step: Step, rng: random.Random) -> Step:
+    """Return `step`, perhaps with a wrong operator; never one that goes below zero."""
+    left, operator, right = step
+    slip, share = SLIP_SHARE.get(operator, (operator, 0.0))
+    if rng.random() < share:
+        operator = slip
+    elif rng.random() < RANDOM_OPERATOR_SHARE:
+        operator = rng.choice("+-*")
+    if operator == "-" and left < right:
+        operator = "+"
+    return left, operator, right
+
+
+_NUMBERS = [*training_numbers(), *range(100, 1000)]

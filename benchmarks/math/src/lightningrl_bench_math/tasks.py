@@ -1,0 +1,217 @@
+"""Generated word problems that take one to three calculations.
+
+A story is a start ("tom has 4 bags of 7 pens"), an event ("and loses 3.") and a question ("how many
+now?"); the three together are its *structure*. Invariants, each checked by a test:
+
+- `generate(split, count, seed)` is a pure function, and no question occurs twice in its list.
+- What is in `val` is not in `train`, and what is in `test` is in neither: structures, names, items,
+  and two-digit numbers (one-digit numbers are shared: there are too few to hold any out).
+- Every start, event and question occurs in every split; only their combinations are held out.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Split = Literal["train", "val", "test"]
+Step = tuple[int, str, int]
+"""One calculation: left operand, operator (+ - * %), right operand."""
+
+STARTS: Mapping[str, str] = {
+    "has": "{name} has {x} {item}",
+    "bags": "{name} has {x} bags of {y} {item}",
+    "boxes": "{name} finds {x} boxes of {y} {item}",
+}
+EVENTS: Mapping[str, tuple[str, str]] = {
+    "gets": ("gets {z} more", "+"),
+    "loses": ("loses {z}", "-"),
+    "buys": ("buys {z} more", "+"),
+    "gives": ("gives away {z}", "-"),
+    "triples": ("triples them", "*3"),
+    "doubles": ("doubles them", "*2"),
+}
+QUESTIONS: Mapping[str, tuple[str, str]] = {
+    "now": ("how many now?", ""),
+    "cost": ("each costs {v}. what is the total?", "*"),
+    "left": ("they are shared by {v}. how many are left over?", "%"),
+}
+NAMES: Mapping[Split, tuple[str, ...]] = {
+    "train": ("tom", "ana", "raj", "mei", "eva", "leo", "kim"),
+    "val": ("zoe", "ivan"),
+    "test": ("nora", "omar"),
+}
+ITEMS: Mapping[Split, tuple[str, ...]] = {
+    "train": ("apples", "pens", "books", "coins", "cups"),
+    "val": ("kites", "lamps"),
+    "test": ("shells", "rings"),
+}
+LARGEST = 99
+"""Largest number written in a story."""
+
+_HELD_OUT_REMAINDER: Mapping[Split, int] = {"val": 5, "test": 11}
+"""Two-digit numbers of this remainder modulo 12 belong to that split alone, all others to train."""
+
+_MAX_TRIES = 200
+"""Drawings for one new question before the split is declared exhausted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One word problem and its solution."""
+
+    question: str
+    structure: str
+    """Names of start, event and question, joined by a slash: "bags/loses/now"."""
+    steps: tuple[Step, ...]
+    """The calculations in order; each one's left operand, after the first, is the result before."""
+    answer: int
+
+
+def generate(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
+    """Return `count` different problems of `split` as JSON rows, the same for the same arguments.
+
+    A row has `id`, `question`, `answer` (text), `structure` and `steps`; only `question` is shown to
+    an agent.
+
+    Raises:
+        ValueError: for an unknown split, a negative count, or more questions than the split holds.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(get_args(Split))}")
+    if count < 0:
+        raise ValueError(f"count must not be negative, got {count}")
+    rng = random.Random(f"{split}/{seed}")
+    problems: dict[str, Problem] = {}
+    while len(problems) < count:
+        problem = _new_problem(split, rng, problems)
+        problems[problem.question] = problem
+    return [_row(f"{split}-{seed}-{n}", problem) for n, problem in enumerate(problems.values())]
+
+
+def structures(split: Split) -> list[str]:
+    """Return the names of the story structures of `split`: 42 to train on, 6 for each other split."""
+    return ["/".join(parts) for parts in _STRUCTURES[split]]
+
+
+def vocabulary() -> list[str]:
+    """Return every word of the stories of all splits, sorted."""
+    texts = [*STARTS.values(), *(text for text, _ in (*EVENTS.values(), *QUESTIONS.values()))]
+    told = re.findall(r"[a-z]+", " ".join(re.sub(r"{.*?}", "", text) for text in texts))
+    return sorted(
+        {*told, "and", *(word for split in NAMES for word in (*NAMES[split], *ITEMS[split]))}
+    )
+
+
+def training_numbers() -> list[int]:
+    """Return the numbers that a training question may contain, in order."""
+    return list(_NUMBERS["train"])
+
+
+def draw(split: Split, rng: random.Random) -> Problem:
+    """Return one problem of `split`, drawn with `rng`."""
+    while True:
+        problem = _tell(split, rng)
+        if problem is not None:
+            return problem
+
+
+def calculate(step: Step) -> int:
+    """Return the result of one calculation."""
+    left, operator, right = step
+    match operator:
+        case "+":
+            return left + right
+        case "-":
+            return left - right
+        case "*":
+            return left * right
+        case "%":
+            return left % right
+        case _:
+            raise ValueError(f"unknown operator {operator!r} in step {step!r}")
+
+
+def _new_problem(split: Split, rng: random.Random, known: Mapping[str, Problem]) -> Problem:
+    """Return a problem whose question is not in `known`."""
+    for _ in range(_MAX_TRIES):
+        problem = draw(split, rng)
+        if problem.question not in known:
+            return problem
+    raise ValueError(
+        f"split {split!r} has no more than about {len(known)} questions: ask for fewer, or lower"
+        " the count and use several seeds"
+    )
+
+
+def _tell(split: Split, rng: random.Random) -> Problem | None:
+    """Draw one story; `None` if it would go below zero."""
+    start, event, question = rng.choice(_STRUCTURES[split])
+    x, z = _number(split, rng), _number(split, rng)
+    y, v = rng.randint(2, 9), rng.randint(2, 9)
+    steps: list[Step] = []
+    value = x
+    if start != "has":
+        steps.append((x, "*", y))
+        value = x * y
+    event_text, event_operation = EVENTS[event]
+    event_operand = int(event_operation[1:] or z)
+    question_text, question_operator = QUESTIONS[question]
+    for operator, operand in ((event_operation[0], event_operand), (question_operator, v)):
+        if operator:
+            steps.append((value, operator, operand))
+            value = calculate(steps[-1])
+        if value < 0:
+            return None
+    text = f"{STARTS[start]} and {event_text}. {question_text}".format(
+        name=rng.choice(NAMES[split]), item=rng.choice(ITEMS[split]), x=x, y=y, z=z, v=v
+    )
+    return Problem(text, f"{start}/{event}/{question}", tuple(steps), value)
+
+
+def _number(split: Split, rng: random.Random) -> int:
+    """Return a number of `split` between 2 and `LARGEST`."""
+    return rng.choice(_NUMBERS[split])
+
+
+def _row(identifier: str, problem: Problem) -> dict[str, Any]:
+    """Return the JSON row of one problem."""
+    return {
+        "id": identifier,
+        "question": problem.question,
+        "answer": str(problem.answer),
+        "structure": problem.structure,
+        "steps": [list(step) for step in problem.steps],
+    }
+
+
+def _split_numbers() -> dict[Split, list[int]]:
+    """Return the numbers that each split may write in a story."""
+    numbers: dict[Split, list[int]] = {split: list(range(2, 10)) for split in get_args(Split)}
+    owner = {remainder: split for split, remainder in _HELD_OUT_REMAINDER.items()}
+    for number in range(10, LARGEST + 1):
+        numbers[owner.get(number % 12, "train")].append(number)
+    return numbers
+
+
+def _split_structures() -> dict[Split, list[tuple[str, str, str]]]:
+    """Hold out, for each event, one pair of start and question for val and another for test.
+
+    The pairs run through starts and questions in turn, so that each is held out equally often.
+    """
+    starts, questions = list(STARTS), list(QUESTIONS)
+    held: dict[tuple[str, str, str], Split] = {}
+    for n, event in enumerate(EVENTS):
+        held[starts[n % 3], event, questions[n // 2]] = "val"
+        held[starts[(n + 1) % 3], event, questions[(n // 2 + 1) % 3]] = "test"
+    split: dict[Split, list[tuple[str, str, str]]] = {"train": [], "val": [], "test": []}
+    for structure in ((s, e, q) for s in starts for e in EVENTS for q in questions):
+        split[held.get(structure, "train")].append(structure)
+    return split
+
+
+_NUMBERS = _split_numbers()
+_STRUCTURES = _split_structures()

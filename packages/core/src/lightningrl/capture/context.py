@@ -1,0 +1,289 @@
+"""Which rollout, step and agent the running code belongs to.
+
+Invariant: all three follow Python's own context variables, so that an asyncio task, or a thread that
+was started through `bind`, belongs to the rollout that started it, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import inspect
+import logging
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, ParamSpec, TypeVar
+
+from lightningrl.capture.jsonable import jsonable
+from lightningrl.capture.sink import Sink
+from lightningrl.schema import (
+    AttemptId,
+    Event,
+    EventId,
+    LogEvent,
+    RolloutId,
+    StepEndEvent,
+    StepId,
+    StepKind,
+    StepStartEvent,
+    new_id,
+)
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class RolloutContext:
+    """The attempt that the running code belongs to."""
+
+    rollout_id: RolloutId
+    attempt_id: AttemptId
+    server_url: str
+    """Of `lightningrl serve`, without a path or a final slash."""
+    key: str = field(repr=False)
+    """The attempt key."""
+    sink: Sink
+    aliases: frozenset[str] = frozenset()
+    """Model names that belong to this run: its policies' own and those that they replace."""
+    model_calls: int = 0
+    """Requests that were sent to the gateway from this process, retries not counted."""
+    closed: bool = False
+    """The attempt ended: what still comes has nowhere to go, and its code counts as outside."""
+    named_outside: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    """(host, model) pairs outside the run that a log event names already."""
+    revisions: dict[tuple[str | None, str], int] = field(
+        default_factory=dict[tuple[str | None, str], int]
+    )
+    """(step id, reward name) -> how many such rewards were emitted."""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    attempt_url: str = field(init=False)
+    """Base URL for this attempt's model calls, ends in `/v1`."""
+    placeholder_url: str = field(init=False)
+    """Base URL that clients got before any attempt was known, ends in `/v1/`."""
+
+    def __post_init__(self) -> None:
+        """Derive the two URLs."""
+        self.server_url = self.server_url.rstrip("/")
+        self.attempt_url = (
+            f"{self.server_url}/rollouts/{self.rollout_id}/attempts/{self.attempt_id}/v1"
+        )
+        self.placeholder_url = f"{self.server_url}/v1/"
+
+    def emit(self, event: Event) -> None:
+        """Hand `event` to the sink; never raises, since the caller is the user's code."""
+        try:
+            self.sink.emit(event)
+        except Exception:  # the one boundary between any sink and the user's agent
+            _log.exception("the sink of attempt %r lost an event", self.attempt_id)
+
+    def log(self, level: str, message: str) -> None:
+        """Add a line for people to the attempt."""
+        self.emit(
+            LogEvent(
+                id=EventId(new_id("e")),
+                attempt_id=self.attempt_id,
+                at=datetime.now(UTC),
+                level=level,
+                message=message,
+            )
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One step that began; `output` and `error` may be set until it ends."""
+
+    id: StepId
+    kind: StepKind
+    name: str
+    agent: str | None
+    parent_id: StepId | None
+    context: RolloutContext | None
+    """`None`: it began outside a rollout, and nothing is recorded."""
+    output: Any = None
+    error: str | None = None
+    ended: bool = False
+
+
+_ROLLOUT: ContextVar[RolloutContext | None] = ContextVar("lightningrl_rollout", default=None)
+STEP: ContextVar[Step | None] = ContextVar("lightningrl_step", default=None)
+"""The innermost step that the running code is in."""
+AGENT: ContextVar[str | None] = ContextVar("lightningrl_agent", default=None)
+"""Name of the agent that acts."""
+
+
+def current() -> RolloutContext | None:
+    """The attempt that the running code belongs to. `None`: none, or one that has ended."""
+    context = _ROLLOUT.get()
+    return None if context is None or context.closed else context
+
+
+@contextmanager
+def in_rollout(context: RolloutContext | None) -> Iterator[None]:
+    """Run the block as part of an attempt, outside every step; `None`: as part of none."""
+    tokens = _ROLLOUT.set(context), STEP.set(None), AGENT.set(None)
+    try:
+        yield
+    finally:
+        _ROLLOUT.reset(tokens[0])
+        STEP.reset(tokens[1])
+        AGENT.reset(tokens[2])
+
+
+def start_step(
+    kind: StepKind | str,
+    name: str,
+    *,
+    agent: str | None = None,
+    inputs: Any = None,
+    tool_call_id: str | None = None,
+) -> Step:
+    """Begin a step below the current one; it is current only within `inside`.
+
+    Args:
+        kind: what is done.
+        name: of the tool, agent or model.
+        agent: who does it. `None`: the agent that acts now.
+        inputs: anything; stored as JSON.
+        tool_call_id: joins a tool step to the model call that asked for it.
+    """
+    context, parent = current(), STEP.get()
+    step = Step(
+        id=StepId(new_id("s")),
+        kind=StepKind(kind),
+        name=name,
+        agent=agent if agent is not None else AGENT.get(),
+        parent_id=None if parent is None else parent.id,
+        context=context,
+    )
+    if context is not None:
+        context.emit(
+            StepStartEvent(
+                id=EventId(f"{step.id}-start"),
+                attempt_id=context.attempt_id,
+                at=datetime.now(UTC),
+                step_id=step.id,
+                parent_id=step.parent_id,
+                kind=step.kind,
+                name=name,
+                agent=step.agent,
+                inputs=jsonable(inputs),
+                tool_call_id=tool_call_id,
+            )
+        )
+    return step
+
+
+def end_step(step: Step, *, output: Any = None, error: BaseException | str | None = None) -> None:
+    """End `step` in whatever context; ending it again changes nothing."""
+    context = step.context
+    if step.ended:
+        return
+    step.ended = True
+    if context is None or context.closed:
+        return
+    text = describe_error(error) if isinstance(error, BaseException) else error
+    context.emit(
+        StepEndEvent(
+            id=EventId(f"{step.id}-end"),
+            attempt_id=context.attempt_id,
+            at=datetime.now(UTC),
+            step_id=step.id,
+            output=jsonable(step.output if output is None else output),
+            error=step.error if text is None else text,
+        )
+    )
+
+
+@contextmanager
+def inside(step: Step) -> Iterator[None]:
+    """Make `step` the current one in the block, and its agent the one that acts."""
+    tokens = STEP.set(step), AGENT.set(step.agent)
+    try:
+        yield
+    finally:
+        STEP.reset(tokens[0])
+        AGENT.reset(tokens[1])
+
+
+@contextmanager
+def step(
+    kind: StepKind | str,
+    name: str,
+    *,
+    agent: str | None = None,
+    inputs: Any = None,
+    tool_call_id: str | None = None,
+) -> Iterator[Step]:
+    """Run the block as one step: `with step("retrieval", "search", inputs=query) as s: s.output = ...`.
+
+    In synchronous and asynchronous code alike. An exception is recorded as the step's error and
+    passes on. Outside a rollout the block just runs.
+    """
+    opened = start_step(kind, name, agent=agent, inputs=inputs, tool_call_id=tool_call_id)
+    with inside(opened):
+        try:
+            yield opened
+        except BaseException as error:
+            end_step(opened, error=error)
+            raise
+    end_step(opened)
+
+
+async def stream_inside(step: Step, items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+    """Yield from `items` with `step` current while they are made, and not where they are used.
+
+    An async generator runs in its consumer's context, so the step is entered anew for each item:
+    otherwise it would leak into the consumer, and could not be left when the generator is closed
+    from another task.
+    """
+    try:
+        while True:
+            with inside(step):
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    return
+            yield item
+    finally:
+        close = getattr(items, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def bind(function: Callable[P, R]) -> Callable[P, R]:
+    """Return `function` so that it runs in the rollout and step that are current *now*.
+
+    For threads that the agent starts itself: `executor.submit(lightningrl.bind(work), x)`. asyncio
+    tasks and `asyncio.to_thread` need no help.
+
+    Raises:
+        TypeError: `function` is a coroutine function.
+    """
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"bind() takes a plain function and {function.__name__!r} is a coroutine function; "
+            "start it as a task, which inherits the rollout by itself"
+        )
+    context = contextvars.copy_context()
+
+    @functools.wraps(function)
+    def bound(*args: P.args, **kwargs: P.kwargs) -> R:
+        # A context can be entered once at a time, and executors call from several threads.
+        return context.copy().run(function, *args, **kwargs)
+
+    return bound
+
+
+def describe_error(error: BaseException) -> str:
+    """The exception's type and text in one line, as steps record it."""
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

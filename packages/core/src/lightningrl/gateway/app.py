@@ -1,0 +1,209 @@
+"""The gateway as one ASGI application: routing, the outermost error boundary, start and end.
+
+Invariant: every request gets exactly one answer in OpenAI's format, unless its client hung up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from lightningrl.clock import Clock
+from lightningrl.errors import (
+    AuthError,
+    ConfigError,
+    Conflict,
+    LightningError,
+    NotFound,
+    StaleAttempt,
+    StoreUnavailable,
+)
+from lightningrl.gateway.asgi import (
+    Answer,
+    ClientGone,
+    Headers,
+    Receive,
+    Refusal,
+    Scope,
+    Send,
+    read_body,
+    send_answer,
+    to_json,
+)
+from lightningrl.gateway.calls import Calls
+from lightningrl.gateway.control import CONTROL_PREFIX
+from lightningrl.gateway.control_routes import ControlRoutes
+from lightningrl.gateway.identity import AgentRoute, Contexts, Identifier, agent_route
+from lightningrl.gateway.limits import GatewayLimits
+from lightningrl.gateway.policies import Policies
+from lightningrl.gateway.upstream import Upstream
+from lightningrl.store.base import Store
+
+_LOG = logging.getLogger(__name__)
+
+SERVED_ROUTES = (
+    "POST /v1/chat/completions",
+    "GET /v1/models",
+    "the same below /rollouts/{rollout}/attempts/{attempt} and /keys/{attempt key}",
+    f"{CONTROL_PREFIX}/status and {CONTROL_PREFIX}/policies/{{run}}/{{name}}",
+)
+
+_STATUS: tuple[tuple[type[LightningError], int], ...] = (
+    (ConfigError, 400),
+    (AuthError, 401),
+    (NotFound, 404),
+    (Conflict, 409),
+    (StaleAttempt, 409),
+    (StoreUnavailable, 503),
+)
+
+
+class Gateway:
+    """Answers agents' model calls and records them; see the package's docstring for the routes."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Clock,
+        limits: GatewayLimits | None = None,
+        require_keys: bool = True,
+        admin_key: str | None = None,
+    ) -> None:
+        """Make a gateway that is not started.
+
+        Args:
+            store: Where calls and policies are kept.
+            clock: Where the time comes from.
+            limits: Bounds; `None` means the defaults.
+            require_keys: Whether a call needs an attempt key even where its URL names the attempt.
+                Only a server bound to the loopback address may say `False`.
+            admin_key: What policy control asks for. `None`: nothing.
+        """
+        self._limits = limits or GatewayLimits()
+        self._store = store
+        self._clock = clock
+        self._require_keys = require_keys
+        self._contexts = Contexts(store, clock, self._limits)
+        self._policies = Policies(store, clock, self._contexts)
+        self._upstream = Upstream(clock, self._limits)
+        self._calls = Calls(
+            store, clock, self._limits, policies=self._policies, upstream=self._upstream
+        )
+        self._control = ControlRoutes(self._policies, self._upstream.health, admin_key)
+        self._identifier: Identifier | None = None
+        self._requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def start(self) -> None:
+        """Read the secret and the policies from the store and open the pool to the engines."""
+        self._identifier = Identifier(
+            await self._store.secret(),
+            self._contexts,
+            self._clock,
+            require_keys=self._require_keys,
+        )
+        await self._policies.load()
+        await self._upstream.start()
+
+    async def close(self) -> None:
+        """Refuse new calls, let running ones finish for `close_seconds`, stop the rest."""
+        for served in self._policies:
+            served.gate.close()
+        try:
+            async with asyncio.timeout(self._limits.close_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            for served in self._policies:
+                await served.gate.drain(0.0)  # stopped calls meet a closed gate: answered 503
+            await self._idle.wait()
+        await self._upstream.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"the gateway answers http, not {scope['type']!r}")
+        self._requests += 1
+        self._idle.clear()
+        try:
+            answer = await self._guarded(scope, receive)
+            if answer is not None:
+                await send_answer(send, answer)
+        finally:
+            self._requests -= 1
+            if not self._requests:
+                self._idle.set()
+
+    async def _guarded(self, scope: Scope, receive: Receive) -> Answer | None:
+        """The answer, whatever happens. `None`: nobody is left to be answered."""
+        try:
+            return await self._routed(scope, receive)
+        except ClientGone:
+            return None
+        except Refusal as refusal:
+            return refusal.answer()
+        except LightningError as error:
+            return _refusal_of(error).answer()
+        except Exception:  # noqa: BLE001 - the outermost boundary: agents get an answer
+            _LOG.exception("%s %s failed", scope["method"], scope["path"])
+            message = "the gateway failed; its log says why"
+            return Refusal(500, "gateway_failed", message).answer()
+
+    async def _routed(self, scope: Scope, receive: Receive) -> Answer:
+        method: str = scope["method"]
+        path = _raw_path(scope)
+        headers: Headers = dict(scope["headers"])
+        if path.startswith(CONTROL_PREFIX + "/"):
+            body = await read_body(receive, headers, self._limits.body_bytes)
+            return await self._control.answer(method, path[len(CONTROL_PREFIX) :], headers, body)
+        route = agent_route(path)
+        match method, route.rest if route is not None else None:
+            case "POST", "chat/completions" if route is not None:
+                return await self._chat(route, headers, receive)
+            case "GET", "models" if route is not None:
+                return await self._models(route, headers)
+            case _:
+                raise _unserved(method, path)
+
+    async def _chat(self, route: AgentRoute, headers: Headers, receive: Receive) -> Answer:
+        context = await self._identified().identify(route, headers)
+        body = await read_body(receive, headers, self._limits.body_bytes)
+        return await self._calls.answer(context, headers, body, receive)
+
+    async def _models(self, route: AgentRoute, headers: Headers) -> Answer:
+        context = await self._identified().identify(route, headers)
+        run = context.rollout.run
+        await self._policies.load(run)
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "lightningrl"}
+            for name in self._policies.aliases(run)
+        ]
+        return Answer(200, to_json({"object": "list", "data": data}))
+
+    def _identified(self) -> Identifier:
+        if self._identifier is None:
+            raise RuntimeError("the gateway was not started: await Gateway.start() first")
+        return self._identifier
+
+
+def _raw_path(scope: Scope) -> str:
+    """The path before percent-decoding, so that a name may contain a slash."""
+    raw: bytes | None = scope.get("raw_path")
+    return raw.partition(b"?")[0].decode("latin-1") if raw else scope["path"]
+
+
+def _refusal_of(error: LightningError) -> Refusal:
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    return Refusal(status, error.code, str(error), retry_after=2 if status == 503 else None)
+
+
+def _unserved(method: str, path: str) -> Refusal:
+    hint = ""
+    if path.endswith("/responses"):
+        hint = " Tell the client to use chat completions instead of the Responses API."
+    return Refusal(
+        404,
+        "no_such_route",
+        f"the gateway does not serve {method} {path}. It serves {'; '.join(SERVED_ROUTES)}.{hint}",
+    )

@@ -1,0 +1,201 @@
+"""Which attempt a request belongs to. It is proven by the request or the request is refused.
+
+Invariant: a call lands in the attempt that its key or URL names, and nowhere else; the gateway never
+guesses. Three forms say it: the attempt in the URL, the attempt key as bearer token, the attempt key
+in the URL. Where two of them are given they must agree.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from datetime import timedelta
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from lightningrl.clock import Clock
+from lightningrl.errors import AuthError, NotFound
+from lightningrl.gateway.asgi import Headers, Refusal
+from lightningrl.gateway.limits import GatewayLimits
+from lightningrl.keys import check_attempt_key
+from lightningrl.schema import Attempt, AttemptId, AttemptState, Rollout, RolloutId
+from lightningrl.store.base import Store
+
+HOW_TO_IDENTIFY = (
+    "Set the client's base_url to the environment variable LIGHTNINGRL_ATTEMPT_URL and its api_key to "
+    "the attempt key (inside a rollout, LightningRL's runner and capture do both)"
+)
+_KEY_PREFIX = "lrk1."
+
+
+class AgentRoute(NamedTuple):
+    """A model route, and what its URL says about the caller."""
+
+    rest: str
+    """What follows `/v1/`."""
+    rollout: str | None = None
+    attempt: str | None = None
+    key: str | None = None
+
+
+def agent_route(path: str) -> AgentRoute | None:
+    """Read an undecoded URL path. `None`: it is no route for agents."""
+    match [unquote(part) for part in path.strip("/").split("/")]:
+        case ["rollouts", rollout, "attempts", attempt, "v1", *rest] if rest:
+            return AgentRoute("/".join(rest), rollout=rollout, attempt=attempt)
+        case ["keys", key, "v1", *rest] if rest:
+            return AgentRoute("/".join(rest), key=key)
+        case ["v1", *rest] if rest:
+            return AgentRoute("/".join(rest))
+        case _:
+            return None
+
+
+def bearer(headers: Headers) -> str | None:
+    """The bearer token of a request. `None`: it has none."""
+    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+class AttemptContext:
+    """What the gateway knows about one attempt, kept between its calls."""
+
+    def __init__(self, rollout: Rollout, attempt: Attempt, checked_at: float) -> None:
+        self.id: AttemptId = attempt.id
+        self.rollout = rollout.spec
+        self.state = attempt.state
+        self.checked_at = checked_at
+        """Monotonic seconds at which the store said `state`; -inf: ask it before the next call."""
+        self.running = 0
+        """Calls under way."""
+        self.calls = 0
+        """Calls so far."""
+        self.extended_seconds = 0.0
+        """Hold time by which this gateway pushed back the attempt's deadline."""
+
+
+class Contexts:
+    """Attempt contexts, read from the store and believed for a moment."""
+
+    def __init__(self, store: Store, clock: Clock, limits: GatewayLimits) -> None:
+        self._store = store
+        self._clock = clock
+        self._limits = limits
+        self._known: OrderedDict[AttemptId, AttemptContext] = OrderedDict()
+
+    async def get(self, attempt_id: AttemptId) -> AttemptContext:
+        """The context of a running attempt.
+
+        Raises:
+            Refusal: 404, there is no such attempt; 409, it has ended.
+        """
+        context = self._known.get(attempt_id)
+        fresh_after = self._clock.monotonic() - self._limits.context_seconds
+        if context is None or context.checked_at < fresh_after:
+            context = await self._read(attempt_id)
+        if context.state is not AttemptState.RUNNING:
+            raise ended(context)
+        self._known.move_to_end(attempt_id)
+        return context
+
+    async def _read(self, attempt_id: AttemptId) -> AttemptContext:
+        try:
+            rollout, attempt = await self._store.attempt(attempt_id)
+        except NotFound as error:
+            raise Refusal(
+                404, "attempt_not_found", f"there is no attempt {attempt_id!r}. {HOW_TO_IDENTIFY}"
+            ) from error
+        now = self._clock.monotonic()
+        context = self._known.setdefault(attempt_id, AttemptContext(rollout, attempt, now))
+        context.state, context.checked_at = attempt.state, now
+        self._forget_idle()
+        return context
+
+    def _forget_idle(self) -> None:
+        surplus = len(self._known) - self._limits.contexts
+        for attempt_id in list(self._known)[: max(0, surplus)]:
+            if self._known[attempt_id].running == 0:
+                del self._known[attempt_id]
+
+    def extended(self, attempt_ids: list[AttemptId], seconds: float) -> None:
+        """Note that deadlines were pushed back; keys stay valid as much longer."""
+        for attempt_id in attempt_ids:
+            if context := self._known.get(attempt_id):
+                context.extended_seconds += seconds
+
+    def extension(self, attempt_id: str) -> timedelta:
+        """By how much the attempt's deadline was pushed back."""
+        context = self._known.get(AttemptId(attempt_id))
+        return timedelta(seconds=context.extended_seconds if context else 0.0)
+
+
+def ended(context: AttemptContext) -> Refusal:
+    """The refusal of a call by an attempt that is not running."""
+    known = context.state is not AttemptState.RUNNING
+    return Refusal(
+        409,
+        "attempt_ended",
+        f"attempt {context.id!r} of rollout {context.rollout.id!r} is not running any more"
+        f"{f' ({context.state.value})' if known else ''}, so its model calls are refused; make calls"
+        " only inside the rollout, and stop when the runner cancels the agent",
+    )
+
+
+class Identifier:
+    """Finds the attempt of a request."""
+
+    def __init__(
+        self, secret: bytes, contexts: Contexts, clock: Clock, *, require_keys: bool
+    ) -> None:
+        self._secret = secret
+        self._contexts = contexts
+        self._clock = clock
+        self._require_keys = require_keys
+
+    async def identify(self, route: AgentRoute, headers: Headers) -> AttemptContext:
+        """The running attempt that made a request.
+
+        Raises:
+            Refusal: 401, nothing or nothing valid says which attempt it is; 403, key and URL name
+                different attempts; 404 or 409, see `Contexts.get`.
+        """
+        keyed = self._attempt_of_key(route, headers)
+        named = AttemptId(route.attempt) if route.attempt is not None else None
+        if keyed is not None and named is not None and keyed != named:
+            raise Refusal(
+                403,
+                "key_of_another_attempt",
+                f"the key is for attempt {keyed!r}, the URL for attempt {named!r}. "
+                f"{HOW_TO_IDENTIFY}",
+            )
+        attempt_id = keyed or named
+        if attempt_id is None:
+            raise _unidentified("the request names no attempt")
+        context = await self._contexts.get(attempt_id)
+        if route.rollout is not None and RolloutId(route.rollout) != context.rollout.id:
+            raise Refusal(
+                404,
+                "rollout_not_found",
+                f"attempt {attempt_id!r} belongs to rollout {context.rollout.id!r}, not to "
+                f"{route.rollout!r} as the URL says",
+            )
+        return context
+
+    def _attempt_of_key(self, route: AgentRoute, headers: Headers) -> AttemptId | None:
+        key = route.key if route.key is not None else bearer(headers)
+        optional = not self._require_keys and route.attempt is not None
+        if key is None or (optional and not key.startswith(_KEY_PREFIX)):
+            if optional:
+                return None
+            raise _unidentified("the request has no attempt key")
+        claimed = key.split(".")[1] if key.startswith(_KEY_PREFIX) else ""
+        try:
+            now = self._clock.now() - self._contexts.extension(claimed)
+            return check_attempt_key(self._secret, key, now)
+        except AuthError as error:
+            raise _unidentified(str(error)) from error
+
+
+def _unidentified(reason: str) -> Refusal:
+    return Refusal(
+        401, "unidentified", f"{reason}, so the call belongs to no rollout. {HOW_TO_IDENTIFY}"
+    )

@@ -1,0 +1,240 @@
+"""The policies that this gateway serves: which one a call means, which version it has, whether it is held.
+
+Invariants:
+- Which policy answers a call is declared (alias, `replaces`, `agents`), never guessed; within a run no
+  name means two policies.
+- A version is on disk before any call is answered under it, and never goes back. A hold is on disk
+  too, so a restarted gateway refuses calls of a policy whose hold ran out meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+
+import msgspec
+
+from lightningrl.clock import Clock
+from lightningrl.errors import ConfigError, Conflict, NotFound
+from lightningrl.gateway.asgi import Refusal
+from lightningrl.gateway.identity import Contexts
+from lightningrl.gateway.sync import Gate, GateState
+from lightningrl.nearest import suggest
+from lightningrl.schema import AttemptId, Policy
+from lightningrl.store.base import Store
+
+
+class Served:
+    """A policy with its gate."""
+
+    def __init__(self, policy: Policy, gate: Gate) -> None:
+        self.policy = policy
+        self.gate = gate
+        self.lock = asyncio.Lock()
+        """Held while the policy changes, so that changes reach the store in order."""
+
+
+class Policies:
+    """The table of policies, kept in the store and in memory."""
+
+    def __init__(self, store: Store, clock: Clock, contexts: Contexts) -> None:
+        self._store = store
+        self._clock = clock
+        self._contexts = contexts
+        self._served: dict[str, dict[str, Served]] = {}
+        """Run -> name -> policy."""
+
+    async def load(self, run: str | None = None) -> None:
+        """Take up the policies of the store that are not in memory yet."""
+        for policy in await self._store.policies(run):
+            if policy.name not in self._served.get(policy.run, {}):
+                self._serve(policy)
+
+    def _serve(self, policy: Policy) -> Served:
+        served = Served(policy, Gate(policy.name, self._extend))
+        self._served.setdefault(policy.run, {})[policy.name] = served
+        if policy.held_until is not None:
+            served.gate.hold((policy.held_until - self._clock.now()).total_seconds())
+        return served
+
+    async def _extend(self, attempt_ids: list[AttemptId], seconds: float) -> None:
+        if attempt_ids:
+            await self._store.extend(attempt_ids, seconds)
+            self._contexts.extended(attempt_ids, seconds)
+
+    def __iter__(self) -> Iterator[Served]:
+        return (served for run in self._served.values() for served in run.values())
+
+    def get(self, run: str, name: str) -> Served:
+        """One policy.
+
+        Raises:
+            NotFound: it was never registered.
+        """
+        names = self._served.get(run, {})
+        if name not in names:
+            raise NotFound(f"run {run!r} has no policy {name!r}.{suggest(name, names)}")
+        return names[name]
+
+    # -- which policy a call means -------------------------------------------------------------
+
+    async def resolve(self, run: str, model: str, agent: str | None) -> Served:
+        """The policy that answers a call for `model` by `agent`.
+
+        Raises:
+            Refusal: 404, no policy of the run declares that it does.
+        """
+        found = self._declared(run, model, agent)
+        if found is None:
+            await self.load(run)  # another process may have registered it
+            found = self._declared(run, model, agent)
+        if found is None:
+            raise self._undeclared(run, model, agent)
+        return found
+
+    def aliases(self, run: str) -> list[str]:
+        """The names of a run's policies."""
+        return sorted(self._served.get(run, {}))
+
+    def _declared(self, run: str, model: str, agent: str | None) -> Served | None:
+        served = self._served.get(run, {})
+        policies = list(served.values())
+        if agent is not None:
+            for one in policies:
+                if agent in one.policy.agents:
+                    return one
+        if model in served:
+            return served[model]
+        for one in policies:
+            if model in one.policy.replaces:
+                return one
+        if len(policies) == 1 and not (policies[0].policy.replaces or policies[0].policy.agents):
+            return policies[0]
+        return None
+
+    def _undeclared(self, run: str, model: str, agent: str | None) -> Refusal:
+        aliases = self.aliases(run)
+        who = "" if agent is None else f" (asked for by agent {agent!r})"
+        remedy = (
+            f"Its policies are {', '.join(map(repr, aliases))}: ask for one of them by name, or list"
+            " the model under the policy's `replaces`, or the agent under its `agents`, in the recipe"
+            if aliases
+            else "The run has no policy: the trainer registers one before agents start"
+        )
+        return Refusal(
+            404,
+            "model_not_found",
+            f"no policy of run {run!r} answers for model {model!r}{who}. {remedy}",
+            param="model",
+        )
+
+    # -- changes -------------------------------------------------------------------------------
+
+    async def register(self, policy: Policy) -> Policy:
+        """Create or replace a policy; a hold that is in force stays in force.
+
+        Raises:
+            ConfigError: it has no endpoint or no name.
+            Conflict: its version is lower than the stored one, or another policy of the run
+                answers for the same model or agent name.
+        """
+        if not policy.endpoints or not policy.name or not policy.run:
+            raise ConfigError(
+                f"policy {policy.name!r} of run {policy.run!r} needs a run, a name and at least one "
+                "endpoint"
+            )
+        await self.load(policy.run)
+        self._refuse_overlap(policy)
+        known = self._served.get(policy.run, {}).get(policy.name)
+        if known is None:
+            await self._store.put_policy(policy)
+            return self._serve(policy).policy
+        async with known.lock:
+            kept = msgspec.structs.replace(policy, held_until=known.policy.held_until)
+            await self._put(known, kept)
+        return known.policy
+
+    def _refuse_overlap(self, policy: Policy) -> None:
+        models = {policy.name, *policy.replaces}
+        for name, served in self._served.get(policy.run, {}).items():
+            if name == policy.name:
+                continue
+            other = served.policy
+            shared = models & {name, *other.replaces} or set(policy.agents) & set(other.agents)
+            if shared:
+                raise Conflict(
+                    f"policies {policy.name!r} and {name!r} of run {policy.run!r} both answer for "
+                    f"{', '.join(sorted(map(repr, shared)))}; take it from one of them"
+                )
+
+    async def _put(self, served: Served, policy: Policy) -> None:
+        await self._store.put_policy(policy)
+        served.policy = policy
+
+    async def hold(self, run: str, name: str, *, hold_seconds: float, drain_seconds: float) -> int:
+        """Let new calls wait and running ones finish; return how many had to be stopped.
+
+        Holding again renews the lease.
+
+        Raises:
+            NotFound: there is no such policy.
+            ConfigError: the hold would not outlast the drain.
+        """
+        if not 0 <= drain_seconds < hold_seconds:
+            raise ConfigError(
+                f"hold of policy {name!r}: hold_seconds ({hold_seconds}) must be more than "
+                f"drain_seconds ({drain_seconds}), and that at least 0"
+            )
+        served = self.get(run, name)
+        async with served.lock:
+            until = self._clock.now() + timedelta(seconds=hold_seconds)
+            await self._put(served, msgspec.structs.replace(served.policy, held_until=until))
+            served.gate.hold(hold_seconds)
+        return await served.gate.drain(drain_seconds)
+
+    async def publish(self, run: str, name: str, version: int) -> Policy:
+        """The engines now have the weights of `version`: let calls pass under it.
+
+        Publishing the present version of a policy that is not held changes nothing.
+
+        Raises:
+            NotFound: there is no such policy.
+            Conflict: `version` is not higher than the present one, or calls are still in flight
+                under a hold.
+        """
+        served = self.get(run, name)
+        async with served.lock:
+            policy = served.policy
+            if version == policy.version and served.gate.state is GateState.OPEN:
+                return policy
+            if version <= policy.version:
+                raise Conflict(
+                    f"policy {name!r} of run {run!r} has version {policy.version}; {version} can't"
+                    " be published after it (a number is never used for two sets of weights);"
+                    " publish a higher one, or release the hold if the weights did not change"
+                )
+            if served.gate.state is GateState.HELD and served.gate.in_flight:
+                raise Conflict(
+                    f"policy {name!r} of run {run!r} still has {served.gate.in_flight} calls in"
+                    " flight; publish when `hold` has returned"
+                )
+            await self._open(served, version)
+        return served.policy
+
+    async def release(self, run: str, name: str) -> Policy:
+        """The engines still have the weights of the present version: let calls pass.
+
+        Raises:
+            NotFound: there is no such policy.
+        """
+        served = self.get(run, name)
+        async with served.lock:
+            if served.gate.state is not GateState.OPEN:
+                await self._open(served, served.policy.version)
+        return served.policy
+
+    async def _open(self, served: Served, version: int) -> None:
+        opened = msgspec.structs.replace(served.policy, version=version, held_until=None)
+        await self._put(served, opened)
+        served.gate.open()

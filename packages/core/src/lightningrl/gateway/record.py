@@ -1,0 +1,177 @@
+"""What is recorded of a call, and which of its tokens may be trained.
+
+Invariant: token ids and log-probs are the engine's own, byte for byte; where they are missing, don't
+match, or were sampled otherwise than the rollout says, the choice carries the reason in `untrainable`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from lightningrl.gateway.dialects.chat import (
+    ChatRequest,
+    EngineChoice,
+    EngineReply,
+    Tokens,
+    tokens_of,
+    usage_of,
+)
+from lightningrl.gateway.upstream import Sending
+from lightningrl.schema import (
+    AttemptId,
+    CallEvent,
+    CallStatus,
+    Choice,
+    EventId,
+    Sampling,
+    StepId,
+)
+
+_BYTES_PER_ID = 4
+
+
+class Call:
+    """One call on its way through the gateway: what is known from the start, and what is found out."""
+
+    def __init__(
+        self,
+        *,
+        event_id: EventId,
+        attempt_id: AttemptId,
+        step_id: StepId,
+        agent: str | None,
+        policy: str,
+        request: ChatRequest,
+        sampling: Sampling | None,
+        started_at: datetime,
+        started: float,
+    ) -> None:
+        self.event_id = event_id
+        self.attempt_id = attempt_id
+        self.step_id = step_id
+        self.agent = agent
+        self.policy = policy
+        self.request = request
+        self.sampling = sampling
+        """What the answer is sampled with. `None`: the agent's own parameters."""
+        self.started_at = started_at
+        self.started = started
+        """Monotonic seconds."""
+        self.sending = Sending()
+        self.held_seconds = 0.0
+        self.version_start = 0
+        self.version_end = 0
+
+    def failed(self, status: CallStatus, http_status: int, error: str, now: float) -> CallEvent:
+        """The record of a call that gave no answer; `now` is monotonic seconds."""
+        return self._event(now, status=status, http_status=http_status, error=error)
+
+    def delivered(self, reply: EngineReply, choices: tuple[Choice, ...], now: float) -> CallEvent:
+        """The record of a call whose answer is about to be delivered.
+
+        Raises:
+            ValueError: the prompt's token ids are not what an engine gives.
+        """
+        prompt_ids = reply.prompt_ids()
+        usage = usage_of(reply)
+        sampled = sum(len(one.token_ids) for one in choices) // _BYTES_PER_ID
+        return self._event(
+            now,
+            status=CallStatus.DELIVERED,
+            http_status=200,
+            error=parser_errors(reply),
+            prompt_ids=prompt_ids,
+            choices=choices,
+            prompt_tokens=usage.prompt_tokens if usage else len(prompt_ids) // _BYTES_PER_ID,
+            completion_tokens=usage.completion_tokens if usage else sampled,
+        )
+
+    def _event(
+        self,
+        now: float,
+        *,
+        status: CallStatus,
+        http_status: int,
+        error: str | None,
+        prompt_ids: bytes = b"",
+        choices: tuple[Choice, ...] = (),
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+    ) -> CallEvent:
+        return CallEvent(
+            id=self.event_id,
+            attempt_id=self.attempt_id,
+            at=self.started_at,
+            step_id=self.step_id,
+            agent=self.agent,
+            policy=self.policy,
+            model=self.request.model,
+            endpoint=self.sending.endpoint,
+            version_start=self.version_start,
+            version_end=self.version_end,
+            request=self.request.body,
+            sampling=self.sampling,
+            prompt_ids=prompt_ids,
+            choices=choices,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            latency_ms=(now - self.started) * 1e3,
+            held_ms=self.held_seconds * 1e3,
+            upstream_retries=self.sending.retries,
+            status=status,
+            http_status=http_status,
+            error=error,
+        )
+
+
+def choices_of(call: Call, reply: EngineReply) -> tuple[Choice, ...]:
+    """The engine's answers with their tokens, each judged.
+
+    Raises:
+        ValueError: ids or log-probs are not what an engine gives.
+    """
+    return tuple(_choice(call, reply, one) for one in reply.choices)
+
+
+def _choice(call: Call, reply: EngineReply, choice: EngineChoice) -> Choice:
+    tokens = tokens_of(choice)
+    return Choice(
+        index=choice.index,
+        message=bytes(choice.message),
+        finish_reason=choice.finish_reason,
+        token_ids=tokens.ids,
+        logprobs=tokens.logprobs,
+        untrainable=untrainable(call, reply, choice, tokens),
+    )
+
+
+def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: Tokens) -> str | None:
+    """Why the tokens of `choice` must not be trained. `None`: they may be.
+
+    An answer cut at `max_tokens`, or one that the engine's tool parser could not read, is trainable:
+    its tokens are what the policy did.
+    """
+    if not tokens.ids:
+        return "the engine gave no token ids"
+    if len(tokens.ids) != len(tokens.logprobs):
+        ids, logprobs = len(tokens.ids) // _BYTES_PER_ID, len(tokens.logprobs) // _BYTES_PER_ID
+        return f"the engine gave {ids} token ids and {logprobs} log-probs"
+    if bytes(reply.prompt_token_ids) in (b"null", b"[]"):
+        return "the engine gave no prompt token ids"
+    if choice.finish_reason == "abort":
+        return "the engine broke off the answer"
+    if constraint := call.request.constraint():
+        return f"sampled under a grammar ({constraint})"
+    if call.sampling is None and (own := call.request.own_sampling()):
+        return f"sampled otherwise ({own})"
+    strange = choice.versions() - {call.version_start}
+    if strange:
+        names = ", ".join(map(str, sorted(strange)))
+        return f"the engine reported weight version {names}, not {call.version_start}"
+    return None
+
+
+def parser_errors(reply: EngineReply) -> str | None:
+    """What the engine's tool parser could not read. `None`: it read all."""
+    found = [one.tool_parser_error for one in reply.choices if one.tool_parser_error]
+    return f"tool parser: {'; '.join(found)}" if found else None

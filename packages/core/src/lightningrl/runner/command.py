@@ -1,0 +1,118 @@
+"""Agents in other languages: one program run for each attempt, which talks to the gateway by itself.
+
+Invariant: when `run_command` returns or raises, nothing of the program's process group runs any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lightningrl.capture.context import RolloutContext
+from lightningrl.errors import AgentError
+
+GRACE_SECONDS = 5.0
+"""Between SIGTERM and SIGKILL."""
+TAIL_BYTES = 4000
+"""How much of what the program wrote last is kept for the error message."""
+
+
+async def run_command(
+    command: Sequence[str], task: Mapping[str, Any], context: RolloutContext, *, folder: Path
+) -> Any:
+    """Run `command` in `folder` on one task; return what it wrote to `LIGHTNINGRL_OUTPUT_FILE`.
+
+    The file is read as JSON, and as text where it is none. `None`: the program wrote no file.
+    Cancelling sends SIGTERM, and SIGKILL after `GRACE_SECONDS`, to the process group.
+
+    Raises:
+        AgentError: it can't be started, or ended with another exit status than 0.
+    """
+    with tempfile.TemporaryDirectory(prefix="lightningrl-") as temporary:
+        task_file, output_file = Path(temporary, "task.json"), Path(temporary, "output")
+        task_file.write_bytes(msgspec.json.encode(task))
+        environment = _environment(context, task_file, output_file)
+        tail = await _run(command, environment, folder)
+        if tail is not None:
+            raise AgentError(f"{' '.join(command)!r} {tail}")
+        if not output_file.exists():
+            return None
+        return _decode(output_file.read_bytes())
+
+
+def _environment(context: RolloutContext, task_file: Path, output_file: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "LIGHTNINGRL_TASK_FILE": str(task_file),
+        "LIGHTNINGRL_OUTPUT_FILE": str(output_file),
+        "LIGHTNINGRL_ATTEMPT_URL": context.attempt_url,
+        "OPENAI_BASE_URL": context.attempt_url,
+        "OPENAI_API_KEY": context.key,
+    }
+
+
+def _decode(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        return raw.decode("utf-8", "replace")
+
+
+async def _run(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> str | None:
+    """Run it to its end. `None`: exit status 0, else the status and the end of its output."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=dict(environment),
+            cwd=folder,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise AgentError(f"{command[0]!r} can't be started: {error}") from error
+    tail = bytearray()
+    reading = asyncio.create_task(_keep_tail(process, tail))
+    try:
+        status = await process.wait()
+    except asyncio.CancelledError:
+        await _terminate(process)
+        raise
+    finally:
+        # Children that the program left behind would hold the pipe, and our thread of control, open.
+        _signal_group(process, signal.SIGKILL)
+        await reading
+    if status == 0:
+        return None
+    return f"ended with status {status}; it wrote last:\n{tail.decode('utf-8', 'replace').strip()}"
+
+
+async def _keep_tail(process: asyncio.subprocess.Process, tail: bytearray) -> None:
+    assert process.stdout is not None  # it was asked for as a pipe
+    while chunk := await process.stdout.read(65536):
+        tail += chunk
+        del tail[:-TAIL_BYTES]
+
+
+async def _terminate(process: asyncio.subprocess.Process) -> None:
+    _signal_group(process, signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), GRACE_SECONDS)
+    except TimeoutError:
+        _signal_group(process, signal.SIGKILL)
+        await process.wait()
+
+
+def _signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return  # all of it has ended already

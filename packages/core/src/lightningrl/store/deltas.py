@@ -1,0 +1,165 @@
+"""Storage is linear: a call is stored as what the call it continues does not already hold.
+
+A conversation of T turns sends its whole history T times. Stored is, of the prompt's token ids, what
+follows their common beginning with an earlier call's prompt and answer ids, and, of the request, what
+lies between its common beginning and its common end with that call's request. `restore` gives the
+very bytes that `shorten` was given; where no earlier call helps, the whole is stored.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import msgspec
+
+from lightningrl.schema import CallEvent
+
+_WORTH_BYTES = 64
+"""Below this much in common a call is stored whole."""
+
+_HEADS = 8
+"""Earlier calls of one attempt that are compared: its interleaved conversations."""
+
+_MEMORY_BYTES = 64 << 20
+"""Bound on the calls held for comparison; attempts that were silent longest are let go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A stored call that a later one may continue."""
+
+    seq: int
+    """Its place in the table of events."""
+    ids: bytes
+    """Prompt ids, then the ids of its first choice."""
+    request: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return len(self.ids) + len(self.request)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a call has in common with its base. All lengths in bytes."""
+
+    base: int
+    """`Head.seq` of the base."""
+    ids: int
+    """Length of the common beginning of the ids."""
+    head: int
+    """Length of the common beginning of the requests."""
+    tail: int
+    """Length of the common end of the requests; never overlaps `head`."""
+
+
+def head_of(seq: int, call: CallEvent) -> Head:
+    """`call`, stored at `seq`, as a base for later calls."""
+    answer = call.choices[0].token_ids if call.choices else b""
+    return Head(seq, call.prompt_ids + answer, call.request)
+
+
+def shorten(call: CallEvent, heads: list[Head]) -> tuple[CallEvent, Shared | None]:
+    """`call` without what the best of `heads` holds, and how to put it back."""
+    best: Shared | None = None
+    for head in heads:
+        shared = _shared(call, head)
+        if best is None or _saved(shared) > _saved(best):
+            best = shared
+    if best is None or _saved(best) < _WORTH_BYTES:
+        return call, None
+    short = msgspec.structs.replace(
+        call,
+        prompt_ids=call.prompt_ids[best.ids :],
+        request=call.request[best.head : len(call.request) - best.tail],
+    )
+    return short, best
+
+
+def restore(short: CallEvent, shared: Shared, base: Head) -> CallEvent:
+    """The call that was shortened."""
+    tail = base.request[len(base.request) - shared.tail :]
+    return msgspec.structs.replace(
+        short,
+        prompt_ids=base.ids[: shared.ids] + short.prompt_ids,
+        request=base.request[: shared.head] + short.request + tail,
+    )
+
+
+def _saved(shared: Shared) -> int:
+    return shared.ids + shared.head + shared.tail
+
+
+def _shared(call: CallEvent, head: Head) -> Shared:
+    ids = common_prefix(call.prompt_ids, head.ids)
+    start = common_prefix(call.request, head.request)
+    longest_tail = min(len(call.request), len(head.request)) - start
+    end = common_suffix(call.request, head.request, longest_tail)
+    return Shared(base=head.seq, ids=ids, head=start, tail=end)
+
+
+def common_prefix(one: bytes, other: bytes) -> int:
+    """Length of the common beginning: few slice comparisons instead of a loop over bytes."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while low + 1 < high:  # one[:low] == other[:low], one[:high] != other[:high]
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def common_suffix(one: bytes, other: bytes, longest: int) -> int:
+    """Length of the common end, at most `longest`."""
+    if longest <= 0:
+        return 0
+    return common_prefix(one[: -longest - 1 : -1], other[: -longest - 1 : -1])
+
+
+class Bases:
+    """The heads of the attempts that were written to lately.
+
+    Kept in step with the database: the attempts that a rolled-back transaction added to are
+    forgotten, and read from the database when they are next needed.
+    """
+
+    def __init__(self, memory_bytes: int = _MEMORY_BYTES) -> None:
+        self._limit = memory_bytes
+        self._held = 0
+        self._heads: OrderedDict[int, list[Head]] = OrderedDict()
+        self._uncommitted: set[int] = set()
+
+    def get(self, attempt: int) -> list[Head] | None:
+        """The heads of `attempt`; None where they must be read from the database."""
+        return self._heads.get(attempt)
+
+    def add(self, attempt: int, head: Head, continued: int | None) -> None:
+        """Remember `head`; it takes the place of the head with seq `continued`."""
+        heads = self._heads.setdefault(attempt, [])
+        self._uncommitted.add(attempt)
+        others = [one for one in heads if one.seq != continued]
+        kept = [*others[-(_HEADS - 1) :], head]
+        self._held += _size(kept) - _size(heads)
+        self._heads[attempt] = kept
+        self._heads.move_to_end(attempt)
+        while self._held > self._limit and len(self._heads) > 1:
+            self._held -= _size(self._heads.popitem(last=False)[1])
+
+    def committed(self) -> None:
+        """What was added is in the database."""
+        self._uncommitted.clear()
+
+    def rolled_back(self) -> None:
+        """Forget the attempts that were added to since the last commit."""
+        for attempt in self._uncommitted:
+            self._held -= _size(self._heads.pop(attempt, []))
+        self._uncommitted.clear()
+
+
+def _size(heads: list[Head]) -> int:
+    return sum(head.size for head in heads)

@@ -1,0 +1,281 @@
+"""The life of rollouts and attempts: every change of state is one function here.
+
+Invariant: an attempt ends exactly once, and in the transaction that ends it its rollout ends too or
+is queued again. Each function runs inside a transaction of the writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from lightningrl.errors import Conflict, NotFound, StaleAttempt
+from lightningrl.keys import sign_attempt_key
+from lightningrl.schema import (
+    TERMINAL,
+    Attempt,
+    AttemptId,
+    AttemptState,
+    Claim,
+    Failure,
+    FailureKind,
+    NewRollout,
+    Rollout,
+    RolloutId,
+    RolloutState,
+    new_id,
+)
+from lightningrl.store import rows
+from lightningrl.store.session import Session, Wake
+
+KEY_SLACK_SECONDS = 600.0
+"""How long an attempt key outlives the deadline that the attempt had when it was claimed: time for
+which weight syncs may hold its calls."""
+
+
+def enqueue(session: Session, rollouts: Sequence[NewRollout], now_us: int) -> int:
+    """Add the rollouts whose id is new; see `Store.enqueue`."""
+    added = 0
+    for new in rollouts:
+        row = session.row("rollout_spec", id=new.id)
+        if row is not None:
+            _check_same(rows.spec(row[0]), new)
+            continue
+        session.run(
+            "insert_rollout",
+            id=new.id,
+            run=new.run,
+            mode=new.mode.value,
+            iteration=new.iteration,
+            variant=new.variant,
+            task_id=new.task_id,
+            group_id=new.group_id,
+            member=new.member,
+            now_us=now_us,
+            spec=session.packed(new),
+        )
+        added += 1
+    if added:
+        session.wakes.add(Wake.QUEUED)
+    return added
+
+
+def _check_same(old: NewRollout, new: NewRollout) -> None:
+    sent = msgspec.msgpack.decode(msgspec.msgpack.encode(new.task))
+    pairs = {
+        "run": (old.run, new.run),
+        "mode": (old.mode, new.mode),
+        "iteration": (old.iteration, new.iteration),
+        "group": (old.group_id, new.group_id),
+        "task": ((old.task_id, old.task), (new.task_id, sent)),
+    }
+    for field, (before, now) in pairs.items():
+        if before != now:
+            raise Conflict(
+                f"rollout {new.id!r} is there with another {field}; "
+                "give each rollout an id of its own (see schema.rollout_id)"
+            )
+
+
+def claim(
+    session: Session,
+    worker: str,
+    run: str | None,
+    limit: int,
+    lease_us: int,
+    now: datetime,
+    secret: bytes,
+) -> list[Claim]:
+    """Start attempts at the oldest queued rollouts; see `Store.claim`."""
+    now_us = rows.micros(now)
+    session.run("see_worker", name=worker, run=run, now_us=now_us)
+    if run is None:
+        queued = session.rows("queued", limit=limit)
+    else:
+        queued = session.rows("queued_of_run", run=run, limit=limit)
+    claims: list[Claim] = []
+    for row in queued:
+        rollout = rows.rollout(row)
+        deadline_us = now_us + rows.seconds_to_us(rollout.spec.timeout_seconds)
+        attempt = _start(
+            session, row[rows.ROLLOUT_PK], worker, now_us + lease_us, deadline_us, now_us
+        )
+        expiry = rows.instant(deadline_us + rows.seconds_to_us(KEY_SLACK_SECONDS))
+        key = sign_attempt_key(secret, attempt.id, expiry)
+        started = _rollout(session, row[rows.ROLLOUT_PK])
+        claims.append(Claim(started, attempt, key))
+    return claims
+
+
+def _start(
+    session: Session, rollout: int, worker: str, lease_us: int, deadline_us: int, now_us: int
+) -> Attempt:
+    session.run("start_rollout", pk=rollout)
+    ident = new_id("a")
+    session.run(
+        "insert_attempt",
+        id=ident,
+        rollout=rollout,
+        number=_rollout(session, rollout).attempts,
+        worker=worker,
+        lease_us=lease_us,
+        deadline_us=deadline_us,
+        now_us=now_us,
+    )
+    return rows.attempt(_attempt_row(session, AttemptId(ident)))
+
+
+def heartbeat(
+    session: Session, worker: str, attempt_ids: Sequence[AttemptId], lease_us: int, now_us: int
+) -> list[AttemptId]:
+    """Renew leases; see `Store.heartbeat`."""
+    session.run("see_worker", name=worker, run=None, now_us=now_us)
+    return [
+        ident
+        for ident in attempt_ids
+        if not session.run("renew_lease", id=ident, worker=worker, lease_us=now_us + lease_us)
+    ]
+
+
+def check_finish(attempt_id: AttemptId, state: AttemptState, failure: Failure | None) -> None:
+    """Refuse what no attempt may end with.
+
+    Raises:
+        Conflict: `state` is no end state, or does not go with `failure`.
+    """
+    if state is AttemptState.RUNNING:
+        raise Conflict(f"attempt {attempt_id!r} can't be finished as running; name an end state")
+    if (state is AttemptState.SUCCEEDED) != (failure is None):
+        word = "needs" if failure is None else "must not have"
+        raise Conflict(f"attempt {attempt_id!r} finished as {state.value} {word} a failure")
+
+
+def finish(
+    session: Session,
+    attempt_id: AttemptId,
+    state: AttemptState,
+    failure: Failure | None,
+    output: Any,
+    now_us: int,
+) -> Rollout:
+    """End an attempt; see `Store.finish`. The arguments were checked."""
+    row = _attempt_row(session, attempt_id)
+    attempt = rows.attempt(row)
+    if attempt.state is AttemptState.RUNNING:
+        _end(session, row, state, failure, output, now_us)
+    elif attempt.state is not state or _kind(attempt.failure) is not _kind(failure):
+        why = f" ({attempt.failure.message})" if attempt.failure else ""
+        raise StaleAttempt(
+            f"attempt {attempt_id!r} ended before as {attempt.state.value}{why}, "
+            f"so it can't be finished as {state.value}; drop its result"
+        )
+    return _rollout(session, row[rows.ATTEMPT_ROLLOUT_PK])
+
+
+def _kind(failure: Failure | None) -> FailureKind | None:
+    return None if failure is None else failure.kind
+
+
+def _end(
+    session: Session,
+    row: rows.Row,
+    state: AttemptState,
+    failure: Failure | None,
+    output: Any,
+    now_us: int,
+) -> None:
+    """End the running attempt of `row`, and its rollout or queue that again."""
+    rollout_pk = row[rows.ATTEMPT_ROLLOUT_PK]
+    session.run(
+        "end_attempt",
+        pk=row[rows.ATTEMPT_PK],
+        state=state.value,
+        now_us=now_us,
+        failure_kind=None if failure is None else failure.kind.value,
+        failure_message=None if failure is None else failure.message,
+        output=session.packed(output),
+    )
+    if failure is None:
+        _end_rollout(session, rollout_pk, RolloutState.SUCCEEDED, now_us)
+    elif failure.kind is FailureKind.CANCELLED:
+        _end_rollout(session, rollout_pk, RolloutState.CANCELLED, now_us)
+    elif _again(session, rollout_pk, failure.kind):
+        session.run("requeue_rollout", pk=rollout_pk)
+        session.wakes.add(Wake.QUEUED)
+    else:
+        _end_rollout(session, rollout_pk, RolloutState.FAILED, now_us)
+
+
+def _again(session: Session, rollout_pk: int, kind: FailureKind) -> bool:
+    found = session.rows("failures_of_rollout", rollout=rollout_pk)
+    failures = [FailureKind(one) for (one,) in found]
+    return _rollout(session, rollout_pk).spec.retry.again(kind, failures)
+
+
+def _end_rollout(session: Session, rollout_pk: int, state: RolloutState, now_us: int) -> None:
+    session.run("end_rollout", pk=rollout_pk, state=state.value, now_us=now_us)
+    session.wakes.add(Wake.ENDED)
+
+
+def cancel(session: Session, rollout_ids: Sequence[RolloutId], now_us: int) -> int:
+    """Cancel rollouts; see `Store.cancel`."""
+    cancelled = 0
+    failure = Failure(FailureKind.CANCELLED, "the rollout was cancelled")
+    for ident in rollout_ids:
+        found = session.row("rollout_by_id", id=ident)
+        if found is None:
+            raise NotFound(f"there is no rollout {ident!r}, so none was cancelled")
+        if rows.rollout(found).state in TERMINAL:
+            continue
+        running = session.row("running_attempt_of_rollout", rollout=found[rows.ROLLOUT_PK])
+        if running is None:
+            _end_rollout(session, found[rows.ROLLOUT_PK], RolloutState.CANCELLED, now_us)
+        else:
+            _end(session, running, AttemptState.FAILED, failure, None, now_us)
+        cancelled += 1
+    return cancelled
+
+
+def expire(session: Session, now_us: int) -> int:
+    """End attempts whose lease or time ran out, whichever was first; see `Store.expire`."""
+    due = session.rows("due_attempts", now_us=now_us)
+    for ident, lease_us, deadline_us in due:
+        row = _attempt_row(session, AttemptId(ident))
+        attempt = rows.attempt(row)
+        if deadline_us <= lease_us:
+            state = AttemptState.TIMED_OUT
+            failure = Failure(FailureKind.TIMEOUT, "the attempt ran longer than its rollout allows")
+        else:
+            state = AttemptState.LOST
+            failure = Failure(
+                FailureKind.LOST, f"worker {attempt.worker!r} stopped renewing its lease"
+            )
+        _end(session, row, state, failure, None, now_us)
+    return len(due)
+
+
+def extend(session: Session, attempt_ids: Sequence[AttemptId], seconds: float) -> None:
+    """Push deadlines back; see `Store.extend`."""
+    for ident in attempt_ids:
+        session.run("extend_deadline", id=ident, added_us=rows.seconds_to_us(seconds))
+
+
+def renew_all_leases(session: Session, lease_us: int, now_us: int) -> int:
+    """Extend all leases; see `Store.renew_all_leases`."""
+    return session.run("renew_all_leases", lease_us=now_us + lease_us)
+
+
+def _rollout(session: Session, pk: int) -> Rollout:
+    row = session.row("rollout_by_pk", pk=pk)
+    assert row is not None, f"the rollout with key {pk} is referred to but not there"
+    return rows.rollout(row)
+
+
+def _attempt_row(session: Session, attempt_id: AttemptId) -> rows.Row:
+    row = session.row("attempt_by_id", id=attempt_id)
+    if row is None:
+        raise NotFound(f"there is no attempt {attempt_id!r}; use the id that the claim gave")
+    return row

@@ -1,0 +1,49 @@
+"""Waiting for a change without polling: whoever waits is woken after the commit that made it.
+
+Ask for `next` *before* looking at the store, then look, then wait: no change can fall in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from lightningrl.store.session import Wake
+
+
+class Wakes:
+    """One event loop's waiters."""
+
+    def __init__(self) -> None:
+        self._futures: dict[Wake, asyncio.Future[None]] = {}
+
+    def next(self, wake: Wake) -> asyncio.Future[None]:
+        """Done at the next commit that causes `wake`; shared, so don't cancel it."""
+        loop = asyncio.get_running_loop()
+        future = self._futures.get(wake)
+        if future is None or future.get_loop() is not loop:
+            future = self._futures[wake] = loop.create_future()
+        return future
+
+    def wake(self, wakes: Iterable[Wake]) -> None:
+        """Wake those who wait for any of `wakes`."""
+        for wake in wakes:
+            future = self._futures.pop(wake, None)
+            if future is not None and not future.done():
+                future.set_result(None)
+
+
+class Patience:
+    """What is left of `wait_seconds`."""
+
+    def __init__(self, wait_seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._until = self._loop.time() + wait_seconds
+
+    async def wait(self, change: asyncio.Future[None]) -> bool:
+        """Wait for `change`; False, at once, where no time is left."""
+        left = self._until - self._loop.time()
+        if left <= 0:
+            return False
+        await asyncio.wait({change}, timeout=left)
+        return True

@@ -1,0 +1,40 @@
+"""`lightningrl train` and `lightningrl tiny`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from lightningrl.recipe import load_recipe
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+def train(recipe: Path, overrides: tuple[str, ...]) -> None:
+    """Train the policy behind an agent, as RECIPE says; resumes by itself.
+
+    Each key=value changes one key of the recipe, such as optimiser.learning_rate=3e-4.
+    """
+    from lightningrl_verl.training.run import train_run
+
+    raise SystemExit(asyncio.run(train_run(load_recipe(recipe, overrides), overrides)))
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.option("--out", type=click.Path(path_type=Path), help="Copy the model to this new folder.")
+def tiny(recipe: Path, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Build the tiny policy of RECIPE, or find it in the cache."""
+    from lightningrl_verl.training.models import build_policy, copy_policy
+
+    loaded = load_recipe(recipe, overrides)
+    console = Console()
+    policy = build_policy(loaded, console)
+    if out is not None:
+        copy_policy(policy, out)
+        console.print(f"Copied to {out}")

@@ -1,0 +1,53 @@
+"""Keeps the chatter of third-party libraries out of the user's terminal.
+
+Invariant: what was printed or warned inside `quiet` goes to our logger at DEBUG, exceptions pass
+unchanged, and the process' logging, warnings and stdout are afterwards as they were before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence prints, warnings and INFO/WARNING records while third-party code loads.
+
+    Importing verl installs a handler on the root logger (`verl/utils/logging_utils.py:39`); it is
+    taken off again. Errors are logged as ever. stdout and warnings belong to the whole process, so
+    use it around loading and saving, not around long work beside other threads.
+    """
+    root = logging.getLogger()
+    handlers, level, disabled = list(root.handlers), root.level, logging.root.manager.disable
+    printed = io.StringIO()
+    try:
+        logging.disable(max(disabled, logging.WARNING))
+        with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+            warnings.simplefilter("ignore")
+            with _without_progress_bars():
+                yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for line in printed.getvalue().splitlines():
+            logger.debug("%s", line)
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

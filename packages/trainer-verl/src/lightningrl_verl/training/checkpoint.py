@@ -1,0 +1,94 @@
+"""Checkpoints: each whole or absent, the newest whole one is where a run goes on.
+
+Invariant: a folder `iteration-NNNNNN` is complete. It is written under a temporary name, every file
+is synced, then it is renamed; only after that does the ledger commit the iteration.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lightningrl.errors import RunError
+
+_NAME = re.compile(r"iteration-(\d{6})")
+_STATE = "state.json"
+
+
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a checkpoint says beside the weights."""
+
+    iteration: int
+    """The last iteration whose update is in the weights."""
+    policy_version: int
+    metrics: dict[str, Any]
+    """The iteration's metrics as far as they were known; the line itself is written later."""
+    history: tuple[tuple[int, str], ...]
+    """Per update in the weights: its iteration, and a digest of the rollout ids it trained on."""
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob(".writing-*"):
+            shutil.rmtree(left_over)
+
+    def newest(self) -> tuple[Path, State] | None:
+        """The newest checkpoint; `None` before the first.
+
+        Raises:
+            RunError: its state can't be read, which a crash can't cause.
+        """
+        found = self._all()
+        if not found:
+            return None
+        path = found[-1]
+        try:
+            state = msgspec.json.decode((path / _STATE).read_bytes(), type=State)
+        except (OSError, msgspec.DecodeError) as error:
+            raise RunError(
+                f"the checkpoint {str(path)!r} is damaged ({error}); remove it to go on from the"
+                " one before"
+            ) from error
+        return path, state
+
+    def write(self, state: State, save: Callable[[Path], None]) -> Path:
+        """Write a checkpoint; `save` puts the weights and optimiser into the folder it is given."""
+        path = self._folder / f"iteration-{state.iteration:06d}"
+        draft = self._folder / f".writing-{path.name}"
+        draft.mkdir()
+        save(draft)
+        (draft / _STATE).write_bytes(msgspec.json.format(msgspec.json.encode(state)))
+        _sync_tree(draft)
+        draft.rename(path)
+        _sync(self._folder)
+        for old in self._all()[: -self._keep]:
+            shutil.rmtree(old)
+        return path
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

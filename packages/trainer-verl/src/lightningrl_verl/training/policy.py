@@ -1,0 +1,199 @@
+"""The trained policy on this machine: verl's worker, the engine that serves it, and the sync between.
+
+Invariants:
+- A version number is never used for two sets of weights: version i is the weights of iteration i,
+  and it is published only when the checkpoint of iteration i is on disk.
+- Nothing is released on unknown weights: if a sync or its probe fails, the gateway keeps holding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from lightningrl.gateway.control import GatewayClient
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightningrl.errors import ConfigError
+from lightningrl.recipe import Engine, PolicyRecipe, Recipe
+from lightningrl.schema import Endpoint, Policy
+from lightningrl.trajectory import Row
+from lightningrl_verl.backend import VerlBackend
+from lightningrl_verl.backend_config import BackendConfig
+from lightningrl_verl.engine import EngineServer, TorchEngine, find_parser, serve_engine
+from lightningrl_verl.probe import ProbeResult, probe
+
+_Result = TypeVar("_Result")
+
+
+class Learner:
+    """verl's worker on a thread of its own, so that the event loop stays free."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="verl")
+        self._backend: VerlBackend | None = None
+
+    @property
+    def backend(self) -> VerlBackend:
+        """The backend; only `call` may use it."""
+        assert self._backend is not None, "call `start` first"
+        return self._backend
+
+    async def start(self, config: BackendConfig, checkpoint: Path | None, threads: int) -> None:
+        """Load the weights, from a checkpoint if there is one."""
+
+        def build() -> None:
+            torch.set_num_threads(threads)
+            self._backend = VerlBackend(config)
+            if checkpoint is not None:
+                self._backend.load(checkpoint)
+
+        await asyncio.get_running_loop().run_in_executor(self._thread, build)
+
+    async def call(self, function: Callable[[VerlBackend], _Result]) -> _Result:
+        """Run `function` on the learner's thread; calls run one after the other."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, function, self.backend
+        )
+
+    async def update(self, rows: Sequence[Row]) -> dict[str, float]:
+        """One update on rows that the current weights sampled."""
+        return await self.call(lambda one: one.update(rows, [row.logprobs for row in rows]))
+
+    def close(self) -> None:
+        """End the thread, after what it is doing."""
+        self._thread.shutdown(wait=True)
+
+
+class ServedPolicy:
+    """The engine of one policy, and its registration at the gateway."""
+
+    def __init__(
+        self, recipe: Recipe, alias: str, gateway: GatewayClient, *, model: Path, version: int
+    ) -> None:
+        self._recipe = recipe
+        self._alias = alias
+        self._gateway = gateway
+        self.engine = load_engine(
+            model, recipe.policies[alias], recipe.engine, recipe.trainer.device, version
+        )
+        self._server: EngineServer | None = None
+
+    async def start(self) -> None:
+        """Serve the engine on a loopback port and register the policy with its version."""
+        settings = self._recipe.policies[self._alias]
+        self.engine.start()
+        self._server = serve_engine(
+            self.engine, model_name=self._alias, parser=find_parser(settings.tool_parser)
+        )
+        await self._gateway.register(
+            Policy(
+                name=self._alias,
+                run=self._recipe.name,
+                version=self.engine.version,
+                endpoints=(Endpoint(f"{self._server.url}/v1"),),
+                trainable=settings.trainable,
+                replaces=settings.replaces,
+                agents=settings.agents,
+            )
+        )
+
+    async def sync(self, learner: Learner, version: int) -> ProbeResult:
+        """Hold the gateway, swap the weights in, probe them, publish the version.
+
+        Raises:
+            RunError: the engine's log-probs are not the trainer's; calls stay held.
+        """
+        run, settings = self._recipe.name, self._recipe.gateway
+        await self._gateway.hold(
+            run,
+            self._alias,
+            hold_seconds=settings.hold_seconds,
+            drain_seconds=settings.drain_seconds,
+        )
+        weights = await learner.call(lambda one: list(one.named_parameters()))
+        await asyncio.to_thread(self.engine.swap_weights, weights, version)
+        result = await self.probe(learner)
+        await self._gateway.publish(run, self._alias, version)
+        return result
+
+    async def probe(self, learner: Learner) -> ProbeResult:
+        """Compare the engine's log-probs with the trainer's.
+
+        Raises:
+            RunError: they differ by more than `trainer.probe_tolerance`.
+        """
+        tolerance = self._recipe.trainer.probe_tolerance
+        return await learner.call(lambda one: probe(self.engine.score, one, tolerance=tolerance))
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._server is not None:
+            self._server.close()
+        self.engine.close()
+
+
+def trained_alias(recipe: Recipe) -> str:
+    """The alias of the policy that is trained.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    trainable = [alias for alias, policy in recipe.policies.items() if policy.trainable]
+    if len(trainable) != 1:
+        raise ConfigError(
+            f"policies: exactly one policy must be trainable, not {trainable or 'none'}; set"
+            " 'trainable: false' on the others"
+        )
+    return trainable[0]
+
+
+def backend_config(recipe: Recipe, model: Path) -> BackendConfig:
+    """The recipe's part that concerns verl.
+
+    Raises:
+        ConfigError: `optimiser` or `algorithm` is missing.
+    """
+    optimiser, algorithm = recipe.optimiser, recipe.algorithm
+    if optimiser is None or algorithm is None:
+        raise ConfigError("recipe: training needs the sections 'optimiser' and 'algorithm'")
+    return BackendConfig(
+        model_path=str(model),
+        device=recipe.trainer.device,
+        dtype=recipe.trainer.dtype,
+        temperature=recipe.sampling.train.temperature,
+        learning_rate=optimiser.learning_rate,
+        total_iterations=algorithm.iterations,
+        lr_schedule=optimiser.schedule,
+        min_lr_ratio=optimiser.min_lr_ratio,
+        betas=optimiser.betas,
+        weight_decay=optimiser.weight_decay,
+        grad_clip=optimiser.grad_clip,
+        clip_low=optimiser.clip_low,
+        clip_high=optimiser.clip_high,
+        entropy_coeff=optimiser.entropy_coeff,
+        max_tokens_per_micro_batch=recipe.trainer.max_tokens_per_micro_batch,
+        seed=recipe.seed,
+        overrides=recipe.verl,
+    )
+
+
+def load_engine(
+    model: Path, policy: PolicyRecipe, settings: Engine, device: str, version: int
+) -> TorchEngine:
+    """An engine for a Hugging Face folder, not started yet."""
+    weights = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="sdpa"
+    ).to(device)
+    return TorchEngine(
+        weights,
+        AutoTokenizer.from_pretrained(model),
+        slots=settings.slots,
+        max_model_len=policy.max_model_len,
+        threads=settings.threads,
+        version=version,
+    )

@@ -1,0 +1,136 @@
+"""What a person sees while a run trains: live on a terminal, one line per iteration elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from lightningrl.schema import Progress
+from lightningrl_verl.training.metrics import Metrics
+
+
+class Display:
+    """A `Watcher` for people."""
+
+    def __init__(self, console: Console, *, name: str, iterations: int) -> None:
+        self._console = console
+        self._name = name
+        self._iterations = iterations
+        self._iteration = 0
+        self._phase = "starting"
+        self._rollouts = Progress()
+        self._lines: list[Metrics] = []
+        self._started = time.monotonic()
+        self._phase_started = self._started
+        self._trained_since: float | None = None
+        self._trained = 0
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        """Take over the terminal's last lines, if there is a terminal."""
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the terminal back."""
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def begin(self, iteration: int) -> None:
+        """An iteration begins."""
+        self._iteration = iteration
+        if iteration and self._trained_since is None:
+            self._trained_since = time.monotonic()
+
+    def phase(self, name: str) -> None:
+        """A phase begins."""
+        self._phase = name
+        self._phase_started = time.monotonic()
+        self._rollouts = Progress()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, highlight=False)
+
+    def rollouts(self, progress: Progress) -> None:
+        """The rollouts of this phase moved on."""
+        self._rollouts = progress
+
+    def end(self, metrics: Metrics) -> None:
+        """An iteration ended: keep its line, and print it where nothing is live."""
+        self._lines.append(metrics)
+        self._trained += 1 if self._iteration else 0
+        if not self._console.is_terminal:
+            self._console.print(self._plain(metrics), highlight=False, soft_wrap=True)
+
+    def _plain(self, metrics: Metrics) -> str:
+        rewards = ("train/reward", "val/reward", "val/reward_sampled", "test/reward")
+        parts = [
+            f"iteration {metrics['iteration']}/{self._iterations}",
+            *(f"{key} {metrics[key]:.3f}" for key in rewards if metrics.get(key) is not None),
+        ]
+        seconds = metrics.get("timing/iteration_seconds")
+        if seconds is not None:
+            parts.append(f"{seconds:.1f} s")
+        return "  ".join(parts)
+
+    def _render(self) -> Panel:
+        elapsed = time.monotonic() - self._started
+        title = f"[bold]{self._name}[/]  iteration {self._iteration}/{self._iterations}"
+        body = Group(self._now(), self._bar(), self._rewards(), self._seconds())
+        return Panel(
+            body, title=title, subtitle=f"{elapsed:.0f} s{self._left()}", title_align="left"
+        )
+
+    def _now(self) -> Text:
+        waited = time.monotonic() - self._phase_started
+        text = f"{self._phase}  {waited:.1f} s"
+        counts = self._rollouts
+        if counts.total:
+            text += f"   rollouts {counts.ended}/{counts.total}"
+            if counts.failed:
+                text += f", {counts.failed} failed"
+            if counts.mean_reward is not None:
+                text += f", reward {counts.mean_reward:.3f}"
+        return Text(text)
+
+    def _bar(self) -> ProgressBar:
+        return ProgressBar(total=max(self._iterations, 1), completed=self._iteration)
+
+    def _rewards(self) -> Table:
+        table = Table.grid(padding=(0, 3))
+        table.add_row("reward", "base", "now", "best", style="dim")
+        for key in ("train/reward", "val/reward", "val/reward_sampled"):
+            values = [line[key] for line in self._lines if line.get(key) is not None]
+            if values:
+                table.add_row(key, *(f"{v:.3f}" for v in (values[0], values[-1], max(values))))
+        return table
+
+    def _seconds(self) -> Text:
+        last = self._lines[-1] if self._lines else {}
+        parts = [
+            f"{key.removeprefix('timing/').removesuffix('_seconds')} {value:.2f}"
+            for key, value in last.items()
+            if key.startswith("timing/") and key.endswith("_seconds")
+        ]
+        return Text("seconds  " + "  ".join(parts) if parts else "", style="dim")
+
+    def _left(self) -> str:
+        if self._trained_since is None or not self._trained:
+            return ""
+        per_iteration = (time.monotonic() - self._trained_since) / self._trained
+        return f", about {per_iteration * (self._iterations - self._trained):.0f} s left"

@@ -1,0 +1,91 @@
+"""What a finished run says: rewards, time, where everything is, and what to do with it."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from lightningrl.recipe import Recipe
+from lightningrl_verl.training.checkpoint import Checkpoints
+from lightningrl_verl.training.folder import RunFolder
+from lightningrl_verl.training.metrics import MetricsLog
+
+_FOR_PEOPLE = {
+    "val/reward": "validation, greedy",
+    "val/reward_sampled": "validation, sampled",
+    "train/reward": "training, sampled",
+}
+
+
+def print_summary(
+    console: Console, recipe: Recipe, folder: RunFolder, alias: str, *, wall_seconds: float
+) -> None:
+    """Print the closing summary of a run that has all its iterations."""
+    log = MetricsLog(folder.metrics)
+    newest = Checkpoints(folder.checkpoints, keep=recipe.trainer.keep_checkpoints).newest()
+    model = newest[0] / "huggingface" if newest else None
+    console.print(_rewards(log))
+    console.print(f"[bold]Wall time[/] {wall_seconds:.0f} s in this start", highlight=False)
+    console.print(_places(folder, str(model)))
+    policy = recipe.policies[alias]
+    if policy.tiny is not None:
+        console.print(
+            "[yellow]This is a tiny policy, built here for demonstration: it shows that the whole"
+            " path works, not that the model is any good.[/]"
+        )
+    console.print(_serving(str(model), alias, policy.tool_parser, tiny=policy.tiny is not None))
+
+
+def _rewards(log: MetricsLog) -> Table:
+    table = Table(title="Reward", title_justify="left")
+    for column in ("", "base", "trained", "best"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key, name in _FOR_PEOPLE.items():
+        values = [line[key] for line in log.lines if line.get(key) is not None]
+        if values:
+            table.add_row(name, *(f"{value:.3f}" for value in (values[0], values[-1], max(values))))
+    test = log.lines[-1].get("test/reward") if log.lines else None
+    if test is not None:
+        table.add_row("test, greedy, scored once", "", f"{test:.3f}", "")
+    return table
+
+
+def _places(folder: RunFolder, model: str) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, path in (
+        ("curve", folder.curve),
+        ("metrics", folder.metrics),
+        ("rollouts", folder.store),
+        ("drift report", folder.drift),
+        ("trained model", model),
+    ):
+        table.add_row(f"[bold]{name}[/]", str(path))
+    return table
+
+
+def _serving(model: str, alias: str, tool_parser: str, *, tiny: bool) -> Panel:
+    parser = f" --enable-auto-tool-choice --tool-call-parser {tool_parser}"
+    lines = [
+        "[bold]Put the trained model behind the unchanged agent[/]",
+        f"  vllm serve {model} --served-model-name {alias}"
+        + (parser if tool_parser not in ("none", "compact") else ""),
+        "  export OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=local",
+        f"  (the agent's model name is {json.dumps(alias)})",
+    ]
+    if tool_parser == "compact":
+        lines.append(
+            "  The compact tool-call form of tiny policies is this project's own: vLLM serves the"
+            " model, but only the embedded engine parses its tool calls."
+        )
+    lines += [
+        "[bold]Next[/]",
+        "  lightningrl show RUN      the latest rollouts, step by step, with their credit",
+        "  lightningrl export RUN    a Hugging Face folder with a model card",
+        "  lightningrl doctor RUN    what looks wrong",
+    ]
+    if tiny:
+        lines.append("  Give the recipe a real model with 'policies.NAME.model: FOLDER'")
+    return Panel("\n".join(lines), border_style="dim")

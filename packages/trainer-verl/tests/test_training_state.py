@@ -1,0 +1,165 @@
+"""Batches, checkpoints, metrics, timing, folder: the loop's pure and durable parts."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from lightningrl.errors import ConfigError, RunError, StoreLocked
+from lightningrl.recipe import Algorithm, LoadedRecipe, parse_recipe
+from lightningrl.schema import Mode
+from lightningrl_verl.training.batches import scoring_rollouts, tasks_of, training_rollouts
+from lightningrl_verl.training.checkpoint import Checkpoints, State
+from lightningrl_verl.training.folder import RunFolder
+from lightningrl_verl.training.metrics import MetricsLog
+from lightningrl_verl.training.timing import Interval, overhead
+
+TASKS = [(f"t{index}", {"n": index}) for index in range(6)]
+RECIPE = parse_recipe(
+    {
+        "name": "demo",
+        "agent": "a:b",
+        "policies": {"policy": {"model": "m"}},
+        "algorithm": {"iterations": 4, "tasks_per_iteration": 2, "group_size": 3},
+        "optimiser": {"learning_rate": 0.1},
+    }
+)
+
+
+def _algorithm(tasks: int) -> Algorithm:
+    return Algorithm(iterations=9, tasks_per_iteration=tasks, group_size=2)
+
+
+def test_a_pass_deals_out_every_task_once() -> None:
+    dealt = [
+        task_id
+        for iteration in (1, 2, 3)
+        for task_id, _ in tasks_of(TASKS, _algorithm(2), seed=7, iteration=iteration)
+    ]
+    assert sorted(dealt) == ["t0", "t1", "t2", "t3", "t4", "t5"]
+
+
+def test_a_second_pass_has_another_order() -> None:
+    first, second = (tasks_of(TASKS, _algorithm(6), seed=7, iteration=i) for i in (1, 2))
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+def test_fewer_tasks_than_an_iteration_wants_are_each_taken_once() -> None:
+    assert sorted(tasks_of(TASKS, _algorithm(50), seed=0, iteration=3)) == TASKS
+
+
+def test_the_same_recipe_enqueues_the_same_rollouts() -> None:
+    first, again = (training_rollouts(RECIPE, TASKS, 2) for _ in range(2))
+    assert first == again
+    assert len({rollout.id for rollout in first}) == 2 * 3
+    assert len({rollout.group_id for rollout in first}) == 2
+
+
+def test_greedy_and_sampled_validation_are_different_rollouts() -> None:
+    greedy = scoring_rollouts(RECIPE, TASKS, Mode.VAL, 1, "greedy")
+    sampled = scoring_rollouts(RECIPE, TASKS, Mode.VAL, 1, "sampled")
+    assert not {one.id for one in greedy} & {one.id for one in sampled}
+    assert {one.sampling.temperature for one in greedy if one.sampling} == {0.0}
+    assert {one.sampling.temperature for one in sampled if one.sampling} == {1.0}
+
+
+def _state(iteration: int) -> State:
+    return State(
+        iteration=iteration, policy_version=iteration, metrics={}, history=((iteration, "d"),)
+    )
+
+
+def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.newest() is None
+    for iteration in (1, 2, 3):
+        checkpoints.write(_state(iteration), lambda path: (path / "weights").touch())
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest[1].iteration == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "iteration-000002",
+        "iteration-000003",
+    ]
+
+
+def test_a_checkpoint_that_was_being_written_when_killed_is_gone(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, keep=2).write(_state(1), lambda path: (path / "weights").touch())
+
+    def die(path: Path) -> None:
+        (path / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Checkpoints(tmp_path, keep=2).write(_state(2), die)
+    newest = Checkpoints(tmp_path, keep=2).newest()
+    assert newest is not None
+    assert newest[1] == _state(1)
+    assert [path.name for path in tmp_path.iterdir()] == ["iteration-000001"]
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path, keep=2).write(_state(1), lambda path: None)
+    (path / "state.json").write_text("{")
+    with pytest.raises(RunError, match="iteration-000001"):
+        Checkpoints(tmp_path, keep=2).newest()
+
+
+def test_metrics_after_the_checkpoint_and_a_torn_line_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 0}\n{"iteration": 1}\n{"iteration": 2}\n{"itera')
+    log = MetricsLog(path)
+    assert log.last_iteration == 2
+    log.cut(after=1)
+    log.append({"iteration": 2, "train/reward": 0.5})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [0, 1, 2]
+    assert lines[2]["train/reward"] == 0.5
+
+
+def test_an_iteration_cannot_stand_twice(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append({"iteration": 0})
+    with pytest.raises(RunError, match="iteration 0 would follow"):
+        log.append({"iteration": 0})
+
+
+def _seconds(start: float, end: float) -> Interval:
+    base = datetime(2026, 1, 1, tzinfo=UTC)
+    return base + timedelta(seconds=start), base + timedelta(seconds=end)
+
+
+def test_overhead_is_the_share_that_nothing_covers() -> None:
+    # Of 10 s, [1, 4] and [3, 5] cover 4 and [8, 20] covers 2 more: 4 of 10 are uncovered.
+    busy = [_seconds(8, 20), _seconds(1, 4), _seconds(3, 5)]
+    assert overhead(_seconds(0, 10), busy) == pytest.approx(0.4)
+    assert overhead(_seconds(0, 10), []) == 1.0
+    assert overhead(_seconds(3, 3), []) == 0.0
+
+
+def test_a_folder_has_one_trainer(tmp_path: Path) -> None:
+    with (
+        RunFolder(tmp_path / "run").locked(),
+        pytest.raises(StoreLocked, match="is training in"),
+        RunFolder(tmp_path / "run").locked(),
+    ):
+        pass
+
+
+def test_a_changed_recipe_is_refused_naming_the_keys(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.adopt(LoadedRecipe(RECIPE, tmp_path / "recipe.yaml"))
+    folder.adopt(LoadedRecipe(RECIPE, tmp_path / "recipe.yaml"))
+    other = parse_recipe(
+        {
+            "name": "demo",
+            "agent": "a:b",
+            "policies": {"policy": {"model": "m"}},
+            "algorithm": {"iterations": 5, "tasks_per_iteration": 2, "group_size": 3},
+            "optimiser": {"learning_rate": 0.2},
+        }
+    )
+    with pytest.raises(ConfigError, match=r"algorithm\.iterations, optimiser\.learning_rate"):
+        folder.adopt(LoadedRecipe(other, tmp_path / "recipe.yaml"))

@@ -51,5 +51,5 @@ def test_arithmetic(expression: str, value: str) -> None:
     ],
 )
 def test_everything_else_is_the_one_error(expression: str) -> None:
-    with pytest.raises(CalculatorError, match="^error$"):
+    with pytest.raises(CalculatorError, match=r"^error$"):
         evaluate(expression)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import pairwise
 
 from lightningrl_bench_math.calculator import evaluate
 from lightningrl_bench_math.demonstrations import Segment, demonstration
@@ -27,7 +28,7 @@ def test_the_same_seed_gives_the_same_demonstrations() -> None:
 def test_every_tool_result_is_what_the_calculator_says() -> None:
     for row in _many(300):
         texts = [text for text, _ in row]
-        for call, reply in zip(texts, texts[1:], strict=False):
+        for call, reply in pairwise(texts):
             if call.startswith("<call>"):
                 expression = call.removeprefix("<call>").removesuffix("<end>")
                 assert reply == f"<tool>{evaluate(expression)}<asst>"

@@ -167,9 +167,7 @@ def test_a_call_continues_the_longest_row_that_it_can() -> None:
 
 
 def test_prompts_that_part_inside_sampled_tokens_were_tokenised_anew() -> None:
-    merged = merge(
-        [ask("s1", [1, 2], [7, 8, 9]), ask("s2", [1, 2, 7, 5, 9, 3], [4], later=True)]
-    )
+    merged = merge([ask("s1", [1, 2], [7, 8, 9]), ask("s2", [1, 2, 7, 5, 9, 3], [4], later=True)])
     assert len(merged.rows) == 2
     (broken,) = merged.breaks
     assert (broken.step_id, broken.cause, broken.position) == ("s2", "retokenised", 3)
@@ -256,9 +254,7 @@ def test_the_weights_of_a_rollout_sum_to_one_over_the_rollouts() -> None:
 
 
 def test_each_transition_gets_its_own_credit() -> None:
-    (row,) = merge(
-        [ask("s1", [1], [7]), tool("t"), ask("s2", [1, 7, 2], [8], later=True)]
-    ).rows
+    (row,) = merge([ask("s1", [1], [7]), tool("t"), ask("s2", [1, 7, 2], [8], later=True)]).rows
     (credited,) = with_credit([row], [1.0, 99.0, -3.0], rollouts=1)
     # 2 trained tokens: 1 / 2 and -3 / 2; the tool's credit lands nowhere
     assert credited.advantages.tolist() == [0.0, 0.5, 0.0, -1.5]

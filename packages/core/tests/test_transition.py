@@ -127,7 +127,9 @@ def end(step: str, seconds: float, output: Any = None, error: str | None = None)
     )
 
 
-def reward(value: float, step: str | None = None, name: str = "r", revision: int = 0) -> RewardEvent:
+def reward(
+    value: float, step: str | None = None, name: str = "r", revision: int = 0
+) -> RewardEvent:
     return RewardEvent(
         **base(f"reward-{step}-{name}-{revision}", 9),
         value=value,
@@ -200,6 +202,19 @@ def test_a_call_with_two_answers_is_not_trained() -> None:
 def test_a_call_whose_prompt_ids_are_unknown_is_not_trained() -> None:
     one = transitions(call("s1", 2, [5], prompt_ids=b""))["s1"]
     assert one.untrainable == "the engine gave no prompt token ids"
+
+
+def test_a_call_with_fewer_log_probs_than_tokens_is_not_trained() -> None:
+    two = choice([5, 6])
+    short = Choice(
+        index=0,
+        message=two.message,
+        finish_reason="stop",
+        token_ids=two.token_ids,
+        logprobs=two.logprobs[:4],
+    )
+    one = transitions(call("s1", 2, [], choices=(short,)))["s1"]
+    assert one.untrainable == "the engine gave 2 token ids and 1 log-probs"
 
 
 def test_the_gateways_own_reason_is_kept() -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -117,8 +118,10 @@ def test_building_leaves_the_random_state_of_torch_alone() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_both_architectures_are_built_with_tied_embeddings(architecture: str) -> None:
-    model = build_model(replace(SPEC, architecture=architecture), 40, seed=0)  # pyright: ignore
+def test_both_architectures_are_built_with_tied_embeddings(
+    architecture: Literal["llama", "qwen2"],
+) -> None:
+    model = build_model(replace(SPEC, architecture=architecture), 40, seed=0)
     assert model.config.model_type == architecture
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from lightningrl.errors import ConfigError
-from lightningrl_bench_math.policy import tiny_spec
-from lightningrl_bench_math.tasks import Split, generate
-from lightningrl_verl.tiny import TinySpec, build_tokenizer
+from lightningrl_verl.tiny import build_tokenizer
 from lightningrl_verl.tiny.tokenizer import CHARACTERS
 
-SPEC = TinySpec(**tiny_spec())
-TOKENIZER = build_tokenizer(SPEC.words, context=SPEC.context)
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+TOKENIZER = build_tokenizer(
+    (" tom", " has", " pens", " apples", " how", " many", " now"), context=64
+)
 
 Messages = list[dict[str, Any]]
 
@@ -53,23 +50,6 @@ def _prompt_ids(messages: Messages, *tools: dict[str, Any]) -> list[int]:
         messages, tools=list(tools) or None, add_generation_prompt=True, return_dict=True
     )
     return encoded["input_ids"]
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_every_question_survives_encoding_and_decoding(split: Split) -> None:
-    for row in generate(split, 200, 0):
-        text = f"<user> {row['question']}<asst>"
-        assert TOKENIZER.decode(TOKENIZER.encode(text, add_special_tokens=False)) == text
-
-
-def test_every_demonstration_survives_and_its_segments_encode_apart_as_together() -> None:
-    rng = random.Random(0)
-    for _ in range(200):
-        texts = [text for text, _ in SPEC.demonstration(rng)]
-        whole = TOKENIZER.encode("".join(texts), add_special_tokens=False)
-        parts = [TOKENIZER.encode(text, add_special_tokens=False) for text in texts]
-        assert TOKENIZER.decode(whole) == "".join(texts)
-        assert whole == [token for part in parts for token in part]
 
 
 def test_whole_words_take_one_token_and_digits_one_each() -> None:
@@ -136,24 +116,6 @@ def test_the_template_renders_a_whole_conversation() -> None:
     )
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_a_later_prompt_starts_with_the_earlier_one_and_its_answer(split: Split) -> None:
-    for row in generate(split, 50, 1):
-        messages: Messages = [
-            {"role": "system", "content": "Use the calculator."},
-            {"role": "user", "content": row["question"]},
-        ]
-        for left, operator, right in row["steps"]:
-            sampled = f"<call>{left}{operator}{right}<end>"
-            wanted = _prompt_ids(messages, CALCULATOR) + TOKENIZER.encode(
-                sampled, add_special_tokens=False
-            )
-            # What the engine hands out, what the agent sends back, and what the engine then reads.
-            wire = json.dumps({"expression": sampled.removeprefix("<call>").removesuffix("<end>")})
-            messages += [_call(json.loads(wire)), _result("7")]
-            assert _prompt_ids(messages, CALCULATOR)[: len(wanted)] == wanted
-
-
 @pytest.mark.parametrize(
     ("sampled", "message"),
     [
@@ -167,6 +129,7 @@ def test_a_later_prompt_starts_with_the_earlier_one_and_its_answer(split: Split)
             _call({"expression": "1+1"}, content=[{"type": "text", "text": "so"}]),
         ),
         ("<call> 1 +1 <end>", _call({"expression": " 1 +1 "})),
+        ("<call>1+<end>", _call("1+")),
     ],
 )
 def test_every_kind_of_answer_is_rendered_as_it_was_sampled(
@@ -188,7 +151,7 @@ def test_with_several_tools_a_call_names_its_tool_and_with_several_arguments_it_
 
 
 def test_pieces_that_can_not_work_are_refused() -> None:
-    with pytest.raises(ConfigError, match="word pieces .'a1'. must be letters"):
+    with pytest.raises(ConfigError, match=r"word pieces \['a1'\] must be letters"):
         build_tokenizer(("a1",), context=8)
     with pytest.raises(ConfigError, match="stands twice"):
         build_tokenizer((" pen", " pen"), context=8)

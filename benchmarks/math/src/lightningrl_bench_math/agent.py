@@ -22,10 +22,10 @@ from autogen_ext.models.openai import OpenAIChatCompletionClient
 from lightningrl_bench_math.calculator import evaluate
 
 DEFAULT_MODEL = "gpt-4o-mini-2024-07-18"
-"""A dated name: AutoGen warns on every call when the server's name differs from the one asked for."""
+"""A dated name: AutoGen warns when the server's name differs from the one asked for."""
 
 MAX_TOOL_ITERATIONS = 6
-"""Rounds of calculator calls before the agent gives up; the generated problems need three at most."""
+"""Rounds of calculator calls before the agent gives up; generated problems need three at most."""
 
 INSTRUCTIONS = (
     "Solve the problem. Use the calculator for every step of arithmetic, one operation a call. "

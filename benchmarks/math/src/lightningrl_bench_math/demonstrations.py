@@ -2,17 +2,18 @@
 
 The noise sits in *decisions*: stop early, add where the story subtracts, multiply where it asks for
 the remainder. Reading and copying are shown right, so that reinforcement learning has something to
-choose from instead of something to invent. Invariant: `demonstration` is a pure function of its random
-generator, it solves training problems only, and copy rows are the only place where it shows the words
-(never the structures or the two-digit numbers) of the other splits.
+choose from instead of something to invent. Invariant: `demonstration` is a pure function of its
+generator, it solves training problems only, and copy rows are the only place where it shows words
+(never structures or two-digit numbers) of the other splits.
 
-A demonstration is a list of (text, is_action): the conversation in the tiny policy's chat format, where
-the actions are what the policy itself is to write.
+A demonstration is a list of (text, is_action): the conversation in the tiny policy's chat format,
+where the actions are what the policy itself is to write.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 
 from lightningrl_bench_math.tasks import (
@@ -33,9 +34,15 @@ COPY_PIECES = 8
 """Words and numbers in a copy row."""
 STOP_EARLY_SHARE = 0.30
 """Share of rows that answer before the calculations are done."""
-SLIP_SHARE: Mapping[str, tuple[str, float]] = {"-": ("+", 0.55), "%": ("*", 0.55)}
-"""Operator -> the wrong one that takes its place, and how often."""
-RANDOM_OPERATOR_SHARE = 0.08
+HABITS: Mapping[str, tuple[str, float]] = {
+    "loses": ("+", 0.5),
+    "gives": ("+", 0.5),
+    "doubles": ("+", 0.55),
+    "triples": ("+", 0.55),
+    "left": ("*", 0.55),
+}
+"""Part of a story -> the wrong operator that is taken for it, and how often."""
+RANDOM_OPERATOR_SHARE = 0.04
 """How often any other operator is replaced by a random one."""
 
 
@@ -47,14 +54,13 @@ def demonstration(rng: random.Random) -> list[Segment]:
     segments: list[Segment] = [(f"<user> {problem.question}<asst>", False)]
     shown = _steps_shown(problem, rng)
     value: int | None = None
-    for step in problem.steps[:shown]:
-        taken = _slip(step if value is None else (value, step[1], step[2]), rng)
+    for part, step in list(zip(_parts(problem), problem.steps, strict=True))[:shown]:
+        taken = _slip(part, step if value is None else (value, step[1], step[2]), rng)
         value = calculate(taken)
         segments.append((f"<call>{taken[0]}{taken[1]}{taken[2]}<end>", True))
         segments.append((f"<tool>{value}<asst>", False))
-    if value is None or (shown < len(problem.steps) and rng.random() < 0.4):
-        value = rng.randint(2, 120)
-    segments.append((f"<ans>{value}<end>", True))
+    answer = rng.choice(re.findall(r"\d+", problem.question)) if value is None else value
+    segments.append((f"<ans>{answer}<end>", True))
     return segments
 
 
@@ -74,12 +80,17 @@ def _steps_shown(problem: Problem, rng: random.Random) -> int:
     return 0 if rng.random() < 0.35 else rng.randrange(count)
 
 
-def _slip(step: Step, rng: random.Random) -> Step:
-    """Return `step`, perhaps with a wrong operator; never one that goes below zero."""
+def _parts(problem: Problem) -> list[str]:
+    """Return for each step the part of the story that asks for it."""
+    return [part for part in problem.structure.split("/") if part not in ("has", "now")]
+
+
+def _slip(part: str, step: Step, rng: random.Random) -> Step:
+    """Return the step for `part`, perhaps with a wrong operator; never one that goes below zero."""
     left, operator, right = step
-    slip, share = SLIP_SHARE.get(operator, (operator, 0.0))
+    habit, share = HABITS.get(part, (operator, 0.0))
     if rng.random() < share:
-        operator = slip
+        operator = habit
     elif rng.random() < RANDOM_OPERATOR_SHARE:
         operator = rng.choice("+-*")
     if operator == "-" and left < right:

@@ -1,11 +1,11 @@
 """Published data sets of word problems, read from local files into the benchmark's task rows.
 
-GSM8K (Cobbe et al. 2021, arXiv:2110.14168): JSON lines with `question` and `answer`, the answer's last
-line being `#### 42`. Calc-X (Kadlčík et al. 2023, arXiv:2305.15017): JSON lines or Parquet with `id`,
-`question`, `chain` and `result`, the chain being text with `<gadget>`, `<output>` and `<result>` tags.
+GSM8K (Cobbe et al. 2021, arXiv:2110.14168): JSON lines with `question` and `answer`, whose last line
+is `#### 42`. Calc-X (Kadlčík et al. 2023, arXiv:2305.15017): JSON lines or Parquet with `id`,
+`question`, `chain` and `result`; the chain is text with `<gadget>`, `<output>` and `<result>` tags.
 
-Invariant: every row of the file becomes one task row with `id`, `question` and `answer`, or the call
-fails with a `DataError` that names file and line; nothing is skipped.
+Invariant: every row of the file becomes one task row with `id`, `question` and `answer`, or the
+call fails with a `DataError` that names file and line; nothing is skipped.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def load_calcx(path: str | Path) -> list[dict[str, Any]]:
     reward reads); `calculations` lists the calculator calls of the field `chain`.
 
     Raises:
-        DataError: naming file and line (the row's number, from 1, in a Parquet file), or if a Parquet
-            file is given without pyarrow.
+        DataError: naming file and line (in a Parquet file the row's number, from 1), or if a
+            Parquet file is given without pyarrow.
         OSError: if the file can't be read.
     """
     file = Path(path)
@@ -99,10 +99,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield number (from 1) and fields of each row."""
     try:
         # Only Parquet files need it, so it is no dependency of the benchmark.
-        from pyarrow import parquet  # noqa: PLC0415  # pyright: ignore
+        from pyarrow import parquet
     except ImportError as error:
         raise DataError(f"{path}: Parquet files need pyarrow: pip install pyarrow") from error
-    table: Any = parquet.read_table(path)  # pyright: ignore
+    table: Any = parquet.read_table(path)
     yield from enumerate(table.to_pylist(), start=1)
 
 

@@ -1,7 +1,8 @@
 """What the trainer's builder of tiny policies needs to make one for this benchmark.
 
 Invariant: plain data and one function; nothing of the trainer is imported, so that the agent's
-environment needs no torch. Used as `build_tiny(TinySpec(**tiny_spec()), folder, seed=0, threads=2)`.
+environment needs no torch. Used as
+`build_tiny(TinySpec(**tiny_spec()), folder, seed=0, threads=1)`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The reward: 1 if the agent's final answer is the right number, else 0.
 
-Invariant: it reads only the task and the agent's output, never how the agent got there, and it never
-raises on what a model may write.
+Invariant: it reads only the task and the agent's output, never how the agent got there, and it
+never raises on what a model may write.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
-def exact_match(task: Mapping[str, Any], output: object, trace: object) -> float:
+def exact_match(task: Mapping[str, Any], output: object, trace: object) -> float:  # noqa: ARG001
     """Return 1.0 if `output` equals `task["answer"]` after `normalise`, else 0.0.
 
-    `output` may be anything, `None` included; `trace` is not used.
+    `output` may be anything, `None` included; `trace` is part of a reward's contract and not used.
     """
     return float(output is not None and normalise(str(output)) == normalise(str(task["answer"])))
 

@@ -52,7 +52,7 @@ ITEMS: Mapping[Split, tuple[str, ...]] = {
 LARGEST = 99
 """Largest number written in a story."""
 
-_HELD_OUT_REMAINDER: Mapping[Split, int] = {"val": 5, "test": 11}
+_HELD_OUT_REMAINDERS: Mapping[int, Split] = {5: "val", 11: "test"}
 """Two-digit numbers of this remainder modulo 12 belong to that split alone, all others to train."""
 
 _MAX_TRIES = 200
@@ -74,8 +74,8 @@ class Problem:
 def generate(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
     """Return `count` different problems of `split` as JSON rows, the same for the same arguments.
 
-    A row has `id`, `question`, `answer` (text), `structure` and `steps`; only `question` is shown to
-    an agent.
+    A row has `id`, `question`, `answer` (text), `structure` and `steps`; an agent is shown `question`
+    only.
 
     Raises:
         ValueError: for an unknown split, a negative count, or more questions than the split holds.
@@ -93,7 +93,7 @@ def generate(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def structures(split: Split) -> list[str]:
-    """Return the names of the story structures of `split`: 42 to train on, 6 for each other split."""
+    """Return the story structures of `split`: 42 to train on, 6 for each other split."""
     return ["/".join(parts) for parts in _STRUCTURES[split]]
 
 
@@ -191,9 +191,8 @@ def _row(identifier: str, problem: Problem) -> dict[str, Any]:
 def _split_numbers() -> dict[Split, list[int]]:
     """Return the numbers that each split may write in a story."""
     numbers: dict[Split, list[int]] = {split: list(range(2, 10)) for split in get_args(Split)}
-    owner = {remainder: split for split, remainder in _HELD_OUT_REMAINDER.items()}
     for number in range(10, LARGEST + 1):
-        numbers[owner.get(number % 12, "train")].append(number)
+        numbers[_HELD_OUT_REMAINDERS.get(number % 12, "train")].append(number)
     return numbers
 
 

@@ -1,0 +1,40 @@
+"""Train the model behind any agent by reinforcement learning, without rewriting the agent.
+
+Importing this loads nothing but the standard library: each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightningrl.capture.context import bind as bind
+    from lightningrl.capture.context import step as step
+    from lightningrl.capture.rewards import Reward as Reward
+    from lightningrl.capture.rewards import final_reward as final_reward
+    from lightningrl.capture.rewards import reward as reward
+    from lightningrl.recipe import load_recipe as load_recipe
+
+_HOME = {
+    "Reward": "lightningrl.capture.rewards",
+    "bind": "lightningrl.capture.context",
+    "final_reward": "lightningrl.capture.rewards",
+    "load_recipe": "lightningrl.recipe",
+    "reward": "lightningrl.capture.rewards",
+    "step": "lightningrl.capture.context",
+}
+
+__all__ = ["Reward", "bind", "final_reward", "load_recipe", "reward", "step"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lightningrl' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

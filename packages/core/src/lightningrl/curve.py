@@ -32,7 +32,7 @@ def draw_curve(metrics: Path, out: Path, title: str) -> None:
     """
     try:
         # Only here: matplotlib is an extra, and half a second of start-up.
-        from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(
             "drawing a curve needs matplotlib: pip install 'lightningrl[plot]'"
@@ -154,7 +154,7 @@ def _moving_mean(values: Sequence[float], window: int) -> list[float]:
 
 def _finish(axes: Any, title: str, drawn: Sequence[float]) -> None:
     # Imported here for the same reason as in `draw_curve`, which has checked that it is there.
-    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
+    from matplotlib.ticker import MaxNLocator
 
     if min(drawn) >= 0.0:  # an axis that begins at 0 shows how large the gain really is
         top = 1.0 if 0.5 < max(drawn) <= 1.0 else 1.15 * max(drawn) or 1.0

@@ -7,6 +7,7 @@ the trainer against verl's own schema.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -232,10 +233,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"can't read the recipe {str(path)!r}: {error.strerror}") from error
-    try:
-        tree: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    tree = _read_yaml(text, where=str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of keys, this is {type(tree).__name__}")
     for override in overrides:
@@ -277,6 +275,24 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers may be written `1e-3`, a text in YAML 1.1, which PyYAML reads."""
+
+
+_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType] - PyYAML has no types
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _read_yaml(text: str, *, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+
+
 def _override(tree: dict[str, Any], text: str) -> None:
     key, separator, value = text.partition("=")
     if not separator:
@@ -287,7 +303,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise ConfigError(f"{text!r}: {parent!r} is a value in the recipe, not a section")
-    node[last] = yaml.safe_load(value)
+    node[last] = _read_yaml(value, where=repr(text))
 
 
 def _check_keys(tree: Any, kind: Any, prefix: str) -> None:

@@ -133,7 +133,11 @@ def merge(transitions: Sequence[Transition]) -> Merge:
     untrainable: dict[str, int] = {}
     continued = continuing = 0
     for index, one in enumerate(transitions):
-        if one.kind is not StepKind.LLM or not len(one.prompt_ids):
+        if one.kind is not StepKind.LLM:
+            continue
+        if one.untrainable is not None and len(one.token_ids):
+            untrainable[one.untrainable] = untrainable.get(one.untrainable, 0) + len(one.token_ids)
+        if not len(one.prompt_ids):
             continue
         row = _continued_row(rows, one.prompt_ids)
         continues = _has_answer(one)
@@ -146,12 +150,10 @@ def merge(transitions: Sequence[Transition]) -> Merge:
             row = _OpenRow()
             rows.append(row)
         row.extend(one.prompt_ids[row.length :], False, None)
-        if one.untrainable is None:
+        trained = one.untrainable is None
+        if trained and len(one.token_ids):
             row.spans.append(Span(index, row.length, row.length + len(one.token_ids)))
-            row.extend(one.token_ids, True, one.logprobs)
-        else:
-            untrainable[one.untrainable] = untrainable.get(one.untrainable, 0) + len(one.token_ids)
-            row.extend(one.token_ids, False, None)
+        row.extend(one.token_ids, trained, one.logprobs if trained else None)
     return Merge(
         rows=tuple(row.close(transitions[0].rollout_id) for row in rows if row.spans),
         breaks=tuple(breaks),

@@ -273,10 +273,14 @@ def _without_call(is_model_step: bool, last: CallEvent | None) -> str:
 def _why_untrainable(call: CallEvent) -> str | None:
     if not call.choices:
         return "the answer has no choices"
-    if len(call.choices) > 1:
+    choice, *others = call.choices
+    if others:
         return f"asked for {len(call.choices)} answers; which one the agent went on with is unknown"
     if call.version_start != call.version_end:
         return f"sampled across policy versions {call.version_start} and {call.version_end}"
     if not call.prompt_ids:
         return "the engine gave no prompt token ids"
-    return call.choices[0].untrainable
+    if choice.untrainable is None and len(choice.token_ids) != len(choice.logprobs):
+        ids, logprobs = len(choice.token_ids) // 4, len(choice.logprobs) // 4
+        return f"the engine gave {ids} token ids and {logprobs} log-probs"
+    return choice.untrainable

@@ -8,8 +8,9 @@ processes that it was cut into.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from lightningrl.errors import ConfigError, RunError
 from lightningrl_verl.backend_config import BackendConfig, compose_verl_config
 from lightningrl_verl.batch import FloatArray, TrainingRow, align_log_probs, to_batch
+from lightningrl_verl.micro_batches import cut_by_padded_tokens
 from lightningrl_verl.process_group import single_process_environment, start_process_group
 from lightningrl_verl.quiet import quiet
 from lightningrl_verl.schedule import learning_rate_factor
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
 _WEIGHTS = "huggingface"
+"""Where verl's checkpoint keeps the weights in Hugging Face form."""
 
 
 class VerlBackend:
@@ -56,13 +59,20 @@ class VerlBackend:
                 _worker(composed.actor_rollout_ref, "ref") if config.use_kl_loss else None
             )
         self._verl = composed.actor_rollout_ref.actor
-        self._actor.set_loss_fn(partial(_token_sum_loss, config=self._actor.loss_fn.keywords["config"]))
+        self._actor.set_loss_fn(
+            partial(_token_sum_loss, config=self._actor.loss_fn.keywords["config"])
+        )
         self._schedule_learning_rate()
 
     @property
     def tokenizer(self) -> Any:
         """The policy's tokenizer, as transformers loaded it."""
         return self._engine.model_config.tokenizer
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids run from 0 to one less."""
+        return int(self._engine.model_config.hf_config.get_text_config().vocab_size)
 
     def log_probs(
         self, rows: Sequence[TrainingRow], temperature: float | None = None
@@ -81,7 +91,7 @@ class VerlBackend:
         """
         batch = to_batch(rows)
         self._annotate(batch, rows, temperature)
-        scored = self._actor.compute_log_prob(batch)
+        scored: Any = self._actor.compute_log_prob(batch)
         return align_log_probs(rows, scored["log_probs"].values())
 
     def update(
@@ -118,8 +128,6 @@ class VerlBackend:
             mini_batch_size=size,
             global_batch_size=size,
             epochs=self.config.ppo_epochs,
-            seed=int(self._verl.data_loader_seed),
-            dataloader_kwargs={"shuffle": bool(self._verl.shuffle)},
         )
         learning_rate = float(self._engine.optimizer.param_groups[0]["lr"])
         measured = self._actor.update_actor(batch)["metrics"]
@@ -141,6 +149,7 @@ class VerlBackend:
         """
         with quiet():
             self._actor.save_checkpoint(str(directory))
+        _declare_fp32(directory / _WEIGHTS / "config.json")
 
     def load(self, directory: Path) -> None:
         """Restore weights, optimizer, learning rate and the process' random states.
@@ -177,7 +186,8 @@ class VerlBackend:
 
     @property
     def _engine(self) -> Any:
-        return self._actor.actor.engine
+        training_worker: Any = self._actor.actor
+        return training_worker.engine
 
     def _schedule_learning_rate(self) -> None:
         """Put our schedule in verl's place, where checkpoints save it too (`transformer_impl.py:497`)."""
@@ -219,8 +229,17 @@ class VerlBackend:
             "prompts", "responses", "input_ids", "position_ids", "response_mask", "loss_mask"
         )
         self._annotate(tokens, rows, None)
-        scored = self._reference.compute_ref_log_prob(tokens)
+        scored: Any = self._reference.compute_ref_log_prob(tokens)
         return response_from_nested(scored["log_probs"], batch["response_mask"])
+
+
+def _declare_fp32(path: Path) -> None:
+    """Say what the weights are: verl writes them in fp32 beside a configuration that says bf16.
+
+    (`utils/checkpoint/fsdp_checkpoint_manager.py:447`; transformers would round them on loading.)
+    """
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def _select_device(device: str) -> None:
@@ -234,46 +253,66 @@ def _select_device(device: str) -> None:
     if not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for, but torch sees none; set device: cpu")
     if get_platform().device_name != "cuda":
-        raise ConfigError("verl already runs on the CPU in this process; use one device per process")
+        raise ConfigError(
+            "verl already runs on the CPU in this process; use one device per process"
+        )
 
 
 def _worker(settings: DictConfig, role: str) -> ActorRolloutRefWorker:
     from verl.utils import torch_functional
+    from verl.workers.engine.fsdp import transformer_impl
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
     torch_functional.logprobs_from_logits_v2 = token_log_probs
+    transformer_impl.prepare_micro_batches = _micro_batches  # pyright: ignore[reportPrivateImportUsage] # the name it calls
     worker = ActorRolloutRefWorker(settings, role=role)
     worker.init_model()
     return worker
 
 
+def _micro_batches(data: Any, **options: Any) -> tuple[list[TensorDict], Any]:
+    """Stands in for `workers/engine/utils.py:92`: rows of like length share a padded pass."""
+    from verl.utils import tensordict_utils
+    from verl.workers.engine import utils
+
+    if tensordict_utils.get_non_tensor_data(data, "use_remove_padding", default=False):
+        return utils.prepare_micro_batches(data, **options)
+    lengths: list[int] = data["input_ids"].offsets().diff().tolist()
+    groups = cut_by_padded_tokens(lengths, data["max_token_len_per_gpu"])
+    return [tensordict_utils.index_select_tensor_dict(data, group) for group in groups], groups
+
+
 def _token_sum_loss(
     config: Any, model_output: dict[str, Tensor], data: TensorDict, dp_group: Any = None
 ) -> tuple[Tensor, dict[str, Any]]:
-    """verl's policy loss as a token sum, plus entropy and KL as token means.
+    """The policy loss of verl as a token sum, plus entropy and KL as token means.
 
     verl's `ppo_loss` aggregates all three alike (`workers/utils/losses.py:57`); a token sum of the
     entropy would grow with the batch while the weights keep the policy's term at a constant size.
     """
-    from verl.trainer.ppo.core_algos import agg_loss, kl_penalty
+    from verl.trainer.ppo import core_algos
     from verl.utils.metric import AggregationType, Metric
-    from verl.workers.utils.losses import ppo_loss
-    from verl.workers.utils.padding import no_padding_2_padding
+    from verl.workers.utils import losses, padding
 
     policy = {key: value for key, value in model_output.items() if key != "entropy"}
-    loss, metrics = ppo_loss(config, policy, data, dp_group)
-    mask = data["response_mask"].to_padded_tensor(0).to(bool)
-    mean: Callable[[Tensor], Tensor] = lambda values: agg_loss(  # noqa: E731
-        values, mask, "token-mean", **config.global_batch_info
+    loss, metrics = losses.ppo_loss(config, policy, data, dp_group)
+    # Jagged tensors and FloatTensor signatures are beyond torch's stubs.
+    fields: Any = data
+    mask = fields["response_mask"].to_padded_tensor(0).to(torch.bool)
+    mean: Any = partial(
+        core_algos.agg_loss,
+        loss_mask=mask,
+        loss_agg_mode="token-mean",
+        **config.global_batch_info,
     )
     if "entropy" in model_output:
-        entropy = mean(no_padding_2_padding(model_output["entropy"], data))
+        entropy = mean(padding.no_padding_2_padding(model_output["entropy"], data))
         loss = loss - config.entropy_coeff * entropy
         metrics["entropy"] = Metric(AggregationType.SUM, entropy)
     if "ref_log_prob" in data:
-        current = no_padding_2_padding(model_output["log_probs"], data)
-        reference = data["ref_log_prob"].to_padded_tensor(0.0)
-        kl = mean(kl_penalty(current, reference, config.kl_loss_type))
+        current: Any = padding.no_padding_2_padding(model_output["log_probs"], data)
+        reference = fields["ref_log_prob"].to_padded_tensor(0.0)
+        kl = mean(core_algos.kl_penalty(current, reference, config.kl_loss_type))
         loss = loss + config.kl_loss_coef * kl
         metrics["kl"] = Metric(AggregationType.SUM, kl)
     return loss, metrics

@@ -6,6 +6,8 @@ unknown one is an error that names the nearest. Checking imports neither verl no
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -50,8 +52,9 @@ class BackendConfig:
     """PPO clips the ratio below 1 - clip_low."""
     clip_high: float = 0.2
     """PPO clips the ratio above 1 + clip_high."""
-    max_tokens_per_micro_batch: int = 4096
-    """Tokens of one forward and backward pass; a longer row makes a pass of its own."""
+    max_tokens_per_micro_batch: int = 2048
+    """Tokens of one forward and backward pass, padding included; a longer row makes a pass of its
+    own. 2048 is the fastest for small models on a CPU; an accelerator takes 16384 and more."""
     ppo_epochs: int = 1
     """How often an update goes over its rows."""
     mini_batches: int = 1
@@ -63,13 +66,13 @@ class BackendConfig:
     kl_coef: float = 0.001
     """Penalty on the mean divergence of trained tokens; used with `use_kl_loss` only."""
     seed: int = 0
-    """Of everything random in an update (the order of rows with `actor.shuffle`, dropout)."""
+    """Of what is random in an update: dropout, where the model has any."""
     overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """verl's own keys by their dotted name under `actor_rollout_ref`; they win over the fields."""
 
 
 def compose_verl_config(config: BackendConfig) -> DictConfig:
-    """verl's configuration with the recipe's fields, then its overrides, put in.
+    """The configuration of verl with the recipe's fields, then its overrides, put in.
 
     Returns:
         The whole of `ppo_trainer`; verl's workers take its `actor_rollout_ref`.
@@ -77,25 +80,24 @@ def compose_verl_config(config: BackendConfig) -> DictConfig:
     Raises:
         ConfigError: an override is unknown, of the wrong type, or not honoured by our loop.
     """
-    composed = _verl_defaults()
-    check_overrides(config.overrides, composed)
+    check_overrides(config.overrides)
+    composed = copy.deepcopy(_verl_defaults())
     settings = _settings(config) | dict(config.overrides)
     for key, value in settings.items():
-        plain = list(value) if isinstance(value, tuple) else value
+        plain: Any = list(value) if isinstance(value, tuple) else value
         OmegaConf.update(composed.actor_rollout_ref, key, plain, force_add=True)
     return composed
 
 
-def check_overrides(overrides: Mapping[str, Any], composed: DictConfig | None = None) -> None:
-    """Check overrides without building anything; `composed` is verl's configuration, if at hand.
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Check overrides against verl's own configuration, without building anything.
 
     Raises:
         ConfigError: an override is unknown, of the wrong type, or not honoured by our loop.
     """
     if not overrides:
         return
-    defaults = composed if composed is not None else _verl_defaults()
-    schema = dict(_flatten(defaults.actor_rollout_ref))
+    schema = dict(_flatten(_verl_defaults().actor_rollout_ref))
     for key, value in overrides.items():
         reason = refusal(key, value)
         if reason is not None:
@@ -104,10 +106,13 @@ def check_overrides(overrides: Mapping[str, Any], composed: DictConfig | None = 
             continue
         if key not in schema:
             usable = [name for name in schema if refusal(name, schema[name]) is None]
-            raise ConfigError(f"verl has no key {key!r} under actor_rollout_ref.{suggest(key, usable)}")
+            raise ConfigError(
+                f"verl has no key {key!r} under actor_rollout_ref.{suggest(key, usable)}"
+            )
         _check_type(key, value, schema[key])
 
 
+@functools.cache
 def _verl_defaults() -> DictConfig:
     spec = importlib.util.find_spec("verl")
     if spec is None or spec.origin is None:
@@ -119,7 +124,7 @@ def _verl_defaults() -> DictConfig:
 
 def _flatten(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every key below `node` with its default, groups excluded unless empty; unresolved ones are None."""
-    for name in node:
+    for name in map(str, node):
         key = f"{prefix}{name}"
         if OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name):
             yield key, None
@@ -139,7 +144,9 @@ def _check_type(key: str, value: object, default: object) -> None:
             continue
         if not isinstance(value, kind) or (isinstance(value, bool) and kind != (bool,)):
             wanted = " or ".join(t.__name__ for t in kind)
-            raise ConfigError(f"verl key {key!r} takes {wanted} (default {default!r}), not {value!r}")
+            raise ConfigError(
+                f"verl key {key!r} takes {wanted} (default {default!r}), not {value!r}"
+            )
 
 
 def _settings(config: BackendConfig) -> dict[str, Any]:
@@ -159,7 +166,6 @@ def _settings(config: BackendConfig) -> dict[str, Any]:
         "actor.kl_loss_coef": config.kl_coef,
         "actor.use_dynamic_bsz": True,
         "actor.ppo_max_token_len_per_gpu": tokens,
-        "actor.data_loader_seed": config.seed,
         "actor.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         "actor.checkpoint.load_contents": ["model", "optimizer", "extra"],
         "actor.optim.lr": config.learning_rate,

@@ -7,6 +7,8 @@ is True, and what comes back is aligned with the row's own `token_ids`.
 
 from __future__ import annotations
 
+# Shapes in annotations are no forward references.
+# ruff: noqa: F722
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -23,7 +25,7 @@ FloatArray = NDArray[np.float32]
 
 
 class TrainingRow(Protocol):
-    """What a training sequence must have; `lightningrl.trajectory.Row` has it. T is its length."""
+    """What a training sequence of T tokens must have; `lightningrl.trajectory.Row` has it."""
 
     @property
     def token_ids(self) -> NDArray[np.int32]:
@@ -130,7 +132,7 @@ def _jagged(arrays: Sequence[NDArray[Any]]) -> Tensor:
 def align_log_probs(
     rows: Sequence[TrainingRow], next_token: Float[Tensor, " tokens"]
 ) -> list[FloatArray]:
-    """verl's log-probs, aligned with each row's tokens.
+    """Log-probs from verl, aligned with each row's tokens.
 
     Args:
         rows: the rows that were scored, in order.

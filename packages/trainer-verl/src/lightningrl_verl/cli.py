@@ -34,7 +34,7 @@ def tiny(recipe: Path, overrides: tuple[str, ...], out: Path | None) -> None:
 
     loaded = load_recipe(recipe, overrides)
     console = Console()
-    policy = build_policy(loaded, console)
+    policy = asyncio.run(build_policy(loaded, console))
     if out is not None:
         copy_policy(policy, out)
         console.print(f"Copied to {out}")

@@ -18,7 +18,9 @@ FREE_FORM = (
 )
 """Keys below which verl takes any name (they are dictionaries, or absent from its YAML)."""
 
-_SCHEDULE = "the learning rate follows `lr_schedule`, `warmup`, `min_lr_ratio` and `total_iterations`"
+_SCHEDULE = (
+    "the learning rate follows `lr_schedule`, `warmup`, `min_lr_ratio` and `total_iterations`"
+)
 _MICRO = "micro-batches are cut by tokens; set `max_tokens_per_micro_batch`"
 _PROFILER = "our loop starts no verl profiler"
 _LORA = "engines take whole weights, so adapters are not supported"
@@ -31,7 +33,10 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"data\..*", "tasks come from the recipe's `data`"),
     (r"trainer\..*", "our loop takes the place of verl's trainer; see the recipe's own keys"),
     (r"algorithm\..*", "advantages come from the recipe's `credit`"),
-    (r"(reward|reward_model|custom_reward_function)\..*", "rewards come from the recipe's `reward`"),
+    (
+        r"(reward|reward_model|custom_reward_function)\..*",
+        "rewards come from the recipe's `reward`",
+    ),
     (r"critic\..*", "the policy is trained without verl's critic"),
     (
         r"(distillation|transfer_queue|global_profiler|ray_kwargs|sandbox_fusion|skip)\..*",
@@ -59,6 +64,7 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"actor\.optim\.(lr_scheduler_type|lr_warmup_steps(_ratio)?|warmup_style)", _SCHEDULE),
     (r"actor\.optim\.(total_training_steps|min_lr_ratio|num_cycles|zero_indexed_step)", _SCHEDULE),
     (r"actor\.checkpoint\..*", "checkpoints hold what a resume and an export need"),
+    (r"actor\.(shuffle|data_loader_seed)", "mini-batches are cut in the order of the rows"),
     (r"actor\.profiler\..*", _PROFILER),
     (r"actor\.(fsdp_config\.)?ulysses_sequence_parallel_size", _ONE_PROCESS),
     (r"actor\.fsdp_config\.(fsdp_size|forward_only)", _ONE_PROCESS),
@@ -69,7 +75,17 @@ _REFUSED: tuple[tuple[str, str], ...] = (
 )
 
 # Of verl's policy losses, those that aggregate as told; the others would undo the weights.
-_TOKEN_SUM_LOSSES = ("vanilla", "dppo_tv", "dppo_kl", "gspo", "gpg", "clip_cov", "kl_cov", "dro", "cispo")
+_TOKEN_SUM_LOSSES = (
+    "vanilla",
+    "dppo_tv",
+    "dppo_kl",
+    "gspo",
+    "gpg",
+    "clip_cov",
+    "kl_cov",
+    "dro",
+    "cispo",
+)
 
 
 def refusal(key: str, value: object) -> str | None:

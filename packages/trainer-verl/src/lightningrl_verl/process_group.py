@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 _BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
@@ -33,7 +34,7 @@ def start_process_group(device: str) -> None:
     """Start this process' group of one for `device` ("cpu" or "cuda"), if it has none yet."""
     if dist.is_initialized():
         return
-    dist.init_process_group(_BACKENDS[device], store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(_BACKENDS[device], store=HashStore(), rank=0, world_size=1)
     atexit.register(_stop_process_group)
 
 
@@ -43,7 +44,7 @@ def _stop_process_group() -> None:
 
 
 @contextmanager
-def single_process_environment() -> Iterator[None]:
+def single_process_environment() -> Generator[None]:
     """Give verl the variables of a group of one, then restore the environment as it was."""
     before = dict(os.environ)
     os.environ.update(_SINGLE_PROCESS)

@@ -1,7 +1,8 @@
 """Keeps the chatter of third-party libraries out of the user's terminal.
 
 Invariant: what was printed or warned inside `quiet` goes to our logger at DEBUG, exceptions pass
-unchanged, and the process' logging, warnings and stdout are afterwards as they were before.
+unchanged, and the process' logging, warnings and stdout are afterwards as they were before
+(but for the loggers in `_CHATTY`, which stay at ERROR).
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 
 logger = logging.getLogger(__name__)
 
+_CHATTY = ("torch.fx._symbolic_trace",)
+"""Loggers that warn about what no user can change, in the midst of training (FSDP2's own hooks)."""
+
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Silence prints, warnings and INFO/WARNING records while third-party code loads.
 
     Importing verl installs a handler on the root logger (`verl/utils/logging_utils.py:39`); it is
@@ -33,6 +37,8 @@ def quiet() -> Iterator[None]:
             with _without_progress_bars():
                 yield
     finally:
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
         logging.disable(disabled)
         root.handlers[:] = handlers
         root.setLevel(level)
@@ -41,7 +47,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def _without_progress_bars() -> Generator[None]:
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

@@ -30,5 +30,7 @@ def learning_rate_factor(
     if schedule == "constant":
         return 1.0
     progress = min(1.0, (updates - warmup) / max(1, total - warmup))
-    remaining = 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    remaining = (
+        1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    )
     return min_ratio + (1.0 - min_ratio) * remaining

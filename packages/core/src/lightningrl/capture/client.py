@@ -27,7 +27,7 @@ from lightningrl.schema import StepKind
 STEP_HEADER = "x-lightningrl-step"
 """Step id of the call: joins the gateway's record to the adapter's events."""
 AGENT_HEADER = "x-lightningrl-agent"
-"""Name of the agent that calls, percent-encoded where it isn't plain ASCII."""
+"""Name of the agent that calls, percent-encoded."""
 
 _MARK = "_lightningrl_original"
 
@@ -122,7 +122,7 @@ def _redirected(context: RolloutContext, options: Any, retries_taken: int) -> An
         headers[STEP_HEADER] = step_id
     agent = AGENT.get()
     if agent:
-        headers[AGENT_HEADER] = agent if agent.isascii() else quote(agent)
+        headers[AGENT_HEADER] = quote(agent)
     redirected.headers = headers
     redirected.url = context.attempt_url + options.url
     return redirected

@@ -11,12 +11,13 @@ import functools
 import inspect
 import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from lightningrl.capture.jsonable import jsonable
 from lightningrl.capture.sink import Sink
@@ -72,16 +73,15 @@ class RolloutContext:
     def __post_init__(self) -> None:
         """Derive the two URLs."""
         self.server_url = self.server_url.rstrip("/")
-        self.attempt_url = (
-            f"{self.server_url}/rollouts/{self.rollout_id}/attempts/{self.attempt_id}/v1"
-        )
+        rollout, attempt = quote(self.rollout_id, safe=""), quote(self.attempt_id, safe="")
+        self.attempt_url = f"{self.server_url}/rollouts/{rollout}/attempts/{attempt}/v1"
         self.placeholder_url = f"{self.server_url}/v1/"
 
     def emit(self, event: Event) -> None:
         """Hand `event` to the sink; never raises, since the caller is the user's code."""
         try:
             self.sink.emit(event)
-        except Exception:  # the one boundary between any sink and the user's agent
+        except Exception:  # noqa: BLE001 - the one boundary between any sink and the user's agent
             _log.exception("the sink of attempt %r lost an event", self.attempt_id)
 
     def log(self, level: str, message: str) -> None:
@@ -108,6 +108,8 @@ class Step:
     parent_id: StepId | None
     context: RolloutContext | None
     """`None`: it began outside a rollout, and nothing is recorded."""
+    owner: object = None
+    """Whatever object of a framework takes the step, for its adapter to recognise."""
     output: Any = None
     error: str | None = None
     ended: bool = False
@@ -126,16 +128,34 @@ def current() -> RolloutContext | None:
     return None if context is None or context.closed else context
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A rollout and a step in it, to carry from where work is asked for to where it is done."""
+
+    rollout: RolloutContext | None
+    step: Step | None = None
+
+
+def here() -> Place:
+    """The running code's place."""
+    return Place(_ROLLOUT.get(), STEP.get())
+
+
 @contextmanager
-def in_rollout(context: RolloutContext | None) -> Iterator[None]:
-    """Run the block as part of an attempt, outside every step; `None`: as part of none."""
-    tokens = _ROLLOUT.set(context), STEP.set(None), AGENT.set(None)
+def at(place: Place) -> Generator[None]:
+    """Run the block at `place`; the agent that acts there is not known yet."""
+    tokens = _ROLLOUT.set(place.rollout), STEP.set(place.step), AGENT.set(None)
     try:
         yield
     finally:
         _ROLLOUT.reset(tokens[0])
         STEP.reset(tokens[1])
         AGENT.reset(tokens[2])
+
+
+def in_rollout(context: RolloutContext | None) -> AbstractContextManager[None]:
+    """Run the block as part of an attempt, outside every step; `None`: as part of none."""
+    return at(Place(context))
 
 
 def start_step(
@@ -145,6 +165,7 @@ def start_step(
     agent: str | None = None,
     inputs: Any = None,
     tool_call_id: str | None = None,
+    owner: object = None,
 ) -> Step:
     """Begin a step below the current one; it is current only within `inside`.
 
@@ -154,6 +175,7 @@ def start_step(
         agent: who does it. `None`: the agent that acts now.
         inputs: anything; stored as JSON.
         tool_call_id: joins a tool step to the model call that asked for it.
+        owner: see `Step.owner`.
     """
     context, parent = current(), STEP.get()
     step = Step(
@@ -163,6 +185,7 @@ def start_step(
         agent=agent if agent is not None else AGENT.get(),
         parent_id=None if parent is None else parent.id,
         context=context,
+        owner=owner,
     )
     if context is not None:
         context.emit(
@@ -204,7 +227,7 @@ def end_step(step: Step, *, output: Any = None, error: BaseException | str | Non
 
 
 @contextmanager
-def inside(step: Step) -> Iterator[None]:
+def inside(step: Step) -> Generator[None]:
     """Make `step` the current one in the block, and its agent the one that acts."""
     tokens = STEP.set(step), AGENT.set(step.agent)
     try:
@@ -222,10 +245,11 @@ def step(
     agent: str | None = None,
     inputs: Any = None,
     tool_call_id: str | None = None,
-) -> Iterator[Step]:
-    """Run the block as one step: `with step("retrieval", "search", inputs=query) as s: s.output = ...`.
+) -> Generator[Step]:
+    """Run the block as one step, and yield it so that the block can set its output.
 
-    In synchronous and asynchronous code alike. An exception is recorded as the step's error and
+    `with lightningrl.step("retrieval", "search", inputs=query) as search: search.output = ...`, in
+    synchronous and asynchronous code alike. An exception is recorded as the step's error and
     passes on. Outside a rollout the block just runs.
     """
     opened = start_step(kind, name, agent=agent, inputs=inputs, tool_call_id=tool_call_id)

@@ -21,9 +21,8 @@ def jsonable(value: Any) -> Any:
         return value
     try:
         return msgspec.to_builtins(value, str_keys=True, enc_hook=_describe)
-    # The user's objects may raise anything while they are looked at, and cycles end in a
-    # RecursionError: none of it may reach the agent.
-    except Exception:
+    # Cycles end in a RecursionError.
+    except Exception:  # noqa: BLE001 - the user's objects may raise anything when looked at
         return _safe_repr(value)
 
 
@@ -31,7 +30,7 @@ def is_jsonable(value: Any) -> bool:
     """Return whether `value` has a JSON form of its own, without falling back to a `repr`."""
     try:
         msgspec.json.encode(value, enc_hook=_dump_model)
-    except Exception:  # whatever the user's objects raise, the answer is the same
+    except Exception:  # noqa: BLE001 - whatever the user's objects raise, the answer is the same
         return False
     return True
 
@@ -46,12 +45,12 @@ def _dump_model(value: Any) -> Any:
 def _describe(value: Any) -> Any:
     try:
         return _dump_model(value)
-    except Exception:  # as above: a broken model is still shown
+    except Exception:  # noqa: BLE001 - as above: a broken model is still shown
         return _safe_repr(value)
 
 
 def _safe_repr(value: Any) -> str:
     try:
         return repr(value)
-    except Exception:  # a user's __repr__ may raise as well
+    except Exception:  # noqa: BLE001 - a user's __repr__ may raise as well
         return f"<{type(value).__name__} that can't be shown>"

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from lightningrl.credit.broadcast import broadcast
@@ -21,8 +22,15 @@ CreditAssigner = Callable[..., list[list[list[float]]]]
 _SHIPPED: dict[str, CreditAssigner] = {"broadcast": broadcast}
 
 
-def find_assigner(name: str, params: Mapping[str, Any]) -> CreditAssigner:
+def find_assigner(
+    name: str, params: Mapping[str, Any], *, folder: Path | None = None
+) -> CreditAssigner:
     """The assigner that a recipe names, once its parameters are known to fit.
+
+    Args:
+        name: a shipped method's, an entry point's, or `module:function`.
+        params: the keyword arguments that it will be called with.
+        folder: the recipe's, where its own modules are.
 
     Raises:
         ConfigError: there is none of that name, or it doesn't take one of `params`.
@@ -33,7 +41,7 @@ def find_assigner(name: str, params: Mapping[str, Any]) -> CreditAssigner:
         if name in found:
             assigner = found[name].load()
         elif ":" in name:
-            assigner = load_object(name, what="algorithm.credit")
+            assigner = load_object(name, what="algorithm.credit", folder=folder)
         else:
             valid = [*_SHIPPED, *found]
             raise ConfigError(

@@ -36,6 +36,7 @@ from lightningrl.gateway.control_routes import ControlRoutes
 from lightningrl.gateway.identity import AgentRoute, Contexts, Identifier, agent_route
 from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.gateway.policies import Policies
+from lightningrl.gateway.sync import closing
 from lightningrl.gateway.upstream import Upstream
 from lightningrl.store.base import Store
 
@@ -92,6 +93,7 @@ class Gateway:
         )
         self._control = ControlRoutes(self._policies, self._upstream.health, admin_key)
         self._identifier: Identifier | None = None
+        self._closing = False
         self._requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -109,6 +111,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Refuse new calls, let running ones finish for `close_seconds`, stop the rest."""
+        self._closing = True
         for served in self._policies:
             served.gate.close()
         try:
@@ -167,6 +170,8 @@ class Gateway:
                 raise _unserved(method, path)
 
     async def _chat(self, route: AgentRoute, headers: Headers, receive: Receive) -> Answer:
+        if self._closing:
+            raise closing()
         context = await self._identified().identify(route, headers)
         body = await read_body(receive, headers, self._limits.body_bytes)
         return await self._calls.answer(context, headers, body, receive)

@@ -85,10 +85,12 @@ class Calls:
         request = parse_request(body)
         agent = _name(headers, AGENT_HEADER)
         served = await self._policies.resolve(context.rollout.run, request.model, agent)
+        event_id = new_id("call")
+        own_step_id = event_id.replace("call", "s")  # one reading of the system's randomness
         call = Call(
-            event_id=EventId(new_id("call")),
+            event_id=EventId(event_id),
             attempt_id=context.id,
-            step_id=StepId(_name(headers, STEP_HEADER) or new_id("s")),
+            step_id=StepId(_name(headers, STEP_HEADER) or own_step_id),
             agent=agent,
             policy=served.policy.name,
             request=request,
@@ -223,8 +225,8 @@ def _read(status: int, answer: bytes, endpoint: str) -> EngineReply:
         reply = parse_reply(answer)
     except msgspec.DecodeError as error:
         raise _unreadable(endpoint, error) from error
-    if not reply.choices:
-        raise _unreadable(endpoint, ValueError("it has no choices"))
+    if not reply.choices or any(bytes(one.message)[:1] != b"{" for one in reply.choices):
+        raise _unreadable(endpoint, ValueError("it has no choices, or one without a message"))
     return reply
 
 

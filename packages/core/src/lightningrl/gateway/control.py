@@ -132,6 +132,7 @@ class GatewayClient:
         Raises:
             NotFound: there is no such policy.
             ConfigError: the hold would not outlast the drain.
+            Conflict: the hold was released, or ran out, before the drain was done.
         """
         body = Hold(hold_seconds=hold_seconds, drain_seconds=drain_seconds)
         seconds = drain_seconds + _ANSWER_SECONDS

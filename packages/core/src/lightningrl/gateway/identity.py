@@ -52,7 +52,7 @@ def agent_route(path: str) -> AgentRoute | None:
 
 def bearer(headers: Headers) -> str | None:
     """The bearer token of a request. `None`: it has none."""
-    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    scheme, _, token = headers.get(b"authorization", b"").decode(errors="replace").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
@@ -112,7 +112,9 @@ class Contexts:
 
     def _forget_idle(self) -> None:
         surplus = len(self._known) - self._limits.contexts
-        for attempt_id in list(self._known)[: max(0, surplus)]:
+        if surplus <= 0:
+            return
+        for attempt_id in list(self._known)[:surplus]:
             if self._known[attempt_id].running == 0:
                 del self._known[attempt_id]
 

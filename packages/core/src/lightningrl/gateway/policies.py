@@ -44,6 +44,7 @@ class Policies:
         self._contexts = contexts
         self._served: dict[str, dict[str, Served]] = {}
         """Run -> name -> policy."""
+        self._registering = asyncio.Lock()
 
     async def load(self, run: str | None = None) -> None:
         """Take up the policies of the store that are not in memory yet."""
@@ -144,8 +145,12 @@ class Policies:
                 f"policy {policy.name!r} of run {policy.run!r} needs a run, a name and at least one "
                 "endpoint"
             )
-        await self.load(policy.run)
-        self._refuse_overlap(policy)
+        async with self._registering:
+            await self.load(policy.run)
+            self._refuse_overlap(policy)
+            return await self._register(policy)
+
+    async def _register(self, policy: Policy) -> Policy:
         known = self._served.get(policy.run, {}).get(policy.name)
         if known is None:
             await self._store.put_policy(policy)
@@ -153,7 +158,7 @@ class Policies:
         async with known.lock:
             kept = msgspec.structs.replace(policy, held_until=known.policy.held_until)
             await self._put(known, kept)
-        return known.policy
+        return kept
 
     def _refuse_overlap(self, policy: Policy) -> None:
         models = {policy.name, *policy.replaces}
@@ -180,6 +185,7 @@ class Policies:
         Raises:
             NotFound: there is no such policy.
             ConfigError: the hold would not outlast the drain.
+            Conflict: the hold was released, or ran out, before the drain was done.
         """
         if not 0 <= drain_seconds < hold_seconds:
             raise ConfigError(
@@ -191,7 +197,13 @@ class Policies:
             until = self._clock.now() + timedelta(seconds=hold_seconds)
             await self._put(served, msgspec.structs.replace(served.policy, held_until=until))
             served.gate.hold(hold_seconds)
-        return await served.gate.drain(drain_seconds)
+        stopped = await served.gate.drain(drain_seconds)
+        if served.gate.state is not GateState.HELD:
+            raise Conflict(
+                f"the hold of policy {name!r} of run {run!r} ended before its calls were drained (it"
+                f" is {served.gate.state.value} now); don't change its weights, hold it again"
+            )
+        return stopped
 
     async def publish(self, run: str, name: str, version: int) -> Policy:
         """The engines now have the weights of `version`: let calls pass under it.

@@ -6,7 +6,7 @@ match, or were sampled otherwise than the rollout says, the choice carries the r
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from lightningrl.gateway.dialects.chat import (
     ChatRequest,
@@ -101,7 +101,7 @@ class Call:
         return CallEvent(
             id=self.event_id,
             attempt_id=self.attempt_id,
-            at=self.started_at,
+            at=self.started_at + timedelta(seconds=now - self.started),
             step_id=self.step_id,
             agent=self.agent,
             policy=self.policy,

@@ -39,7 +39,7 @@ class GateState(StrEnum):
     EXPIRED = "expired"
     """The hold ran out: calls are refused."""
     CLOSED = "closed"
-    """The gateway shuts down: calls are refused."""
+    """The gateway shuts down: calls are refused, and that stays so."""
 
 
 class Drained(Exception):
@@ -54,8 +54,9 @@ class Gate:
         self._name = name
         self._extend = extend
         self._flights: set[Interruptible] = set()
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._settled = asyncio.Event()
+        """Set when nothing is in flight, and when a hold ends: a drain need not wait longer."""
+        self._settled.set()
         self._changed = asyncio.Event()
         """Set, and replaced, at every change of `state`."""
         self._waiting: Counter[AttemptId] = Counter()
@@ -89,7 +90,7 @@ class Gate:
                 retry_after=5,
             )
         if self.state is GateState.CLOSED:
-            raise Refusal(503, "closing", "the gateway is shutting down", retry_after=2)
+            raise closing()
 
     async def _wait(self, attempt_id: AttemptId) -> None:
         changed = self._changed
@@ -108,17 +109,19 @@ class Gate:
         """The time in which an engine works on a call. A drain may end it with `Drained`."""
         block = Interruptible(Drained())
         self._flights.add(block)
-        self._empty.clear()
+        self._settled.clear()
         try:
             with block:
                 yield
         finally:
             self._flights.discard(block)
             if not self._flights:
-                self._empty.set()
+                self._settled.set()
 
     def hold(self, seconds: float) -> None:
         """Let new calls wait, for at most `seconds` from now; a hold under way gets this lease."""
+        if self.state is GateState.CLOSED:
+            return
         self._cancel_lease()
         self._lease = asyncio.get_running_loop().call_later(max(0.0, seconds), self.expire)
         self._change(GateState.HELD)
@@ -128,16 +131,17 @@ class Gate:
     async def drain(self, seconds: float) -> int:
         """Wait until no engine works on a call; stop those that take longer than `seconds`.
 
-        Returns how many were stopped; they wait at the gate and are sent again.
+        Returns how many were stopped; they wait at the gate and are sent again. Returns early when
+        the hold ends meanwhile.
         """
         try:
             async with asyncio.timeout(seconds):
-                await self._empty.wait()
+                await self._settled.wait()
         except TimeoutError:
             late = list(self._flights)
             for block in late:
                 block.interrupt()
-            await self._empty.wait()
+            await self._settled.wait()
             return len(late)
         return 0
 
@@ -160,7 +164,11 @@ class Gate:
         self._change(GateState.CLOSED)
 
     def _change(self, state: GateState) -> None:
+        if self.state is GateState.CLOSED:
+            return
         self.state = state
+        if state in (GateState.OPEN, GateState.EXPIRED):
+            self._settled.set()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -181,3 +189,8 @@ class Gate:
                 await self._extend(list(self._waiting), GRANT_SECONDS)
             except StoreUnavailable as error:  # the next grant is due anyway
                 _LOG.warning("hold time of policy %r was not given back: %s", self._name, error)
+
+
+def closing() -> Refusal:
+    """The refusal of a call by a gateway that shuts down."""
+    return Refusal(503, "closing", "the gateway is shutting down", retry_after=2)

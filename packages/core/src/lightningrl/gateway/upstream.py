@@ -136,7 +136,7 @@ class Upstream:
             last = retry == self._limits.upstream_retries
             try:
                 status, answer = await self._send(endpoint, path, body, headers)
-            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+            except aiohttp.ClientError as error:
                 self.health.failed(endpoint.url)
                 if last:
                     raise _unreachable(endpoint, sending, error) from error

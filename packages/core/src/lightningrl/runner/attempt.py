@@ -106,7 +106,8 @@ class AttemptRunner:
             return None, failure_of(error, events, self.server_url)
         if not is_jsonable(output):
             context.log(
-                "warning", f"the output has no JSON form, its repr is stored: {type(output).__name__}"
+                "warning",
+                f"the output has no JSON form, its repr is stored: {type(output).__name__}",
             )
         return jsonable(output), None
 
@@ -126,13 +127,13 @@ class AttemptRunner:
         """Emit the rewards that the agent or the recipe's function returned."""
         events: tuple[Event, ...] = sink.events
         if self.agent.command is not None or context.model_calls == 0:
-            stored = await self._stored_events(context)
-            if not any(isinstance(event, CallEvent) for event in stored):
+            await until_available(self.flusher.flush)
+            events = tuple(await self._stored_events(context))
+            if not any(isinstance(event, CallEvent) for event in events):
                 raise AgentError(
                     f"the agent made no model call in attempt {context.attempt_id!r}. Its client must "
                     "use OPENAI_BASE_URL, or call a model that a policy names or `replaces`"
                 )
-            events = (*stored, *sink.pending())
         returned, what = output, f"rollout {context.rollout_id!r}"
         score = self.agent.score
         if score is not None:
@@ -151,9 +152,7 @@ class AttemptRunner:
         attempts = [context.attempt_id]
         return (await until_available(lambda: self.store.events(attempts)))[0]
 
-    async def _finish(
-        self, context: RolloutContext, output: Any, failure: Failure | None
-    ) -> None:
+    async def _finish(self, context: RolloutContext, output: Any, failure: Failure | None) -> None:
         """Flush, then finish; again and again while the store is away, since the work is done."""
         attempt_id = context.attempt_id
         await until_available(self.flusher.flush)

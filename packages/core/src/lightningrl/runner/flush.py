@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from lightningrl.capture.sink import BufferSink
 from lightningrl.errors import StaleAttempt
-from lightningrl.schema import AFTER_FINISH, AttemptId, Event
+from lightningrl.schema import AttemptId, Event, LogEvent
 from lightningrl.store.base import Store
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ class EventFlusher:
         try:
             await self._store.append(events)
         except StaleAttempt:
+            # Logs are still accepted, and help. So are rewards, but a lost attempt's judge nothing.
+            logs = [one for one in events if isinstance(one, LogEvent)]
             _log.info("attempt %r ended elsewhere; its steps are not stored", attempt_id)
-            still_accepted = [one for one in events if isinstance(one, AFTER_FINISH)]
-            if still_accepted:
-                await self._store.append(still_accepted)
+            if logs:
+                await self._store.append(logs)

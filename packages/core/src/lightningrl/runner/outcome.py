@@ -6,6 +6,7 @@ return value, or a reward that the agent emitted; two of them, none, NaN or infi
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from lightningrl.schema import (
     StepStartEvent,
 )
 
-_OUR_CODE = str(Path(__file__).resolve().parent.parent)
+_OUR_CODE = str(Path(__file__).resolve().parent.parent) + os.sep
 _INFRASTRUCTURE = frozenset({"APIConnectionError", "APITimeoutError", "InternalServerError"})
 
 

@@ -39,11 +39,7 @@ def resolve_agent(loaded: LoadedRecipe, adapters: Sequence[Adapter]) -> Resolved
             module itself passes unchanged.
     """
     recipe, folder = loaded.recipe, loaded.folder
-    named = (
-        None
-        if recipe.agent is None
-        else load_object(recipe.agent, what="agent", folder=folder)
-    )
+    named = None if recipe.agent is None else load_object(recipe.agent, what="agent", folder=folder)
     call = None if named is None else agent_call(named, adapters, what=str(recipe.agent))
     make_input = recipe.input and load_object(recipe.input, what="input", folder=folder)
     score = recipe.reward and load_object(recipe.reward, what="reward", folder=folder)
@@ -118,8 +114,8 @@ def _takes_input(function: Callable[..., Any]) -> bool:
     """Whether it takes a positional argument: an agent does, a factory of agents doesn't."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # a builtin without a signature; an agent, since factories are the user's own
-        return True
+    except ValueError:
+        return True  # a builtin without a signature: an agent, since factories are the user's own
     kinds = (
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,

@@ -45,7 +45,7 @@ async def run_in_thread(function: Callable[..., R], *args: Any) -> R:
         result, error = None, None
         try:
             result = context.run(function, *args)
-        except BaseException as raised:  # carried over to the caller, whatever it is
+        except BaseException as raised:  # noqa: BLE001 - carried over to the caller, whatever it is
             # A future refuses StopIteration, since awaiting it would end a generator instead.
             stop = isinstance(raised, StopIteration)
             error = RuntimeError("the function raised StopIteration") if stop else raised

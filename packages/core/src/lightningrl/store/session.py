@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Session:
         return self.connection.execute(statement, values).fetchall()
 
     @contextlib.contextmanager
-    def transaction(self, begin: str = "BEGIN") -> Iterator[None]:
+    def transaction(self, begin: str = "BEGIN") -> Generator[None]:
         """One transaction: committed when the body returns, rolled back when it raises."""
         self.connection.execute(begin)
         try:
@@ -109,7 +109,7 @@ def translated(path: Path, error: apsw.Error) -> LightningError:
 
 
 @contextlib.contextmanager
-def translating(path: Path) -> Iterator[None]:
+def translating(path: Path) -> Generator[None]:
     """Raise our errors for SQLite's."""
     try:
         yield

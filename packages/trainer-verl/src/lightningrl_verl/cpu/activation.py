@@ -23,7 +23,7 @@ def activate() -> None:
 
     from lightningrl_verl.cpu.platform import PlatformCPU
 
-    resolved = platform_manager._current_platform  # pyright: ignore[reportPrivateUsage] # no public look without resolving it
+    resolved = platform_manager._current_platform  # the public look resolves it
     if resolved is None:
         platform_manager.set_platform(PlatformCPU())
     elif not isinstance(resolved, PlatformCPU):

@@ -27,7 +27,9 @@ class _ValueModelEngine(transformer_impl.FSDPEngineWithValueHead):
 
 def register_engines() -> None:
     """Register both engines and lift the pinning. Calling it again changes nothing."""
-    known: dict[str, dict[str, dict[str, type]]] = EngineRegistry._engines  # pyright: ignore[reportPrivateUsage] # verl has no "is registered"
+    known: dict[str, dict[str, dict[str, type]]] = (
+        EngineRegistry._engines
+    )  # verl has no "is registered"
     if "cpu" in known["language_model"]["fsdp2"]:
         return
     EngineRegistry.register(model_type="language_model", backend=_FSDP, device="cpu")(
@@ -36,4 +38,4 @@ def register_engines() -> None:
     EngineRegistry.register(model_type="value_model", backend=_FSDP, device="cpu")(
         _ValueModelEngine
     )
-    transformer_impl.CPUOffloadPolicy = _no_offload
+    transformer_impl.CPUOffloadPolicy = _no_offload  # pyright: ignore[reportPrivateImportUsage] # the name it calls

@@ -6,7 +6,7 @@ between ranks, and no profiler, IPC or device memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -66,7 +66,10 @@ class PlatformCPU(PlatformBase):
     def empty_cache(self) -> None:
         """Return at once."""
 
-    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
+    def get_device_capability(
+        self,
+        device_index: int = 0,  # noqa: ARG002 # verl names it
+    ) -> tuple[int | None, int | None]:
         """No compute capability."""
         return None, None
 
@@ -79,7 +82,7 @@ class PlatformCPU(PlatformBase):
         return "CUDA_VISIBLE_DEVICES"
 
     @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
+    def nvtx_range(self, msg: str) -> Generator[None]:  # noqa: ARG002 # pyright: ignore[reportIncompatibleMethodOverride] # verl names msg, and annotates what it yields
         """No profiler ranges."""
         yield
 

@@ -4,6 +4,9 @@ Invariant: column `c` of a slot is only ever attended to by queries at positions
 that owns the slot, so stale columns need no clearing and nothing is allocated after the first forward.
 """
 
+# Shapes in annotations are no forward references.
+# ruff: noqa: F722
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -44,7 +44,7 @@ class ParsedMessage:
 class ToolParser(Protocol):
     """The seam between a model's own way to write tool calls and OpenAI's."""
 
-    marks_end: bool
+    marks_end: ClassVar[bool]
     """Whether a call carries its own closing mark. If not, an answer that was cut off by the token
     limit cannot be told from a whole call, and the server refuses to read it as one."""
 

@@ -6,6 +6,9 @@ of temperature 1. A seeded row draws from a generator of its own, one number per
 does not depend on the rows beside it (up to the rounding of the model's own batched arithmetic).
 """
 
+# Shapes in annotations are no forward references.
+# ruff: noqa: F722
+
 import math
 import random
 from collections.abc import Sequence
@@ -131,9 +134,7 @@ def _filtered(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     top_p = torch.tensor([p.top_p for p in params], device=logits.device, dtype=torch.float64)
     # top_p = 1 must keep everything, although the running sum can round to 1 before the end.
     outside = (before >= top_p[:, None]) & (top_p[:, None] < 1)
-    return torch.empty_like(logits).scatter_(
-        1, order, ordered.masked_fill(outside, float("-inf"))
-    )
+    return torch.empty_like(logits).scatter_(1, order, ordered.masked_fill(outside, float("-inf")))
 
 
 def _drawn(logprobs: Tensor, rows: Sequence[SamplingRow]) -> Tensor:

@@ -8,7 +8,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -64,7 +64,7 @@ class Completion:
 class Request:
     """A prompt on its way to a completion."""
 
-    prompt: Sequence[int]
+    prompt: list[int]
     row: SamplingRow
     stops: frozenset[int]
     """Tokens that end the answer."""
@@ -103,7 +103,7 @@ class SlotPool:
         """How many slots are free."""
         return len(self._held)
 
-    def take(self, prompt: Sequence[int]) -> tuple[int, int]:
+    def take(self, prompt: list[int]) -> tuple[int, int]:
         """Takes the slot that holds the longest whole beginning of `prompt`, else the longest idle one.
 
         Returns:
@@ -112,9 +112,8 @@ class SlotPool:
         best, reused = next(iter(self._held)), 0
         for slot, held in self._held.items():
             size = len(held)
-            if reused < size < len(prompt) and prompt[size - 1] == held[-1]:
-                if list(prompt[:size]) == held:
-                    best, reused = slot, size
+            if reused < size < len(prompt) and prompt[:size] == held:
+                best, reused = slot, size
         del self._held[best]
         return best, reused
 

@@ -5,6 +5,9 @@ rounding. A probe at construction checks it, so a model that the scheme does not
 Only one thread may use an instance after construction.
 """
 
+# Shapes in annotations are no forward references.
+# ruff: noqa: F722
+
 import copy
 from collections.abc import Sequence
 from typing import Any, cast
@@ -173,7 +176,9 @@ class SlotModel:
             seen = [self.prefill(slots, [row[:-3] for row in rows], [0] * len(rows))]
             starts = [len(row) - 3 for row in rows]
             seen.append(self.prefill(slots, [row[-3:-1] for row in rows], starts))
-            seen.append(self.decode(slots, [row[-1] for row in rows], [len(row) - 1 for row in rows]))
+            seen.append(
+                self.decode(slots, [row[-1] for row in rows], [len(row) - 1 for row in rows])
+            )
             plain = torch.stack([self.logits(row)[[-4, -2, -1]] for row in rows], dim=1)
         except Exception as error:
             raise UnsupportedModelError(

@@ -97,9 +97,10 @@ class TorchEngine:
         self._scheduler = Scheduler(self._model, version)
         self._threads = threads
         self._wake = threading.Condition()
-        """Guards the scheduler's queue, the commands and the three fields below."""
+        """Guards the scheduler's queue, the commands, the worker and the two states of its end."""
         self._commands: deque[_Command[Any]] = deque()
         self._worker: threading.Thread | None = None
+        self._ready = threading.Event()
         self._closing = False
         self._died: BaseException | None = None
 
@@ -123,7 +124,8 @@ class TorchEngine:
             if self._worker is not None:
                 raise EngineError("the engine was already started; create another one")
             self._worker = threading.Thread(target=self._work, name="torch-engine", daemon=True)
-        self._worker.start()
+            self._worker.start()
+        self._ready.wait()
 
     def close(self) -> None:
         """Stops the worker; requests under way fail with `EngineClosedError`. May be called twice."""
@@ -266,13 +268,16 @@ class TorchEngine:
     def _work(self) -> None:
         cause: BaseException | None = None
         try:
-            if self._threads is not None:
-                _set_own_threads(self._threads)
+            try:
+                if self._threads is not None:
+                    _set_own_threads(self._threads)
+            finally:
+                self._ready.set()
             while self._wait_for_work():
                 while self._commands:
                     self._commands.popleft().run()
                 _deliver(self._scheduler.turn())
-        except BaseException as error:  # whatever ends this thread must reach those who wait on it
+        except BaseException as error:  # noqa: BLE001  whatever ends this thread must reach its waiters
             cause = error
         self._end(cause)
 
@@ -356,9 +361,7 @@ def _set_own_threads(threads: int) -> None:
     restore.join()
 
 
-def _eos_token_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> frozenset[int]:
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """End-of-sequence tokens of the tokenizer and of the model's generation settings, as in vLLM."""
     found: list[object] = [tokenizer.eos_token_id]
     configured: object = getattr(model.generation_config, "eos_token_id", None)

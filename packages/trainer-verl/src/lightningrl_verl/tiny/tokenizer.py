@@ -86,15 +86,15 @@ def build_tokenizer(words: Sequence[str], *, context: int) -> PreTrainedTokenize
         raise ConfigError("a word piece stands twice: remove the duplicates from the spec's words")
     pieces = dict.fromkeys([*SPECIAL_TOKENS, *CHARACTERS, *words])
     tokenizer = Tokenizer(
-        WordPiece(  # pyright: ignore[reportCallIssue]
+        WordPiece(
             {piece: number for number, piece in enumerate(pieces)},
             unk_token=UNK,
             continuing_subword_prefix="",
             max_input_chars_per_word=10_000,
         )
     )
-    tokenizer.pre_tokenizer = Split(Regex(_CUTS), "isolated")  # pyright: ignore
-    tokenizer.decoder = Fuse()  # pyright: ignore
+    tokenizer.pre_tokenizer = Split(Regex(_CUTS), "isolated")
+    tokenizer.decoder = Fuse()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows)
@@ -48,10 +49,10 @@ class WarmStart:
 class _Batch:
     """Demonstrations padded on the right to one length."""
 
-    ids: Int[Tensor, "batch seq"]
-    weight: Float[Tensor, "batch seq"]
-    """Weight of each token in the loss: 1 for actions, the spec's `prompt_weight`, 0 for padding."""
-    action: Float[Tensor, "batch seq"]
+    ids: Int[Tensor, "batch seq"]  # noqa: F722
+    weight: Float[Tensor, "batch seq"]  # noqa: F722
+    """Weight in the loss: 1 for actions, `prompt_weight` for the rest, 0 for padding."""
+    action: Float[Tensor, "batch seq"]  # noqa: F722
     """1 for action tokens, else 0."""
 
 
@@ -80,7 +81,7 @@ def warm_start(
     tokens = 0
     model.train()
     with _threads(threads):
-        for update, batch in zip(range(spec.updates), _batches(tokenizer, spec, seed)):
+        for update, batch in enumerate(islice(_batches(tokenizer, spec, seed), spec.updates)):
             for group in optimiser.param_groups:
                 group["lr"] = spec.learning_rate * _rate(update, spec)
             losses.append(_update(model, optimiser, batch))
@@ -160,7 +161,7 @@ def _pad(rows: list[tuple[list[int], list[bool]]], prompt_weight: float) -> _Bat
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(count: int) -> Generator[None]:
     """Give torch `count` threads, and afterwards as many as it had."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

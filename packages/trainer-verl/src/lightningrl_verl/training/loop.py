@@ -102,7 +102,7 @@ class TrainingLoop:
     async def run(self) -> None:
         """Go on from the newest checkpoint to the last iteration."""
         done, metrics = await self._resume()
-        probed = await self._policy.probe(self._learner)
+        probed = await self._policy.open(self._learner)
         if self._log.last_iteration < done:
             metrics["probe/max_abs_difference"] = probed.max_abs_difference
             self._watcher.begin(done)

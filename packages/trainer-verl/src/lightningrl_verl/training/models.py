@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import threading
 from pathlib import Path
 
 from rich.console import Console
@@ -16,14 +18,20 @@ from lightningrl_verl.tiny import TinySpec, build_tiny
 from lightningrl_verl.training.policy import trained_alias
 
 
-def initial_model(loaded: LoadedRecipe, policy: PolicyRecipe, console: Console) -> Path:
+async def initial_model(loaded: LoadedRecipe, policy: PolicyRecipe, console: Console) -> Path:
     """The Hugging Face folder that a policy starts from; a tiny policy is built if need be.
+
+    Cancelling it stops a warm start at its next update.
 
     Raises:
         ConfigError: the folder isn't there or holds no model.
     """
     if policy.tiny is not None:
-        return _tiny(loaded, policy.tiny, console)
+        stopped = threading.Event()
+        try:
+            return await asyncio.to_thread(_tiny, loaded, policy.tiny, console, stopped)
+        finally:
+            stopped.set()
     assert policy.model is not None
     path = (loaded.folder / policy.model).resolve()
     if not (path / "config.json").is_file():
@@ -34,7 +42,7 @@ def initial_model(loaded: LoadedRecipe, policy: PolicyRecipe, console: Console) 
     return path
 
 
-def build_policy(loaded: LoadedRecipe, console: Console) -> Path:
+async def build_policy(loaded: LoadedRecipe, console: Console) -> Path:
     """The trained policy's initial model, which must be a tiny one.
 
     Raises:
@@ -43,7 +51,7 @@ def build_policy(loaded: LoadedRecipe, console: Console) -> Path:
     policy = loaded.recipe.policies[trained_alias(loaded.recipe)]
     if policy.tiny is None:
         raise ConfigError("policies: the recipe's policy has no 'tiny' to build")
-    return initial_model(loaded, policy, console)
+    return await initial_model(loaded, policy, console)
 
 
 def copy_policy(model: Path, out: Path) -> None:
@@ -57,18 +65,28 @@ def copy_policy(model: Path, out: Path) -> None:
     shutil.copytree(model, out)
 
 
-def _tiny(loaded: LoadedRecipe, reference: str, console: Console) -> Path:
+class _Stopped(Exception):
+    """The warm start was cancelled."""
+
+
+def _tiny(loaded: LoadedRecipe, reference: str, console: Console, stopped: threading.Event) -> Path:
     describe = load_object(reference, what="policies: 'tiny'", folder=loaded.folder)
     spec = TinySpec(**describe())
     with console.status(f"building the tiny policy {spec.name!r}") as status:
+
+        def progress(done: int, total: int, loss: float) -> None:
+            if stopped.is_set():
+                raise _Stopped
+            status.update(
+                f"warm-starting the tiny policy {spec.name!r}: {done}/{total}, loss {loss:.3f}"
+            )
+
         built = build_tiny(
             spec,
             cache_folder() / "tiny",
             seed=loaded.recipe.seed,
-            threads=os.cpu_count() or 1,
-            progress=lambda done, total, loss: status.update(
-                f"warm-starting the tiny policy {spec.name!r}: {done}/{total}, loss {loss:.3f}"
-            ),
+            threads=loaded.recipe.trainer.threads or os.cpu_count() or 1,
+            progress=progress,
         )
     how = f"warm-started in {built.seconds:.0f} s" if built.built else "found in the cache"
     console.print(

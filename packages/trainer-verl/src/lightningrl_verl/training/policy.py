@@ -24,7 +24,7 @@ from lightningrl.schema import Endpoint, Policy
 from lightningrl.trajectory import Row
 from lightningrl_verl.backend import VerlBackend
 from lightningrl_verl.backend_config import BackendConfig
-from lightningrl_verl.engine import EngineServer, TorchEngine, find_parser, serve_engine
+from lightningrl_verl.engine import EngineServer, TorchEngine, serve_engine
 from lightningrl_verl.probe import ProbeResult, probe
 
 _Result = TypeVar("_Result")
@@ -88,7 +88,7 @@ class ServedPolicy:
         settings = self._recipe.policies[self._alias]
         self.engine.start()
         self._server = serve_engine(
-            self.engine, model_name=self._alias, parser=find_parser(settings.tool_parser)
+            self.engine, model_name=self._alias, parser=settings.tool_parser
         )
         await self._gateway.register(
             Policy(
@@ -119,6 +119,18 @@ class ServedPolicy:
         await asyncio.to_thread(self.engine.swap_weights, weights, version)
         result = await self.probe(learner)
         await self._gateway.publish(run, self._alias, version)
+        return result
+
+    async def open(self, learner: Learner) -> ProbeResult:
+        """Probe the weights that the engine started with, then let calls pass.
+
+        A hold that a killed trainer left behind ends here.
+
+        Raises:
+            RunError: the engine's log-probs are not the trainer's; calls stay held.
+        """
+        result = await self.probe(learner)
+        await self._gateway.release(self._recipe.name, self._alias)
         return result
 
     async def probe(self, learner: Learner) -> ProbeResult:

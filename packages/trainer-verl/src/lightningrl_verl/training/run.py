@@ -102,24 +102,29 @@ async def _train(
     console: Console,
 ) -> None:
     async with site(loaded, overrides, folder) as here:
-        base = await asyncio.to_thread(_initial_model, loaded, console)
-        with Display(console, name=loaded.recipe.name, iterations=_iterations(loaded)) as display:
-            work = asyncio.ensure_future(
-                _loop(loaded, folder, splits, assigner, here, base, display)
-            )
-            watch = asyncio.ensure_future(here.watch())
-            try:
-                await asyncio.wait([work, watch], return_when=asyncio.FIRST_COMPLETED)
-                await (work if work.done() else watch)
-            finally:
-                for one in (work, watch):
-                    one.cancel()
-                await asyncio.gather(work, watch, return_exceptions=True)
+        work = asyncio.ensure_future(_work(loaded, folder, splits, assigner, here, console))
+        watch = asyncio.ensure_future(here.watch())
+        try:
+            await asyncio.wait([work, watch], return_when=asyncio.FIRST_COMPLETED)
+            await (work if work.done() else watch)
+        finally:
+            for one in (work, watch):
+                one.cancel()
+            await asyncio.gather(work, watch, return_exceptions=True)
 
 
-def _initial_model(loaded: LoadedRecipe, console: Console) -> Path:
+async def _work(
+    loaded: LoadedRecipe,
+    folder: RunFolder,
+    splits: Splits,
+    assigner: CreditAssigner,
+    here: Site,
+    console: Console,
+) -> None:
     policy = loaded.recipe.policies[trained_alias(loaded.recipe)]
-    return initial_model(loaded, policy, console)
+    base = await initial_model(loaded, policy, console)
+    with Display(console, name=loaded.recipe.name, iterations=_iterations(loaded)) as display:
+        await _loop(loaded, folder, splits, assigner, here, base, display)
 
 
 async def _loop(

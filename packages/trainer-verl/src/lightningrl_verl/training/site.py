@@ -13,9 +13,11 @@ from lightningrl.gateway.control import GatewayClient
 
 from lightningrl.errors import RunError
 from lightningrl.recipe import LoadedRecipe
-from lightningrl.store import HttpStore
+from lightningrl.store.http import HttpStore
 from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.processes import Child, last_lines, python_module
+
+_CLI = "lightningrl.cli"
 
 _READY_SECONDS = 30.0
 """Longest time that the server may take to listen."""
@@ -66,7 +68,7 @@ async def site(
     server = Child(
         "server",
         lambda pipe: python_module(
-            "lightningrl.cli",
+            _CLI,
             "serve",
             str(folder.store),
             "--port",
@@ -84,7 +86,7 @@ async def site(
         runners = Child(
             "runner",
             lambda pipe: python_module(
-                "lightningrl.cli",
+                _CLI,
                 "runner",
                 str(loaded.path),
                 *overrides,
@@ -98,7 +100,7 @@ async def site(
             environment={"LIGHTNINGRL_KEY": key},
         )
         async with contextlib.AsyncExitStack() as stack:
-            store = await HttpStore.connect(url, key=key)
+            store = HttpStore.connect(url, key=key)
             stack.push_async_callback(store.close)
             gateway = GatewayClient(url, key)
             stack.push_async_callback(gateway.close)

@@ -142,10 +142,11 @@ def parse_request(body: bytes) -> ChatRequest:
         Refusal: 400, it is no JSON object, or a field that the gateway acts on has a wrong type.
     """
     try:
+        body.decode()  # undecoded fields are stored as they are: they must be UTF-8, too
         return ChatRequest(body, _WANTED.decode(body), _FIELDS.decode(body))
     except msgspec.ValidationError as error:
         raise Refusal(400, "invalid_request", f"the request is not valid: {error}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(400, "invalid_json", f"the request body is not JSON: {error}") from error
 
 

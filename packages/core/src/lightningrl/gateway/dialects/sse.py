@@ -42,7 +42,8 @@ def _parts(choice: AgentChoice) -> list[dict[str, Any]]:
     message = {name: raw for name, raw in decoded.items() if bytes(raw) != _NULL}
     role = message.pop("role", msgspec.Raw(b'"assistant"'))
     calls = _TOOL_CALLS.decode(message.pop("tool_calls", b"[]"))
-    deltas: list[dict[str, Any]] = [{"role": role, "content": ""}]
+    opening = "" if "content" in message else None
+    deltas: list[dict[str, Any]] = [{"role": role, "content": opening}]
     deltas += [{name: raw} for name, raw in message.items()]
     deltas += [delta for index, call in enumerate(calls) for delta in _call_deltas(index, call)]
     parts: list[dict[str, Any]] = [

@@ -3,6 +3,8 @@
 -- Instants are integers, microseconds since 1970 in UTC (`*_us`). Payloads are msgpack, compressed
 -- with zstd where that pays. Rollouts and attempts move only as the two tables below allow: they
 -- stand also in schema.py as ROLLOUT_MOVES and ATTEMPT_MOVES, and a test compares them.
+--
+-- Nothing here needs a recent SQLite, so that any tool can look into a store.
 
 CREATE TABLE meta (
     name  TEXT PRIMARY KEY,
@@ -68,7 +70,7 @@ CREATE INDEX rollouts_queued_by_run ON rollouts (run, pk) WHERE state = 'queued'
 
 CREATE TRIGGER rollouts_start_queued BEFORE INSERT ON rollouts WHEN NEW.state <> 'queued'
 BEGIN
-    SELECT RAISE(ABORT, format('rollout ''%s'' must start queued, not %s', NEW.id, NEW.state));
+    SELECT RAISE(ABORT, 'a rollout starts queued');
 END;
 
 CREATE TRIGGER rollouts_move BEFORE UPDATE OF state ON rollouts
@@ -76,9 +78,7 @@ WHEN OLD.state <> NEW.state AND NOT EXISTS (
     SELECT 1 FROM rollout_moves WHERE from_state = OLD.state AND to_state = NEW.state
 )
 BEGIN
-    SELECT RAISE(
-        ABORT, format('rollout ''%s'' is %s and cannot become %s', OLD.id, OLD.state, NEW.state)
-    );
+    SELECT RAISE(ABORT, 'rollout_moves does not list this move');
 END;
 
 -- One try at a rollout, by one worker, under a lease.
@@ -109,7 +109,7 @@ CREATE INDEX attempts_due ON attempts (min(lease_us, deadline_us)) WHERE state =
 
 CREATE TRIGGER attempts_start_running BEFORE INSERT ON attempts WHEN NEW.state <> 'running'
 BEGIN
-    SELECT RAISE(ABORT, format('attempt ''%s'' must start running, not %s', NEW.id, NEW.state));
+    SELECT RAISE(ABORT, 'an attempt starts running');
 END;
 
 CREATE TRIGGER attempts_move BEFORE UPDATE OF state ON attempts
@@ -117,9 +117,7 @@ WHEN OLD.state <> NEW.state AND NOT EXISTS (
     SELECT 1 FROM attempt_moves WHERE from_state = OLD.state AND to_state = NEW.state
 )
 BEGIN
-    SELECT RAISE(
-        ABORT, format('attempt ''%s'' is %s and cannot become %s', OLD.id, OLD.state, NEW.state)
-    );
+    SELECT RAISE(ABORT, 'attempt_moves does not list this move');
 END;
 
 -- What attempts produced, append-only. `seq` is the order of arrival.

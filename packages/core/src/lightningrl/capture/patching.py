@@ -1,0 +1,86 @@
+"""Replacing methods of a framework's classes, so that it can be undone.
+
+Invariant: after `undo` every class has exactly the attributes that it had before, also those that were
+inherited. A method that any adapter has wrapped already is not wrapped again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightningrl.errors import ConfigError
+
+_MARK = "_lightningrl_wrapper"
+_ABSENT = object()
+
+Make = Callable[[Any], Any]
+"""From the original function to the one that stands in its place."""
+
+
+class Patches:
+    """The replacements that one adapter has made."""
+
+    def __init__(self) -> None:
+        self._undo: list[tuple[type, str, Any]] = []
+
+    def __bool__(self) -> bool:
+        """Whether anything is replaced now."""
+        return bool(self._undo)
+
+    def replace(self, owner: type, name: str, make: Make) -> None:
+        """Replace a method by `make(method)`; a static method stays one.
+
+        Raises:
+            ConfigError: `owner` doesn't have it: the framework's version isn't what was expected.
+        """
+        found: Any = owner.__dict__.get(name, _ABSENT)
+        inherited = getattr(owner, name, _ABSENT) if found is _ABSENT else found
+        if inherited is _ABSENT:
+            raise ConfigError(
+                f"{owner.__module__}.{owner.__qualname__} has no {name!r}, so its agents can't be "
+                "captured; install a version of the framework that the adapter names"
+            )
+        static = isinstance(inherited, staticmethod)
+        original = inherited.__func__ if static else inherited
+        if hasattr(original, _MARK):
+            return
+        wrapper = make(original)
+        setattr(wrapper, _MARK, True)
+        self._undo.append((owner, name, found))
+        setattr(owner, name, staticmethod(wrapper) if static else wrapper)
+
+    def follow(self, base: type, visit: Callable[[type], None]) -> None:
+        """Call `visit` for `base`, for its subclasses, and for those that are defined later."""
+        hook = base.__dict__.get("__init_subclass__", _ABSENT)
+
+        def announce(cls: type, **kwargs: Any) -> None:
+            super(base, cls).__init_subclass__(**kwargs)
+            visit(cls)
+
+        if hook is not _ABSENT:
+            raise ConfigError(
+                f"{base.__module__}.{base.__qualname__} defines __init_subclass__ itself, which this "
+                "adapter doesn't expect; install a version of the framework that it names"
+            )
+        self._undo.append((base, "__init_subclass__", hook))
+        type.__setattr__(base, "__init_subclass__", classmethod(announce))
+        for cls in _family(base):
+            visit(cls)
+
+    def undo(self) -> None:
+        """Put everything back, the last first."""
+        while self._undo:
+            owner, name, found = self._undo.pop()
+            if found is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, found)
+
+
+def _family(base: type) -> list[type]:
+    """The class and all its subclasses, each once."""
+    found: dict[type, None] = {base: None}
+    for child in base.__subclasses__():
+        found.update(dict.fromkeys(_family(child)))
+    return list(found)

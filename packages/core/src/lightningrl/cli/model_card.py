@@ -1,0 +1,115 @@
+"""The model card of an exported checkpoint: what it is, how well it does, how to serve it.
+
+Invariant: pure, and every number in it is one of the run's metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightningrl.metrics import MetricLine
+from lightningrl.recipe import PolicyRecipe, Recipe, dump_recipe
+
+_TINY = (
+    "> **This is a tiny policy.** It was built from scratch for this recipe and warm-started on"
+    " demonstrations, to show the whole path of training on a laptop. It knows the words of this one"
+    " task and is of no use for anything else."
+)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card is made of."""
+
+    recipe: Recipe
+    iteration: int
+    """Of the checkpoint."""
+    metrics: Sequence[MetricLine]
+    """All lines of the run."""
+    origin: Mapping[str, Any]
+    """`run.json`."""
+    tiny: str | None
+    """`tiny_policy.json` as text. `None`: the policy is no tiny one."""
+    has_curve: bool
+    """Whether `curve.png` lies beside the card."""
+
+
+def model_card(facts: CardFacts) -> str:
+    """The card as Markdown, with the front matter that the Hugging Face Hub reads."""
+    alias, policy = trained_policy(facts.recipe)
+    parts = [
+        _front_matter(),
+        f"# {facts.recipe.name}, iteration {facts.iteration}",
+        *([_TINY] if facts.tiny is not None else []),
+        f"Trained by LightningRL {_version(facts.origin)}:"
+        f" reinforcement learning of the model behind an agent. Commit"
+        f" `{facts.origin.get('commit') or 'unknown'}`, started"
+        f" {facts.origin.get('started_at', 'at an unknown time')}.",
+        "## Rewards\n\n" + _rewards(facts),
+        *(["![Reward by iteration](curve.png)"] if facts.has_curve else []),
+        "## Serving\n\n" + _serving(alias, policy),
+        "## Recipe\n\n```yaml\n" + dump_recipe(facts.recipe).rstrip() + "\n```",
+        *([f"## Tiny policy\n\n```json\n{facts.tiny.rstrip()}\n```"] if facts.tiny else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def trained_policy(recipe: Recipe) -> tuple[str, PolicyRecipe]:
+    """Alias and description of the policy that the run trained; a run trains one."""
+    trained = [item for item in recipe.policies.items() if item[1].trainable]
+    return trained[0] if trained else ("policy", PolicyRecipe(model="."))
+
+
+def _front_matter() -> str:
+    tags = "\n".join(f"- {tag}" for tag in ("lightningrl", "reinforcement-learning", "agents"))
+    return f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n{tags}\n---"
+
+
+def _version(origin: Mapping[str, Any]) -> str:
+    versions: Mapping[str, Any] = origin.get("versions") or {}
+    return str(versions.get("lightningrl", ""))
+
+
+def _rewards(facts: CardFacts) -> str:
+    """A table of mean rewards: the base, this checkpoint, and the test if it was scored."""
+    by_iteration = {line["iteration"]: line for line in facts.metrics}
+    base, here = by_iteration.get(0, {}), by_iteration.get(facts.iteration, {})
+    rows = [
+        ("validation, greedy", base.get("val/reward"), here.get("val/reward")),
+        (
+            "validation, sampled",
+            base.get("val/reward_sampled"),
+            here.get("val/reward_sampled"),
+        ),
+        ("test, greedy", base.get("test/reward"), here.get("test/reward")),
+    ]
+    lines = ["| mean reward | base (iteration 0) | this checkpoint |", "|---|---:|---:|"]
+    lines += [f"| {name} | {_number(before)} | {_number(after)} |" for name, before, after in rows]
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "not scored"
+
+
+def _serving(alias: str, policy: PolicyRecipe) -> str:
+    command = [
+        f"vllm serve . --served-model-name {alias} --max-model-len {policy.max_model_len}",
+    ]
+    note = ""
+    if policy.tool_parser == "compact":
+        note = (
+            "\n\nThe policy writes tool calls in LightningRL's `compact` form, which vLLM does not"
+            " read: it serves the model, and tool calls arrive as text. The engine of"
+            " `lightningrl train` reads them."
+        )
+    elif policy.tool_parser != "none":
+        command.append(f"--enable-auto-tool-choice --tool-call-parser {policy.tool_parser}")
+    models = ", ".join(f"`{name}`" for name in (alias, *policy.replaces))
+    return (
+        f"```bash\n{' '.join(command)}\n```\n\nand for the agent, whose code stays as it is (it asks"
+        f" for {models}):\n\n```bash\nexport OPENAI_BASE_URL=http://127.0.0.1:8000/v1\n"
+        f"export OPENAI_API_KEY=unused\n```{note}"
+    )

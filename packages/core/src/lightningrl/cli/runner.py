@@ -1,0 +1,46 @@
+"""`lightningrl runner RECIPE --server URL`: processes that run agents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lightningrl.recipe import load_recipe
+from lightningrl.runner.supervisor import run_workers
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.option("--server", required=True, metavar="URL", help="Of `lightningrl serve`.")
+@click.option("--processes", type=click.IntRange(min=1), help="Instead of the recipe's.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Attempts at a time in each.")
+@click.option("--log-level", default="warning", show_default=True, help="Of the processes.")
+@click.option("--key", envvar="LIGHTNINGRL_KEY", hidden=True, help="The server's key.")
+def runner(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    server: str,
+    processes: int | None,
+    concurrency: int | None,
+    log_level: str,
+    key: str | None,
+) -> None:
+    """Lease rollouts from a server and run the agent of RECIPE on them, until SIGTERM or Ctrl-C.
+
+    What runs is finished or given back first. The server's key is read from LIGHTNINGRL_KEY.
+    """
+    settings = load_recipe(recipe, overrides).recipe.runner
+    status = run_workers(
+        recipe,
+        server,
+        processes=processes or settings.processes,
+        concurrency=concurrency or settings.concurrency,
+        key=key,
+        python=settings.python,
+        overrides=overrides,
+        log_level=log_level,
+    )
+    # A worker that can't use the recipe has said why, and ended with a status of its own.
+    raise SystemExit(2 if status else 0)

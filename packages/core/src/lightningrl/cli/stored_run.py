@@ -1,0 +1,126 @@
+"""Which run a command is about: a folder on this machine, or one that a server holds.
+
+Invariant: opened only for reading, so that looking at a run never disturbs the process that writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lightningrl.errors import ConfigError, NotFound
+from lightningrl.nearest import suggest
+from lightningrl.recipe import LoadedRecipe, load_recipe
+from lightningrl.store import Store, open_store
+from lightningrl.store.http import HttpStore
+
+RUNS = Path("runs")
+"""Where runs are, relative to the working directory, unless their recipes say otherwise."""
+
+_RETRY_SECONDS = 2.0
+"""How long a server may take to come up before a person is told that there is none."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run that can be read."""
+
+    name: str
+    store: Store
+    recipe: LoadedRecipe | None
+    """`None`: only a server is known, and servers don't hold recipes."""
+
+
+def server_options(command: F) -> F:
+    """Add `--server` and the key that goes with it to a command."""
+    with_key = click.option(
+        "--key",
+        envvar="LIGHTNINGRL_KEY",
+        hidden=True,  # a key on the command line can be read by every user of the machine
+        help="The server's admin key.",
+    )(command)
+    return click.option("--server", metavar="URL", help="Read from a server, not a folder.")(
+        with_key
+    )
+
+
+def find_run_folder(run: str) -> Path:
+    """The folder of a run, given as a path or by the name that it has in `runs/`.
+
+    Raises:
+        ConfigError: there is none; the message has the nearest name.
+    """
+    for folder in (Path(run), RUNS / run):
+        if (folder / "recipe.yaml").is_file():
+            return folder
+    names = [found.parent.name for found in RUNS.glob("*/recipe.yaml")]
+    raise ConfigError(
+        f"there is no run {run!r}: neither {run!r} nor {str(RUNS / run)!r} has a recipe.yaml."
+        f"{suggest(run, names)}"
+    )
+
+
+def load_run_recipe(folder: Path) -> LoadedRecipe:
+    """A run's resolved recipe, with the place of the file that it was started from.
+
+    What a recipe names is relative to that place; where the run doesn't tell it, to the run's folder.
+    """
+    loaded = load_recipe(folder / "recipe.yaml")
+    started_from = read_origin(folder).get("recipe_path")
+    if not isinstance(started_from, str):
+        return loaded
+    return LoadedRecipe(recipe=loaded.recipe, path=Path(started_from))
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """A run's `run.json`; empty where there is none."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{str(folder / 'run.json')!r} is not JSON: {error}") from error
+
+
+@asynccontextmanager
+async def open_runs(
+    run: str | None, server: str | None, key: str | None
+) -> AsyncGenerator[list[StoredRun]]:
+    """The run that a command names; without a name, all runs of the server.
+
+    Raises:
+        ConfigError: neither a run nor a server is named, or the run's folder doesn't exist.
+        NotFound: the server has no such run.
+    """
+    if server is None:
+        if run is None:
+            raise ConfigError("name a run's folder, or a server by --server URL")
+        folder = find_run_folder(run)
+        recipe = load_run_recipe(folder)
+        store = open_store(folder / "store.db", read_only=True)
+        names = [recipe.recipe.name]
+    else:
+        recipe = None
+        store = HttpStore.connect(server, key=key, retry_seconds=_RETRY_SECONDS)
+        names = [run] if run is not None else []
+    try:
+        if server is not None:
+            names = _held(await store.runs(), names, server)
+        yield [StoredRun(name, store, recipe) for name in names]
+    finally:
+        await store.close()
+
+
+def _held(held: list[str], names: list[str], server: str) -> list[str]:
+    unknown = [name for name in names if name not in held]
+    if unknown:
+        raise NotFound(f"{server} has no run {unknown[0]!r}.{suggest(unknown[0], held)}")
+    return names or held

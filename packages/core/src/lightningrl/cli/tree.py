@@ -1,0 +1,219 @@
+"""One rollout as a tree for the terminal: attempts, steps by parent, calls with their tokens.
+
+Invariant: pure. Everything shown comes from the arguments, and texts of agents are never read as
+terminal markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
+
+from lightningrl.schema import (
+    Attempt,
+    AttemptState,
+    LogEvent,
+    Rollout,
+    RolloutState,
+    StepId,
+    StepKind,
+)
+from lightningrl.traces import AttemptRecord
+from lightningrl.transition import Transition, unjoined_rewards
+
+SHORT = 160
+"""Characters of a text that are shown unless everything is asked for."""
+
+_STATE_STYLE: dict[RolloutState | AttemptState, str] = {
+    RolloutState.SUCCEEDED: "green",
+    RolloutState.FAILED: "red",
+    RolloutState.CANCELLED: "yellow",
+    RolloutState.RUNNING: "cyan",
+    RolloutState.QUEUED: "dim",
+    AttemptState.SUCCEEDED: "green",
+    AttemptState.FAILED: "red",
+    AttemptState.TIMED_OUT: "red",
+    AttemptState.LOST: "red",
+    AttemptState.RUNNING: "cyan",
+}
+
+
+def rollout_tree(
+    rollout: Rollout,
+    records: Sequence[AttemptRecord],
+    credit: Sequence[float] | None,
+    *,
+    limit: int | None = SHORT,
+) -> Tree:
+    """Draw one rollout.
+
+    Args:
+        rollout: its state now.
+        records: all its attempts, oldest first.
+        credit: of the succeeded attempt's transitions. `None`: not trained on, or not known.
+        limit: longest text shown. `None`: everything.
+    """
+    tree = Tree(_rollout_line(rollout, records))
+    for record in records:
+        succeeded = record.attempt.state is AttemptState.SUCCEEDED
+        alone = succeeded and len(records) == 1
+        branch = tree if alone else tree.add(_attempt_line(record.attempt))
+        _add_attempt(branch, record, credit if succeeded else None, limit)
+    return tree
+
+
+def short(text: str, limit: int | None = SHORT) -> str:
+    """`text` on one line, cut to `limit` characters."""
+    line = " ".join(text.split())
+    return line if limit is None or len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def seconds_between(start: datetime, end: datetime | None) -> str:
+    """A duration for people; `still running` where there is no end."""
+    return f"{(end - start).total_seconds():.1f} s" if end is not None else "still running"
+
+
+def _rollout_line(rollout: Rollout, records: Sequence[AttemptRecord]) -> Text:
+    spec = rollout.spec
+    line = Text()
+    line.append(f"{spec.mode.value} · iteration {spec.iteration} · task {spec.task_id}", "bold")
+    line.append(f" #{spec.member}" + (f" ({spec.variant})" if spec.variant else ""), "bold")
+    line.append(" · ")
+    line.append(rollout.state.value, _STATE_STYLE[rollout.state])
+    if rollout.reward is not None:
+        line.append(f" · reward {rollout.reward:.3f}", "bold")
+    if rollout.attempts != 1:
+        line.append(f" · {rollout.attempts} attempts")
+    if records:
+        last = records[-1].attempt
+        line.append(f" · {seconds_between(last.started_at, last.ended_at)}")
+    line.append(f" · {rollout.id}", "dim")
+    return line
+
+
+def _attempt_line(attempt: Attempt) -> Text:
+    line = Text(f"attempt {attempt.number} · ")
+    line.append(attempt.state.value, _STATE_STYLE[attempt.state])
+    line.append(f" · {seconds_between(attempt.started_at, attempt.ended_at)}")
+    line.append(f" · {attempt.worker} · {attempt.id}", "dim")
+    return line
+
+
+def _add_attempt(
+    branch: Tree, record: AttemptRecord, credit: Sequence[float] | None, limit: int | None
+) -> None:
+    credit_of = dict(
+        zip((one.step_id for one in record.transitions), credit or (), strict=credit is not None)
+    )
+    _add_steps(branch, record.transitions, credit_of, limit)
+    for reward in unjoined_rewards(record.events):
+        branch.add(
+            Text(
+                f"reward {reward.value:+g} for step {reward.step_id!r}, which is not known",
+                "yellow",
+            )
+        )
+    for event in record.events:
+        if isinstance(event, LogEvent):
+            branch.add(Text(f"{event.level}: {short(event.message, limit)}", "dim"))
+    failure = record.attempt.failure
+    if failure is not None:
+        branch.add(Text(f"{failure.kind.value}: {failure.message.strip()}", "red"))
+
+
+def _add_steps(
+    branch: Tree,
+    transitions: Sequence[Transition],
+    credit_of: Mapping[StepId, float],
+    limit: int | None,
+) -> None:
+    """Add each step below its parent; one whose parent is unknown, or a circle, at the top."""
+    children: dict[StepId | None, list[Transition]] = defaultdict(list)
+    known = {one.step_id for one in transitions}
+    for one in transitions:
+        children[one.parent_id if one.parent_id in known else None].append(one)
+    drawn: set[StepId] = set()
+
+    def add(below: Tree, one: Transition) -> None:
+        drawn.add(one.step_id)
+        node = below.add(_step_text(one, credit_of.get(one.step_id), limit))
+        for child in children[one.step_id]:
+            if child.step_id not in drawn:
+                add(node, child)
+
+    for one in children[None]:
+        add(branch, one)
+    for one in transitions:
+        if one.step_id not in drawn:
+            add(branch, one)
+
+
+def _step_text(one: Transition, credit: float | None, limit: int | None) -> Text:
+    if one.kind is StepKind.LLM:
+        return _call_text(one, credit, limit)
+    text = Text()
+    text.append(f"{one.kind.value} ", "magenta")
+    text.append(one.name, "bold")
+    if one.inputs is not None:
+        text.append(f" {short(_json(one.inputs), limit)}")
+    if one.output is not None:
+        text.append(" → ", "dim")
+        text.append(short(_json(one.output), limit))
+    if one.reward is not None:
+        text.append(f"\nreward {one.reward:+.3f}", "dim")
+    if one.error is not None:
+        text.append(f"\n{short(one.error, limit)}", "red")
+    elif one.interrupted:
+        text.append("\ninterrupted", "yellow")
+    return text
+
+
+def _call_text(one: Transition, credit: float | None, limit: int | None) -> Text:
+    text = Text()
+    text.append("call ", "cyan")
+    text.append(one.agent or one.name, "bold")
+    for part in _answer(one):
+        text.append(f" {short(part, limit)}")
+    text.append(f"\n{_numbers(one, credit)}", "dim")
+    if one.untrainable is not None:
+        text.append(f"\nnot trained: {short(one.untrainable, limit)}", "yellow")
+    if one.error is not None and one.error not in (one.untrainable or ""):
+        text.append(f"\n{short(one.error, limit)}", "red")
+    return text
+
+
+def _answer(one: Transition) -> list[str]:
+    """The answer's text and tool calls, as texts."""
+    if one.call is None or not one.call.choices:
+        return []
+    message: dict[str, Any] = json.loads(one.call.choices[0].message or b"{}")
+    parts = [_json(message["content"])] if message.get("content") else []
+    for asked in message.get("tool_calls") or ():
+        function = asked.get("function") or {}
+        parts.append(f"→ {function.get('name')}({function.get('arguments', '')})")
+    return parts
+
+
+def _numbers(one: Transition, credit: float | None) -> str:
+    call = one.call
+    if call is None:
+        return "no answer"
+    parts = [f"prompt {call.prompt_tokens}", f"sampled {call.completion_tokens}"]
+    parts.append(f"version {call.version_end}")
+    if len(one.logprobs):
+        parts.append(f"mean log-prob {float(one.logprobs.mean()):.3f}")
+    if one.reward is not None:
+        parts.append(f"reward {one.reward:+.3f}")
+    if credit is not None and one.untrainable is None:
+        parts.append(f"credit {credit:+.3f}")
+    return " · ".join(parts)
+
+
+def _json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

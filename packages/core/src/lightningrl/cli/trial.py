@@ -1,0 +1,222 @@
+"""A trial: a few rollouts of a recipe's agent against a given endpoint, without a trainer.
+
+Invariant: the same server and the same worker process as in training, on a store that is gone afterwards.
+Whatever happens, the worker has ended when `run_trial` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightningrl.clock import SystemClock
+from lightningrl.errors import ConfigError, RunError
+from lightningrl.gateway import Gateway
+from lightningrl.recipe import LoadedRecipe, Recipe
+from lightningrl.runner.guard import EXIT_REPLACE
+from lightningrl.runner.process import EXIT_CONFIG
+from lightningrl.schema import (
+    Endpoint,
+    Mode,
+    NewRollout,
+    Policy,
+    RetryPolicy,
+    Rollout,
+    group_id,
+    rollout_id,
+)
+from lightningrl.server import Application
+from lightningrl.server.serve import run
+from lightningrl.store import RolloutQuery
+from lightningrl.store.sqlite import SqliteStore
+from lightningrl.traces import AttemptRecord, read_attempts
+
+_LOOK_SECONDS = 1.0
+"""How often the worker and the attempts' time are looked at while rollouts run."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came out."""
+
+    rollouts: tuple[Rollout, ...]
+    """In the order of the tasks."""
+    records: tuple[tuple[AttemptRecord, ...], ...]
+    """The attempts of each."""
+
+
+def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> list[Policy]:
+    """The recipe's policies, all answered by one endpoint.
+
+    Args:
+        recipe: a recipe without policies gets one, `policy`, that answers every call.
+        endpoint: the given one.
+        model: what the endpoint calls its model; the policy's alias where it is `None`.
+
+    Raises:
+        ConfigError: `model` is given and the recipe has several policies.
+    """
+    if not recipe.policies:
+        return [Policy(model or "policy", recipe.name, 0, (endpoint,))]
+    if model is not None and len(recipe.policies) > 1:
+        raise ConfigError(
+            f"--model names one model, and the recipe has {len(recipe.policies)} policies"
+            f" ({', '.join(recipe.policies)}); serve the models under these names instead"
+        )
+    policies: list[Policy] = []
+    for alias, policy in recipe.policies.items():
+        replaces = policy.replaces
+        declares = bool(replaces or policy.agents)
+        if model is not None and model != alias and declares:
+            # A policy that declares nothing answers every call, and must go on doing so.
+            replaces = tuple(one for one in dict.fromkeys((alias, *replaces)) if one != model)
+        policies.append(
+            Policy(
+                name=model or alias,
+                run=recipe.name,
+                version=0,
+                endpoints=(endpoint,),
+                trainable=policy.trainable,
+                replaces=replaces,
+                agents=policy.agents,
+            )
+        )
+    return policies
+
+
+async def run_trial(
+    loaded: LoadedRecipe,
+    tasks: Sequence[tuple[str, dict[str, Any]]],
+    policies: Sequence[Policy],
+    *,
+    mode: Mode,
+    store_path: Path,
+    overrides: Sequence[str] = (),
+) -> Trial:
+    """Run the agent once on each task.
+
+    Raises:
+        ConfigError: the agent can't be loaded; its worker has said why on stderr.
+        RunError: the worker ended before the rollouts had.
+    """
+    recipe = loaded.recipe
+    new = _new_rollouts(recipe, tasks, mode)
+    store = SqliteStore.open(store_path)
+    try:
+        for policy in policies:
+            await store.put_policy(policy)
+        await store.enqueue(new)
+        async with _serving(store) as url:
+            await _work(store, loaded, url, mode, len(new), overrides)
+        query = RolloutQuery(ids=tuple(one.id for one in new))
+        by_id = {rollout.id: rollout for rollout in await store.rollouts(query)}
+        rollouts = tuple(by_id[one.id] for one in new)
+        records = await read_attempts(store, rollouts)
+    finally:
+        await store.close()
+    return Trial(rollouts, tuple(tuple(attempts) for attempts in records))
+
+
+def _new_rollouts(
+    recipe: Recipe, tasks: Sequence[tuple[str, dict[str, Any]]], mode: Mode
+) -> list[NewRollout]:
+    new: list[NewRollout] = []
+    for task_id, task in tasks:
+        group = group_id(recipe.name, mode, 0, task_id)
+        new.append(
+            NewRollout(
+                id=rollout_id(group, 0),
+                run=recipe.name,
+                mode=mode,
+                iteration=0,
+                task_id=task_id,
+                group_id=group,
+                member=0,
+                task=task,
+                sampling=recipe.sampling.train if mode is Mode.TRAIN else recipe.sampling.val,
+                timeout_seconds=recipe.runner.timeout_seconds,
+                # A person is waiting for the first failure, not for the agent's luck.
+                retry=RetryPolicy(max_attempts=1, max_infrastructure_failures=0),
+            )
+        )
+    return new
+
+
+@asynccontextmanager
+async def _serving(store: SqliteStore) -> AsyncGenerator[str]:
+    """Serve the store and a gateway on a loopback port; give its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    gateway = Gateway(store, clock=SystemClock(), require_keys=False)
+    stop, ready = asyncio.Event(), asyncio.Event()
+    server = asyncio.create_task(run(Application(store, gateway), listener, stop, ready.set))
+    answers = asyncio.create_task(ready.wait())
+    try:
+        await asyncio.wait({server, answers}, return_when=asyncio.FIRST_COMPLETED)
+        if not ready.is_set():
+            await server  # it failed to start: its error is the reason
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        answers.cancel()
+        stop.set()
+        await server
+        listener.close()
+
+
+async def _work(
+    store: SqliteStore,
+    loaded: LoadedRecipe,
+    url: str,
+    mode: Mode,
+    rollouts: int,
+    overrides: Sequence[str],
+) -> None:
+    """Run worker processes until the rollouts have ended."""
+    ended = 0
+    while ended < rollouts:
+        worker = await _start_worker(loaded, url, overrides)
+        try:
+            while ended < rollouts and worker.returncode is None:
+                progress = await store.progress(
+                    loaded.recipe.name, mode, 0, seen=ended, wait_seconds=_LOOK_SECONDS
+                )
+                ended = progress.ended
+                await store.expire()
+        finally:
+            if worker.returncode is None:
+                worker.kill()  # nothing runs any more, so there is nothing that it could lose
+            status = await worker.wait()
+        if ended < rollouts and status != EXIT_REPLACE:
+            _raise_early_end(status)
+
+
+def _raise_early_end(status: int) -> None:
+    if status == EXIT_CONFIG:
+        raise ConfigError("the agent can't be loaded; the lines above say why")
+    raise RunError(
+        f"the worker process ended with status {status} while rollouts were running; what it printed"
+        " is above (a negative status is a signal: -9 is often memory, -11 a crash in native code)"
+    )
+
+
+async def _start_worker(
+    loaded: LoadedRecipe, url: str, overrides: Sequence[str]
+) -> asyncio.subprocess.Process:
+    arguments = [str(loaded.path), "--server", url, "--parent-is-stdin"]
+    for override in overrides:
+        arguments += ["--override", override]
+    return await asyncio.create_subprocess_exec(
+        loaded.recipe.runner.python or sys.executable,
+        "-m",
+        "lightningrl.runner.process",
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != "LIGHTNINGRL_KEY"},
+        start_new_session=True,
+    )

@@ -1,0 +1,104 @@
+"""`lightningrl try RECIPE --policy URL`: is my agent wired up? No trainer and no GPU needed."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from lightningrl.cli.terminal import console
+from lightningrl.cli.tree import SHORT, rollout_tree
+from lightningrl.cli.trial import Trial, run_trial, trial_policies
+from lightningrl.cli.wiring import Wiring, judge_wiring
+from lightningrl.errors import ConfigError
+from lightningrl.recipe import LoadedRecipe, load_recipe
+from lightningrl.schema import Endpoint, Mode
+from lightningrl.tasks import load_tasks
+
+_SPLITS = ("train", "val", "test")
+
+
+@click.command("try")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.option(
+    "--policy", "url", required=True, metavar="URL", help="OpenAI-compatible, up to /v1 included."
+)
+@click.option("--policy-key", envvar="LIGHTNINGRL_POLICY_KEY", hidden=True, help="Its API key.")
+@click.option("--model", metavar="NAME", help="What the endpoint calls its model.")
+@click.option("--tasks", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--split", type=click.Choice(_SPLITS), default="val", show_default=True)
+@click.option("--full", is_flag=True, help="Don't shorten texts.")
+def try_agent(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    url: str,
+    policy_key: str | None,
+    model: str | None,
+    tasks: int,
+    split: str,
+    full: bool,
+) -> None:
+    """Run the agent of RECIPE on a few tasks against an endpoint, and say what was seen.
+
+    Exits with 0 only if every rollout has a reward and a model call that joined its step, and it is
+    clear which models are trained. An endpoint's API key is read from LIGHTNINGRL_POLICY_KEY.
+    """
+    loaded = load_recipe(recipe, overrides)
+    chosen = _tasks(loaded, split, tasks)
+    policies = trial_policies(loaded.recipe, Endpoint(url.rstrip("/"), policy_key), model)
+    with tempfile.TemporaryDirectory(prefix="lightningrl-try-") as folder:
+        trial = asyncio.run(
+            run_trial(
+                loaded,
+                chosen,
+                policies,
+                mode=Mode(split),
+                store_path=Path(folder) / "store.db",
+                overrides=overrides,
+            )
+        )
+    terminal = console()
+    _print_trees(terminal, trial, None if full else SHORT)
+    wiring = judge_wiring(loaded.recipe, trial.records)
+    terminal.print(report(wiring))
+    if wiring.problems:
+        raise SystemExit(1)
+
+
+def _tasks(loaded: LoadedRecipe, split: str, count: int) -> list[tuple[str, dict[str, object]]]:
+    data = loaded.recipe.data
+    source = getattr(data, split) if data is not None else None
+    if source is None:
+        raise ConfigError(f"the recipe has no data.{split}; add it, or choose another --split")
+    return load_tasks(source, folder=loaded.folder, split=split)[:count]
+
+
+def _print_trees(terminal: Console, trial: Trial, limit: int | None) -> None:
+    for rollout, attempts in zip(trial.rollouts, trial.records, strict=True):
+        terminal.print(rollout_tree(rollout, attempts, None, limit=limit))
+
+
+def report(wiring: Wiring) -> Text:
+    """What was seen, and what is wrong, for the terminal."""
+    text = Text()
+    text.append(f"\n{wiring.rewarded} of {wiring.rollouts} rollouts have a reward, ")
+    text.append(f"{wiring.joined} a joined model call\n")
+    for (model, policy), calls in sorted(wiring.redirected.items()):
+        text.append(f"redirected: {calls} calls for model {model!r} to policy {policy!r}\n")
+    for message in wiring.untouched:
+        text.append(f"untouched: {message}\n")
+    if not wiring.untouched:
+        text.append("untouched: nothing that went through the openai client\n", "dim")
+    text.append(f"trainable: {wiring.trainable} calls\n", "green" if wiring.trainable else "")
+    for reason, calls in sorted(wiring.untrainable.items()):
+        text.append(f"not trainable: {calls} calls, {reason}\n", "yellow")
+    for problem in wiring.problems:
+        text.append(f"✗ {problem}\n", "bold red")
+    if not wiring.problems:
+        text.append("✓ the agent is wired up", "bold green")
+    return text

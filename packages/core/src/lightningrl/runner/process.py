@@ -1,0 +1,163 @@
+"""The program of one worker process: `python -m lightningrl.runner.process RECIPE --server URL`.
+
+Invariant: the environment is settled before any of the user's code is imported. Model clients find the
+server under a key that identifies nothing, and the runner's own key is not there to be found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lightningrl.capture.adapter import find_adapters
+from lightningrl.capture.client import install_client_patch
+from lightningrl.errors import ConfigError
+from lightningrl.recipe import LoadedRecipe, Recipe, load_recipe
+from lightningrl.runner.attempt import AttemptRunner
+from lightningrl.runner.flush import EventFlusher
+from lightningrl.runner.guard import EXIT_REPLACE, LoopGuard
+from lightningrl.runner.resolve import ResolvedAgent, resolve_agent
+from lightningrl.runner.worker import Worker, WorkerLimits
+from lightningrl.store import open_store
+
+KEY_VARIABLE = "LIGHTNINGRL_KEY"
+PLACEHOLDER_KEY = "lightningrl-placeholder"
+"""What `OPENAI_API_KEY` says in a runner: calls outside a rollout arrive with it, and are refused."""
+
+EXIT_CONFIG = 78
+"""The recipe or the agent's module is wrong: starting again would not help. (`EX_CONFIG`)"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one worker until SIGTERM, SIGINT, or the end of its parent."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
+    key = prepare_environment(options.server)
+    parent = _keep_stdin() if options.parent_is_stdin else None
+    try:
+        loaded = load_recipe(options.recipe, options.override)
+        agent = _load_agent(loaded)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_CONFIG
+    except Exception:  # noqa: BLE001 - the user's module raised while it was imported: theirs to read
+        traceback.print_exc()
+        return EXIT_CONFIG
+    recipe = loaded.recipe
+    limits = WorkerLimits(
+        concurrency=options.concurrency or recipe.runner.concurrency,
+        lease_seconds=recipe.runner.lease_seconds,
+        grace_seconds=options.grace_seconds,
+    )
+    tainted = asyncio.run(_work(loaded, agent, options.server, key, limits, parent))
+    return EXIT_REPLACE if tainted else 0
+
+
+def prepare_environment(server_url: str) -> str | None:
+    """Point model clients at the server; take the runner's key out of the environment, return it."""
+    os.environ["OPENAI_BASE_URL"] = f"{server_url.rstrip('/')}/v1"
+    os.environ["OPENAI_API_KEY"] = PLACEHOLDER_KEY
+    return os.environ.pop(KEY_VARIABLE, None)
+
+
+def aliases(recipe: Recipe) -> frozenset[str]:
+    """Model names that the run answers for: its policies and what they replace."""
+    return frozenset(
+        name for alias, policy in recipe.policies.items() for name in (alias, *policy.replaces)
+    )
+
+
+def _load_agent(loaded: LoadedRecipe) -> ResolvedAgent:
+    install_client_patch()
+    adapters = find_adapters()
+    for adapter in adapters:
+        adapter.install()
+    return resolve_agent(loaded, adapters)
+
+
+async def _work(
+    loaded: LoadedRecipe,
+    agent: ResolvedAgent,
+    server_url: str,
+    key: str | None,
+    limits: WorkerLimits,
+    parent_fd: int | None,
+) -> bool:
+    """Work until told to stop; return whether the process must be replaced."""
+    store = open_store(server_url, key=key)
+    runner = AttemptRunner(
+        store=store,
+        agent=agent,
+        flusher=EventFlusher(store),
+        server_url=server_url.rstrip("/"),
+        aliases=aliases(loaded.recipe),
+        folder=loaded.folder,
+    )
+    worker = Worker(store, runner, loaded.recipe.name, limits)
+    loop = asyncio.get_running_loop()
+    stop_on_signals(loop, worker.stop)
+    if parent_fd is not None:
+        when_closed(parent_fd, lambda: loop.call_soon_threadsafe(worker.stop))
+    guard = LoopGuard(loop, seconds=max(60.0, 2 * limits.lease_seconds))
+    guard.start()
+    try:
+        await worker.run()
+    finally:
+        guard.stop()
+        await store.close()
+    return worker.tainted
+
+
+def stop_on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    """Call `stop` in the loop on SIGTERM and SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, stop)
+        except NotImplementedError:  # Windows: its loops know no signals, `signal` does
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+
+
+def when_closed(descriptor: int, call: Callable[[], object]) -> None:
+    """Call `call`, in a thread, when the other end of the pipe is closed: the parent has ended."""
+
+    def watch() -> None:
+        while os.read(descriptor, 1024):
+            pass
+        call()
+
+    threading.Thread(target=watch, name="lightningrl-parent", daemon=True).start()
+
+
+def _keep_stdin() -> int:
+    """Move the parent's pipe away from stdin, so that no agent reads it; return its descriptor."""
+    kept = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return kept
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lightningrl.runner.process")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--server", required=True, help="URL of lightningrl serve")
+    parser.add_argument("--concurrency", type=int, default=0, help="0: the recipe's")
+    parser.add_argument("--override", action="append", default=[], help="key=value")
+    parser.add_argument("--grace-seconds", type=float, default=20.0)
+    parser.add_argument("--parent-is-stdin", action="store_true", help="stop when stdin closes")
+    parser.add_argument("--log-level", default="warning")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""The server: one ASGI app that serves the store and the gateway, and the process around it."""
+
+from lightningrl.server.app import Application
+from lightningrl.server.serve import serve
+
+__all__ = ["Application", "serve"]

@@ -1,0 +1,299 @@
+"""Whose call it is and which policy answers: proven or declared, else refused with a remedy."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+
+from lightningrl.clock import SystemClock
+from lightningrl.errors import AuthError, ConfigError, Conflict, NotFound
+from lightningrl.gateway import GatewayLimits
+from lightningrl.keys import sign_attempt_key
+from lightningrl.schema import AttemptId, AttemptState, Claim, Endpoint, Policy
+from lightningrl_testkit.gateway import GatewayRig, open_rig
+from lightningrl_testkit.model_server import ModelServer
+
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[GatewayRig]:
+    async with open_rig(tmp_path) as rig:
+        yield rig
+
+
+async def post(base_url: str, key: str | None = None, **fields: Any) -> tuple[int, dict[str, Any]]:
+    """Status and body of one call at `base_url`."""
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    headers |= {name: fields.pop(name) for name in ("x-lightningrl-agent",) if name in fields}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            base_url + "/chat/completions",
+            json={"model": "m", "messages": HI, **fields},
+            headers=headers,
+        ) as response,
+    ):
+        return response.status, await response.json()
+
+
+async def refused(base_url: str, key: str | None = None, **fields: Any) -> tuple[int, str, str]:
+    """Status, code and message of a refused call."""
+    status, body = await post(base_url, key, **fields)
+    error = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return status, error["code"], error["message"]
+
+
+# -- identity ----------------------------------------------------------------------------------
+
+
+async def test_attempt_url_bearer_key_and_key_in_the_url_name_the_same_attempt(
+    rig: GatewayRig,
+) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        await rig.claim()  # another attempt runs beside it
+        for base_url, key in [
+            (rig.attempt_url(claim), claim.key),
+            (f"{rig.url}/v1", claim.key),
+            (f"{rig.url}/keys/{claim.key}/v1", None),
+            (f"{rig.url}/keys/{claim.key}/v1", "sk-placeholder"),
+        ]:
+            status, _ = await post(base_url, key)
+            assert status == 200
+    assert len(await rig.calls(claim)) == 4
+
+
+async def test_without_a_valid_key_a_call_is_refused_and_told_how_to_identify(
+    rig: GatewayRig,
+) -> None:
+    claim = await rig.claim()
+    forged = sign_attempt_key(b"x", claim.attempt.id, SystemClock().now() + timedelta(hours=1))
+    expired = sign_attempt_key(
+        await rig.store.secret(), claim.attempt.id, SystemClock().now() - timedelta(seconds=5)
+    )
+    for base_url in (rig.attempt_url(claim), f"{rig.url}/v1"):
+        for key in (None, "sk-placeholder", forged, expired):
+            status, code, message = await refused(base_url, key)
+            assert (status, code) == (401, "unidentified")
+            assert "LIGHTNINGRL_ATTEMPT_URL" in message
+            assert not key or key not in message
+
+
+async def test_a_key_of_another_attempt_than_the_urls_is_forbidden(rig: GatewayRig) -> None:
+    mine, other = await rig.claim(), await rig.claim()
+    status, code, _ = await refused(rig.attempt_url(mine), other.key)
+    assert (status, code) == (403, "key_of_another_attempt")
+
+
+async def test_an_attempt_of_another_rollout_than_the_urls_is_refused(rig: GatewayRig) -> None:
+    claim = await rig.claim()
+    base_url = f"{rig.url}/rollouts/r-other/attempts/{claim.attempt.id}/v1"
+    assert (await refused(base_url, claim.key))[:2] == (404, "rollout_not_found")
+
+
+async def test_an_ended_attempt_is_refused_before_the_engine_is_asked(rig: GatewayRig) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        await rig.store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+        status, code, message = await refused(rig.attempt_url(claim), claim.key)
+        assert engine.calls == 0
+    assert (status, code) == (409, "attempt_ended")
+    assert "succeeded" in message
+
+
+async def test_an_attempt_that_ends_during_its_call_gets_no_answer_and_no_record(
+    rig: GatewayRig,
+) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        engine.block()
+        async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
+            calling = asyncio.create_task(client.chat.completions.create(model="m", messages=HI))
+            await engine.arrived(1)
+            await rig.store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+            engine.unblock()
+            with pytest.raises(openai.ConflictError, match="not running any more"):
+                await calling
+        assert engine.calls == 1  # the SDK was told not to try again
+    assert await rig.calls(claim) == []
+
+
+async def test_a_keyless_gateway_takes_the_attempt_url_alone(tmp_path: Path) -> None:
+    with ModelServer() as engine:
+        async with open_rig(tmp_path, require_keys=False) as rig:
+            await rig.register(engine.url)
+            mine, other = await rig.claim(), await rig.claim()
+            assert (await post(rig.attempt_url(mine)))[0] == 200
+            assert (await post(rig.attempt_url(mine), "sk-placeholder"))[0] == 200
+            assert (await post(rig.attempt_url(mine), other.key))[0] == 403
+            assert (await post(f"{rig.url}/v1"))[0] == 401
+            unknown = f"{rig.url}/rollouts/r/attempts/a-none/v1"
+            assert (await refused(unknown))[:2] == (404, "attempt_not_found")
+            assert len(await rig.calls(mine)) == 2
+
+
+# -- which policy answers ----------------------------------------------------------------------
+
+
+async def test_a_sole_policy_that_declares_nothing_answers_for_any_model(rig: GatewayRig) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        assert (await post(f"{rig.url}/v1", claim.key, model="anything"))[0] == 200
+
+
+async def test_agents_win_over_aliases_and_replaced_models(rig: GatewayRig) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url, name="writer", replaces=("gpt-5",), agents=("Author",))
+        await rig.register(engine.url, name="critic", replaces=("gpt-5-mini",), agents=("Judge",))
+        claim = await rig.claim()
+        for model, agent, policy in [
+            ("writer", None, "writer"),
+            ("gpt-5", None, "writer"),
+            ("gpt-5", "nobody", "writer"),
+            ("gpt-5-mini", None, "critic"),
+            ("gpt-5", "Judge", "critic"),
+            ("writer", "Judge", "critic"),
+            ("unheard-of", "Author", "writer"),
+        ]:
+            header = {} if agent is None else {"x-lightningrl-agent": agent}
+            status, _ = await post(f"{rig.url}/v1", claim.key, model=model, **header)
+            assert status == 200
+            assert (await rig.calls(claim))[-1].policy == policy
+            assert engine.arrivals[-1].body["model"] == policy
+
+
+async def test_an_undeclared_model_is_refused_and_told_how_to_declare_it(rig: GatewayRig) -> None:
+    claim = await rig.claim()
+    status, code, message = await refused(f"{rig.url}/v1", claim.key)
+    assert (status, code) == (404, "model_not_found")
+    assert "has no policy" in message
+    await rig.register("http://127.0.0.1:9/v1", name="writer", replaces=("gpt-5",))
+    status, _, message = await refused(f"{rig.url}/v1", claim.key, model="gpt-6")
+    assert status == 404
+    assert "'gpt-6'" in message
+    assert "'writer'" in message
+    assert "`replaces`" in message
+
+
+async def test_models_lists_the_aliases(rig: GatewayRig) -> None:
+    await rig.register("http://127.0.0.1:9/v1", name="b", replaces=("x",))
+    await rig.register("http://127.0.0.1:9/v1", name="a", replaces=("y",))
+    claim = await rig.claim()
+    async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
+        assert [model.id async for model in client.models.list()] == ["a", "b"]
+
+
+async def test_two_policies_of_a_run_cannot_answer_for_one_name(rig: GatewayRig) -> None:
+    await rig.register("http://127.0.0.1:9/v1", name="a", replaces=("gpt-5",))
+    with pytest.raises(Conflict, match="both answer for 'gpt-5'"):
+        await rig.register("http://127.0.0.1:9/v1", name="b", replaces=("gpt-5",))
+    with pytest.raises(Conflict, match="both answer for 'a'"):
+        await rig.register("http://127.0.0.1:9/v1", name="b", replaces=("a",))
+
+
+async def test_policy_control_needs_the_admin_key(tmp_path: Path) -> None:
+    policy = Policy(name="p", run="run", version=0, endpoints=(Endpoint("http://127.0.0.1:9/v1"),))
+    async with open_rig(tmp_path, admin_key="admïn") as rig:
+        claim: Claim = await rig.claim()
+        for key in (None, "wrong", claim.key):
+            async with rig.control(key) as control:
+                with pytest.raises(AuthError, match="LIGHTNINGRL_ADMIN_KEY"):
+                    await control.register(policy)
+        async with rig.control("admïn") as control:
+            assert await control.register(policy) == policy
+
+
+async def test_policy_control_checks_what_it_is_told(rig: GatewayRig) -> None:
+    async with rig.control() as control:
+        with pytest.raises(ConfigError, match="endpoint"):
+            await control.register(Policy(name="p", run="run", version=0, endpoints=()))
+        await rig.register("http://127.0.0.1:9/v1", name="policy/1")
+        with pytest.raises(NotFound, match="Did you mean 'policy/1'"):
+            await control.release("run", "policy/2")
+        with pytest.raises(ConfigError, match="more than drain_seconds"):
+            await control.hold("run", "policy/1", hold_seconds=5, drain_seconds=5)
+
+
+# -- other refusals ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "part"),
+    [
+        (b"{", "invalid_json", "not JSON"),
+        (b'{"model": "m", "messages": ["\xff"]}', "invalid_json", "not JSON"),
+        (b"[]", "invalid_request", "Expected `object`"),
+        (b'{"messages": []}', "invalid_request", "`model`"),
+        (b'{"model": "m", "messages": [], "max_tokens": "x"}', "invalid_request", "$.max_tokens"),
+    ],
+)
+async def test_a_bad_request_is_told_what_is_wrong(
+    rig: GatewayRig, body: bytes, code: str, part: str
+) -> None:
+    claim = await rig.claim()
+    headers = {"authorization": f"Bearer {claim.key}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{rig.url}/v1/chat/completions", data=body, headers=headers) as response,
+    ):
+        error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (400, code)
+    assert part in error["message"]
+
+
+async def test_an_unknown_path_is_told_the_routes(rig: GatewayRig) -> None:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{rig.url}/v1/responses", json={}) as response,
+    ):
+        message = (await response.json())["error"]["message"]
+    assert response.status == 404
+    assert "POST /v1/chat/completions" in message
+    assert "instead of the Responses API" in message
+
+
+async def test_limits_of_body_and_of_calls_per_attempt(tmp_path: Path) -> None:
+    limits = GatewayLimits(body_bytes=200, calls_per_attempt=1)
+    with ModelServer() as engine:
+        async with open_rig(tmp_path, limits=limits) as rig:
+            await rig.register(engine.url)
+            claim = await rig.claim()
+            too_long = await refused(f"{rig.url}/v1", claim.key, user="u" * 200)
+            assert too_long[:2] == (413, "body_too_long")
+            assert (await post(f"{rig.url}/v1", claim.key))[0] == 200
+            assert (await refused(f"{rig.url}/v1", claim.key))[:2] == (429, "call_limit")
+            another = await rig.claim()
+            assert (await post(f"{rig.url}/v1", another.key))[0] == 200
+
+
+async def test_limit_of_concurrent_calls_of_an_attempt(tmp_path: Path) -> None:
+    limits = GatewayLimits(concurrent_calls_per_attempt=1)
+    with ModelServer() as engine:
+        async with open_rig(tmp_path, limits=limits) as rig:
+            await rig.register(engine.url)
+            claim = await rig.claim()
+            engine.block()
+            running = asyncio.create_task(post(f"{rig.url}/v1", claim.key))
+            await engine.arrived(1)
+            assert (await refused(f"{rig.url}/v1", claim.key))[:2] == (429, "concurrency_limit")
+            engine.unblock()
+            assert (await running)[0] == 200
+            assert (await post(f"{rig.url}/v1", claim.key))[0] == 200
+
+
+async def test_an_attempt_that_is_not_known_to_the_store_is_refused(rig: GatewayRig) -> None:
+    key = sign_attempt_key(
+        await rig.store.secret(), AttemptId("a-gone"), SystemClock().now() + timedelta(hours=1)
+    )
+    assert (await refused(f"{rig.url}/v1", key))[:2] == (404, "attempt_not_found")

@@ -1,0 +1,378 @@
+"""One attempt: every way in which an agent can be given, and every way in which it can end."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from lightningrl_testkit.gateway import GatewayRig, open_rig
+from lightningrl_testkit.model_server import ModelServer
+
+import lightningrl
+from lightningrl.capture.client import install_client_patch, uninstall_client_patch
+from lightningrl.errors import ConfigError
+from lightningrl.runner.attempt import AttemptRunner
+from lightningrl.runner.flush import EventFlusher
+from lightningrl.runner.outcome import AttemptTrace
+from lightningrl.runner.resolve import ResolvedAgent, agent_call, awaitable
+from lightningrl.schema import (
+    Attempt,
+    AttemptState,
+    Claim,
+    Event,
+    FailureKind,
+    LogEvent,
+    RewardEvent,
+    RolloutState,
+    StepEndEvent,
+)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[GatewayRig]:
+    install_client_patch()
+    with ModelServer() as model:
+        async with open_rig(tmp_path) as rig:
+            await rig.register(model.url, name="policy")
+            yield rig
+    uninstall_client_patch()
+
+
+async def ask() -> str | None:
+    async with openai.AsyncOpenAI(base_url="http://127.0.0.1:9/v1", api_key="none") as client:
+        reply = await client.chat.completions.create(
+            model="policy", messages=[{"role": "user", "content": "hello"}]
+        )
+    return reply.choices[0].message.content
+
+
+def ask_sync() -> str | None:
+    with openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none") as client:
+        reply = client.chat.completions.create(
+            model="policy", messages=[{"role": "user", "content": "hello"}]
+        )
+    return reply.choices[0].message.content
+
+
+def make_runner(
+    rig: GatewayRig,
+    agent: Any = None,
+    *,
+    reward: Callable[..., Any] | None = None,
+    make_input: Callable[..., Any] | None = None,
+    command: tuple[str, ...] | None = None,
+) -> AttemptRunner:
+    resolved = ResolvedAgent(
+        call=None if agent is None else agent_call(agent, (), what="agent"),
+        command=command,
+        make_input=make_input and awaitable(make_input, "input"),
+        score=reward and awaitable(reward, "reward"),
+    )
+    return AttemptRunner(
+        store=rig.store,
+        agent=resolved,
+        flusher=EventFlusher(rig.store),
+        server_url=rig.url,
+        aliases=frozenset({"policy"}),
+        folder=Path.cwd(),
+    )
+
+
+async def attempt_of(
+    rig: GatewayRig, agent: Any = None, **options: Any
+) -> tuple[Attempt, list[Event]]:
+    claim = await rig.claim()
+    await make_runner(rig, agent, **options).run(claim)
+    _, attempt = await rig.store.attempt(claim.attempt.id)
+    [events] = await rig.store.events([claim.attempt.id])
+    return attempt, events
+
+
+def rewards(events: list[Event]) -> list[tuple[float, str | None, str]]:
+    found = [one for one in events if isinstance(one, RewardEvent)]
+    return [(one.value, one.step_id, one.source) for one in found]
+
+
+# -- agents ----------------------------------------------------------------------------------------
+
+
+async def an_async_agent(_: Any) -> float:
+    await ask()
+    return 0.5
+
+
+def a_sync_agent(_: Any) -> float:
+    ask_sync()
+    return 0.5
+
+
+class AnObject:
+    async def run(self, task: Any) -> float:
+        return await an_async_agent(task)
+
+
+class ASyncObject:
+    def run(self, *, task: Any) -> float:
+        return a_sync_agent(task)
+
+
+class ACallable:
+    async def __call__(self, task: Any) -> float:
+        return await an_async_agent(task)
+
+
+async def an_async_factory() -> AnObject:
+    return AnObject()
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        an_async_agent,
+        a_sync_agent,
+        AnObject(),
+        ASyncObject(),
+        ACallable(),
+        AnObject,
+        an_async_factory,
+        lambda: a_sync_agent,
+    ],
+)
+async def test_any_form_of_agent_is_run_and_rewarded(rig: GatewayRig, agent: Any) -> None:
+    attempt, events = await attempt_of(rig, agent)
+    assert attempt.failure is None
+    assert (attempt.state, attempt.output) == (AttemptState.SUCCEEDED, 0.5)
+    assert rewards(events) == [(0.5, None, "agent")]
+
+
+def test_what_cannot_be_run_is_a_config_error_that_says_what_can() -> None:
+    with pytest.raises(ConfigError, match=r"'m:x' is a builtins.int.*object with run\(task=...\)"):
+        agent_call(3, (), what="m:x")
+
+
+async def test_the_input_function_makes_the_agents_input(rig: GatewayRig) -> None:
+    async def agent(given: str) -> float:
+        await ask()
+        return float(len(given))
+
+    attempt, _ = await attempt_of(rig, agent, make_input=lambda task: f"task {task}")
+    assert attempt.output == 7.0  # "task {}"
+
+
+# -- rewards ---------------------------------------------------------------------------------------
+
+
+async def test_the_recipes_function_scores_the_output_outside_the_rollout(rig: GatewayRig) -> None:
+    seen: list[Any] = []
+
+    async def agent(_: Any) -> str | None:
+        with lightningrl.step("tool", "search", inputs=1) as search:
+            search.output = 2
+        return await ask()
+
+    def score(task: Any, output: Any, trace: AttemptTrace) -> float:
+        lightningrl.final_reward(9.0)  # does nothing here
+        seen.append((task, output, [(one.name, one.output) for one in trace.tool_calls]))
+        return 1.0
+
+    attempt, events = await attempt_of(rig, agent, reward=score)
+    assert seen == [({}, "hello", [("search", 2)])]
+    assert attempt.output == "hello"
+    assert rewards(events) == [(1.0, None, "recipe")]
+
+
+async def test_a_reward_with_steps_rewards_them(rig: GatewayRig) -> None:
+    async def agent(_: Any) -> lightningrl.Reward:
+        await ask()
+        return lightningrl.Reward(1.0, steps={"s-1": 0.25})
+
+    _, events = await attempt_of(rig, agent)
+    assert rewards(events) == [(0.25, "s-1", "agent"), (1.0, None, "agent")]
+
+
+async def test_an_emitted_final_reward_needs_no_other(rig: GatewayRig) -> None:
+    async def agent(_: Any) -> str | None:
+        lightningrl.final_reward(0.75)
+        return await ask()
+
+    attempt, events = await attempt_of(rig, agent)
+    assert (attempt.state, attempt.output) == (AttemptState.SUCCEEDED, "hello")
+    assert rewards(events) == [(0.75, None, "agent")]
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+async def no_reward(_: Any) -> None:
+    await ask()
+
+
+async def not_a_number(_: Any) -> float:
+    await ask()
+    return float("nan")
+
+
+async def two_rewards(_: Any) -> float:
+    await ask()
+    lightningrl.final_reward(1.0)
+    return 1.0
+
+
+async def no_call(_: Any) -> float:
+    return 1.0
+
+
+async def raises(_: Any) -> float:
+    with lightningrl.step("tool", "search"):
+        raise ValueError("the user's own")
+
+
+async def exits(_: Any) -> float:
+    sys.exit(3)
+
+
+async def cancels_itself(_: Any) -> float:
+    raise asyncio.CancelledError
+
+
+def stops_iterating(_: Any) -> float:
+    return next(iter(()))
+
+
+@pytest.mark.parametrize(
+    ("agent", "text"),
+    [
+        (no_reward, "has no reward"),
+        (not_a_number, "the final reward is nan"),
+        (two_rewards, "has 2 final rewards"),
+        (no_call, "the agent made no model call"),
+        (raises, "ValueError: the user's own"),
+        (exits, "SystemExit: 3"),
+        (cancels_itself, "CancelledError"),
+        (stops_iterating, "StopIteration"),
+    ],
+)
+async def test_every_failure_is_data_with_its_name(rig: GatewayRig, agent: Any, text: str) -> None:
+    attempt, events = await attempt_of(rig, agent)
+    assert attempt.state is AttemptState.FAILED
+    assert attempt.failure is not None
+    assert attempt.failure.kind is FailureKind.AGENT
+    assert text in attempt.failure.message
+    assert "runner/attempt.py" not in attempt.failure.message
+    if agent is raises:
+        assert [one.error for one in events if isinstance(one, StepEndEvent)] == [
+            "ValueError: the user's own"
+        ]
+
+
+async def test_a_failing_gateway_is_infrastructure(rig: GatewayRig) -> None:
+    async def agent(_: Any) -> float:
+        try:
+            await ask()
+        except openai.APIError as error:
+            raise RuntimeError("my framework wraps errors") from error
+        return 1.0
+
+    claim = await rig.claim()
+    runner = make_runner(rig, agent)
+    # Nobody listens on this port, so the connection is refused.
+    gone = AttemptRunner(
+        store=runner.store,
+        agent=runner.agent,
+        flusher=runner.flusher,
+        server_url="http://127.0.0.1:9",
+        aliases=runner.aliases,
+        folder=runner.folder,
+    )
+    await gone.run(claim)
+    _, attempt = await rig.store.attempt(claim.attempt.id)
+    assert attempt.failure is not None
+    assert attempt.failure.kind is FailureKind.INFRASTRUCTURE
+
+
+async def test_an_output_without_a_json_form_is_shown_and_said(rig: GatewayRig) -> None:
+    async def agent(_: Any) -> object:
+        await ask()
+        lightningrl.final_reward(1.0)
+        return threading.current_thread
+
+    attempt, events = await attempt_of(rig, agent)
+    assert attempt.output.startswith("<function current_thread")
+    logs = [one.message for one in events if isinstance(one, LogEvent)]
+    assert "the output has no JSON form, its repr is stored: function" in logs
+
+
+async def test_an_attempt_that_ended_elsewhere_is_left_alone(rig: GatewayRig) -> None:
+    claim: Claim = await rig.claim()
+
+    async def agent(_: Any) -> float:
+        await ask()
+        await rig.store.cancel([claim.rollout.id])
+        return 1.0
+
+    await make_runner(rig, agent).run(claim)
+    rollout, attempt = await rig.store.attempt(claim.attempt.id)
+    assert rollout.state is RolloutState.CANCELLED
+    assert (attempt.state, attempt.output) == (AttemptState.FAILED, None)
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+PROGRAM = """
+import json, os, sys, urllib.request
+task = json.load(open(os.environ["LIGHTNINGRL_TASK_FILE"]))
+assert os.environ["LIGHTNINGRL_ATTEMPT_URL"] == os.environ["OPENAI_BASE_URL"]
+assert "LIGHTNINGRL_KEY" not in os.environ
+body = {"model": "policy", "messages": [{"role": "user", "content": "hello"}]}
+request = urllib.request.Request(
+    os.environ["OPENAI_BASE_URL"] + "/chat/completions",
+    json.dumps(body).encode(),
+    {
+        "content-type": "application/json",
+        "authorization": "Bearer " + os.environ["OPENAI_API_KEY"],
+    },
+)
+reply = json.load(urllib.request.urlopen(request))
+answer = reply["choices"][0]["message"]["content"]
+open(os.environ["LIGHTNINGRL_OUTPUT_FILE"], "w").write(RESULT)
+"""
+
+
+def program(output: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", PROGRAM.replace("RESULT", output))
+
+
+async def test_a_command_gets_its_task_and_returns_json(rig: GatewayRig) -> None:
+    attempt, events = await attempt_of(rig, command=program("json.dumps(len(answer))"))
+    assert attempt.failure is None
+    assert attempt.output == 5  # "hello"
+    assert rewards(events) == [(5.0, None, "agent")]
+
+
+async def test_a_commands_text_is_scored_by_the_recipe(rig: GatewayRig) -> None:
+    def score(_task: Any, output: Any, trace: AttemptTrace) -> float:
+        return float(output == "hello" and len(trace.events) == 1)  # the one call
+
+    _, events = await attempt_of(rig, command=program("answer"), reward=score)
+    assert rewards(events) == [(1.0, None, "recipe")]
+
+
+async def test_a_command_that_fails_shows_what_it_wrote_last(rig: GatewayRig) -> None:
+    command = (sys.executable, "-c", "import sys; print('so sorry', file=sys.stderr); sys.exit(7)")
+    attempt, _ = await attempt_of(rig, command=command)
+    assert attempt.failure is not None
+    assert attempt.failure.kind is FailureKind.AGENT
+    assert "ended with status 7; it wrote last:\nso sorry" in attempt.failure.message
+
+
+async def test_a_command_that_does_not_exist_is_named(rig: GatewayRig) -> None:
+    attempt, _ = await attempt_of(rig, command=("./no-such-program",))
+    assert attempt.failure is not None
+    assert "'./no-such-program' can't be started" in attempt.failure.message

@@ -1,0 +1,191 @@
+"""One source decides a rollout's reward, and failures name whose fault they are."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+import lightningrl
+from lightningrl.errors import AgentError
+from lightningrl.runner.outcome import AttemptTrace, failure_of, judge
+from lightningrl.schema import (
+    AttemptId,
+    CallEvent,
+    CallStatus,
+    Event,
+    EventId,
+    FailureKind,
+    RewardEvent,
+    StepEndEvent,
+    StepId,
+    StepKind,
+    StepStartEvent,
+)
+
+SERVER = "http://127.0.0.1:1"
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def reward_event(value: float, step: str | None = None) -> RewardEvent:
+    return RewardEvent(
+        id=EventId(f"e-{value}"),
+        attempt_id=AttemptId("a"),
+        at=AT,
+        value=value,
+        step_id=None if step is None else StepId(step),
+    )
+
+
+def decide(returned: Any, *events: Event, by_recipe: bool = False) -> tuple[float, dict] | None:
+    found = judge(returned, events, by_recipe=by_recipe, what="rollout 'r'")
+    return None if found is None else (found.final, dict(found.steps))
+
+
+@pytest.mark.parametrize("by_recipe", [False, True])
+def test_a_number_or_a_reward_decides(by_recipe: bool) -> None:
+    steps = lightningrl.Reward(1, steps={"s-1": 0.5})
+    assert decide(0.25, by_recipe=by_recipe) == (0.25, {})
+    assert decide(True, by_recipe=by_recipe) == (1.0, {})
+    assert decide(steps, by_recipe=by_recipe) == (1.0, {"s-1": 0.5})
+
+
+def test_an_emitted_final_reward_decides_and_a_steps_reward_does_not() -> None:
+    assert decide("text", reward_event(0.5)) is None
+    with pytest.raises(AgentError, match="rollout 'r' has no reward: the agent returned 'text'"):
+        decide("text", reward_event(0.5, step="s-1"))
+
+
+@pytest.mark.parametrize("returned", [None, "1.0", b"1", [1.0], {"reward": 1.0}])
+def test_what_is_no_number_is_no_reward(returned: Any) -> None:
+    with pytest.raises(AgentError, match="has no reward"):
+        decide(returned)
+    with pytest.raises(AgentError, match="the recipe's reward function returned"):
+        decide(returned, by_recipe=True)
+
+
+@pytest.mark.parametrize(
+    ("returned", "events", "by_recipe", "text"),
+    [
+        (1.0, [reward_event(0.5)], False, "1 by lightningrl.final_reward.. and the agent's return"),
+        (1.0, [reward_event(0.5)], True, "1 by lightningrl.final_reward.. and the recipe's reward"),
+        (None, [reward_event(0.5), reward_event(1.0)], False, "2 by lightningrl.final_reward..;"),
+    ],
+)
+def test_two_sources_fail(
+    returned: Any, events: list[Event], by_recipe: bool, text: str
+) -> None:
+    with pytest.raises(AgentError, match=f"rollout 'r' has 2 final rewards: {text}"):
+        decide(returned, *events, by_recipe=by_recipe)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_fails_by_name(value: float) -> None:
+    with pytest.raises(AgentError, match="rollout 'r': the final reward is"):
+        decide(value)
+    with pytest.raises(AgentError, match="rollout 'r': the reward of step 's-1' is"):
+        decide(lightningrl.Reward(1.0, steps={"s-1": value}))
+
+
+def call(status: CallStatus, http_status: int) -> CallEvent:
+    return CallEvent(
+        id=EventId("c"),
+        attempt_id=AttemptId("a"),
+        at=AT,
+        step_id=StepId("s"),
+        agent=None,
+        policy="policy",
+        model="policy",
+        endpoint="",
+        version_start=0,
+        version_end=0,
+        request=b"{}",
+        sampling=None,
+        prompt_ids=b"",
+        choices=(),
+        prompt_tokens=0,
+        completion_tokens=0,
+        latency_ms=0.0,
+        held_ms=0.0,
+        upstream_retries=0,
+        status=status,
+        http_status=http_status,
+        error=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "http_status", "kind"),
+    [
+        (CallStatus.FAILED, 503, FailureKind.INFRASTRUCTURE),
+        (CallStatus.FAILED, 400, FailureKind.AGENT),
+        (CallStatus.DELIVERED, 200, FailureKind.AGENT),
+    ],
+)
+def test_a_failure_after_a_5xx_is_not_the_agents(
+    status: CallStatus, http_status: int, kind: FailureKind
+) -> None:
+    failure = failure_of(RuntimeError("wrapped"), [call(status, http_status)], SERVER)
+    assert failure.kind is kind
+
+
+def test_a_failure_names_the_exception_and_the_users_frames_only() -> None:
+    def users_function() -> None:
+        raise ValueError("the user's")
+
+    try:
+        judge(users_function(), (), by_recipe=False, what="")
+    except ValueError as error:
+        message = failure_of(error, (), SERVER).message
+    assert message.startswith("ValueError: the user's\n")
+    assert "in users_function" in message
+
+    try:
+        judge(None, (), by_recipe=False, what="rollout 'r'")
+    except AgentError as error:
+        ours = failure_of(error, (), SERVER).message
+    assert "runner/outcome.py" not in ours
+
+
+def test_a_trace_shows_tool_calls_with_what_became_of_them() -> None:
+    def start(step: str, kind: StepKind) -> StepStartEvent:
+        return StepStartEvent(
+            id=EventId(f"{step}-start"),
+            attempt_id=AttemptId("a"),
+            at=AT,
+            step_id=StepId(step),
+            parent_id=None,
+            kind=kind,
+            name="search",
+            agent="solver",
+            inputs={"q": step},
+            tool_call_id=f"call-{step}",
+        )
+
+    def end(step: str, output: Any, error: str | None) -> StepEndEvent:
+        return StepEndEvent(
+            id=EventId(f"{step}-end"),
+            attempt_id=AttemptId("a"),
+            at=AT,
+            step_id=StepId(step),
+            output=output,
+            error=error,
+        )
+
+    trace = AttemptTrace(
+        (
+            start("llm", StepKind.LLM),
+            start("good", StepKind.TOOL),
+            start("bad", StepKind.TOOL),
+            start("cut", StepKind.TOOL),
+            end("bad", None, "KeyError"),
+            end("good", "found", None),
+        )
+    )
+    assert [(one.id, one.output, one.error) for one in trace.tool_calls] == [
+        ("call-good", "found", None),
+        ("call-bad", None, "KeyError"),
+        ("call-cut", None, "interrupted"),
+    ]
+    assert trace.tool_calls[0].inputs == {"q": "good"}

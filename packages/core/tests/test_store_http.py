@@ -1,0 +1,166 @@
+"""The HTTP store when answers get lost, and what travels."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from lightningrl.errors import AuthError, StoreUnavailable
+from lightningrl.schema import AttemptState
+from lightningrl.store import wire
+from lightningrl.store.base import RolloutQuery
+from lightningrl.store.http import HttpStore
+from lightningrl_testkit.records import call, group, log
+from lightningrl_testkit.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    path: Path = tmp_path_factory.mktemp("store") / "store.db"
+    with ServerProcess(path, admin_key="the key") as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def store(server: ServerProcess) -> AsyncIterator[HttpStore]:
+    store = HttpStore.connect(server.url, key="the key")
+    yield store
+    await store.close()
+
+
+class AnswerLosingProxy:
+    """Passes requests on to a server, and closes the first `losses` connections before the answer."""
+
+    def __init__(self, port: int, losses: int) -> None:
+        self._port = port
+        self.losses_left = losses
+        self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        await asyncio.gather(*self._serving)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        with contextlib.suppress(ConnectionError):
+            while request := await reader.read(1 << 20):
+                up_writer.write(request)
+                answer = await up_reader.read(1 << 20)
+                if self.losses_left:
+                    self.losses_left -= 1
+                    break
+                writer.write(answer)
+        writer.close()
+        up_writer.close()
+
+
+async def test_a_claim_whose_answer_got_lost_is_answered_again(
+    server: ServerProcess, store: HttpStore
+) -> None:
+    await store.enqueue(group(3, run="lost claim"))
+    proxy = AnswerLosingProxy(server.port, losses=2)
+    async with proxy as url:
+        over_proxy = HttpStore.connect(url, key="the key")
+        claims = await over_proxy.claim("worker", run="lost claim", limit=2)
+        await over_proxy.close()
+    assert proxy.losses_left == 0
+    assert [one.rollout.spec.member for one in claims] == [0, 1]
+    states = [one.state for one in await store.rollouts(RolloutQuery(run="lost claim"))]
+    assert sorted(states) == ["queued", "running", "running"]
+
+
+async def test_counts_are_right_though_an_answer_got_lost(
+    server: ServerProcess, store: HttpStore
+) -> None:
+    rollouts = group(2, run="lost counts")
+    for calling, expected in (("enqueue", 2), ("cancel", 2)):
+        async with AnswerLosingProxy(server.port, losses=1) as url:
+            over_proxy = HttpStore.connect(url, key="the key")
+            if calling == "enqueue":
+                assert await over_proxy.enqueue(rollouts) == expected
+            else:
+                assert await over_proxy.cancel([one.id for one in rollouts]) == expected
+            await over_proxy.close()
+
+
+async def test_appends_and_ends_whose_answers_got_lost_have_their_effect_once(
+    server: ServerProcess, store: HttpStore
+) -> None:
+    await store.enqueue(group(run="lost append"))
+    (claim,) = await store.claim("worker", run="lost append")
+    attempt = claim.attempt.id
+    async with AnswerLosingProxy(server.port, losses=1) as url:
+        over_proxy = HttpStore.connect(url, key="the key")
+        await over_proxy.append([log(attempt, "1")])
+        await over_proxy.close()
+    async with AnswerLosingProxy(server.port, losses=1) as url:
+        over_proxy = HttpStore.connect(url, key="the key")
+        assert (await over_proxy.finish(attempt, AttemptState.SUCCEEDED)).state == "succeeded"
+        await over_proxy.close()
+    assert await store.events([attempt]) == [[log(attempt, "1")]]
+
+
+async def test_long_requests_and_answers_travel_compressed_and_whole(store: HttpStore) -> None:
+    await store.enqueue(group(run="long"))
+    (claim,) = await store.claim("worker", run="long")
+    event = call(claim.attempt.id, "1", prompt=range(500_000), answer=range(100_000))
+    await store.append([event])
+    assert await store.events([claim.attempt.id]) == [[event]]
+
+
+async def test_the_wrong_key_is_refused_and_not_repeated(server: ServerProcess) -> None:
+    for key in (None, "another key"):
+        store = HttpStore.connect(server.url, key=key)
+        with pytest.raises(AuthError, match="admin key") as refusal:
+            await store.secret()
+        assert "the key" not in str(refusal.value)
+        await store.close()
+
+
+async def test_a_server_that_is_not_there_is_unavailable() -> None:
+    async with AnswerLosingProxy(port=1, losses=0) as url:
+        pass  # now the port is free again
+    store = HttpStore.connect(url, retry_seconds=0.1)
+    with pytest.raises(StoreUnavailable, match=rf"{url}.*lightningrl serve"):
+        await store.runs()
+    await store.close()
+
+
+async def test_what_is_no_store_is_named(server: ServerProcess) -> None:
+    store = HttpStore.connect(server.url + "/healthz")
+    with pytest.raises(StoreUnavailable, match="is no store"):
+        await store.runs()
+    await store.close()
+
+
+async def test_a_closed_connection_is_unavailable(server: ServerProcess) -> None:
+    store = HttpStore.connect(server.url, key="the key")
+    await store.runs()
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.runs()
+
+
+def test_every_method_of_the_contract_travels() -> None:
+    assert set(wire.METHODS) == {
+        *("enqueue", "claim", "heartbeat", "append", "finish", "cancel", "expire", "extend"),
+        *("renew_all_leases", "rollouts", "attempts", "attempt", "events", "ended", "progress"),
+        *("summary", "runs", "put_policy", "policies", "workers", "take", "commit", "roll_back"),
+        *("ledger", "secret", "now"),
+    }

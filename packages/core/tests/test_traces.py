@@ -1,0 +1,137 @@
+"""What the store holds of attempts becomes groups for credit assigners and records for people."""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from lightningrl.credit import broadcast
+from lightningrl.errors import StoreError
+from lightningrl.schema import AttemptState, Claim, Failure, FailureKind, Mode, RetryPolicy
+from lightningrl.store import RolloutQuery
+from lightningrl.store.sqlite import SqliteStore
+from lightningrl.traces import read_attempts, read_ledger, read_traces
+from lightningrl_testkit.records import call, group, reward
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path: Path) -> AsyncGenerator[SqliteStore]:
+    store = SqliteStore.open(tmp_path / "store.db")
+    yield store
+    await store.close()
+
+
+async def succeed(store: SqliteStore, claim: Claim, value: float | None, calls: int = 1) -> None:
+    attempt = claim.attempt.id
+    for number in range(calls):
+        await store.append([call(attempt, f"c{number}")])
+    if value is not None:
+        await store.append([reward(attempt, value)])
+    await store.finish(attempt, AttemptState.SUCCEEDED)
+
+
+async def fail(store: SqliteStore, claim: Claim, kind: FailureKind = FailureKind.AGENT) -> None:
+    failure = Failure(kind, "it broke")
+    await store.finish(claim.attempt.id, AttemptState.FAILED, failure=failure)
+
+
+async def claim(store: SqliteStore, count: int) -> list[Claim]:
+    claims = await store.claim("worker", limit=count)
+    return sorted(claims, key=lambda one: one.rollout.spec.member)
+
+
+async def test_what_was_taken_becomes_groups_in_the_same_order(store: SqliteStore) -> None:
+    await store.enqueue(group(2, task="a") + group(2, task="b"))
+    claims = await store.claim("worker", limit=4)
+    for number, one in enumerate(claims):
+        await succeed(store, one, float(number), calls=number)
+    taken = await store.take("run", 1)
+    groups = await read_traces(store, taken)
+    assert [one.group_id for one in groups] == [one.group_id for one in taken]
+    assert [[trace.reward for trace in one.traces] for one in groups] == [[0.0, 1.0], [2.0, 3.0]]
+    assert [[len(trace.calls) for trace in one.traces] for one in groups] == [[0, 1], [2, 3]]
+    for one, given in zip(groups, taken, strict=True):
+        assert [trace.rollout.id for trace in one.traces] == [m.rollout.id for m in given.rollouts]
+
+
+async def test_groups_go_straight_into_a_credit_assigner(store: SqliteStore) -> None:
+    await store.enqueue(group(2))
+    high, low = await claim(store, 2)
+    await succeed(store, high, 1.0, calls=2)
+    await succeed(store, low, 0.0, calls=1)
+    groups = await read_traces(store, await store.take("run", 1))
+    assert broadcast(groups, normalise="mean") == [[[0.5, 0.5], [-0.5]]]
+
+
+async def test_nothing_taken_gives_no_groups(store: SqliteStore) -> None:
+    assert await read_traces(store, []) == []
+
+
+async def test_the_ledger_gives_what_take_gave(store: SqliteStore) -> None:
+    await store.enqueue(group(3))
+    one, two, three = await claim(store, 3)
+    await succeed(store, one, 1.0)
+    await fail(store, two)
+    await succeed(store, three, 0.0)
+    taken = await read_traces(store, await store.take("run", 1))
+    (again,) = await read_ledger(store, "run", 1)
+    assert [trace.rollout.id for trace in again.traces] == [one.rollout.id, three.rollout.id]
+    assert [t.attempt for t in again.traces] == [t.attempt for t in taken[0].traces]
+    assert [t.reward for t in again.traces] == [1.0, 0.0]
+
+
+async def test_what_was_skipped_or_not_taken_yet_is_no_group(store: SqliteStore) -> None:
+    await store.enqueue(group(2, task="a") + group(2, task="b", iteration=2))
+    for one in await store.claim("worker", limit=4):
+        await fail(store, one)
+    assert await store.take("run", 1) == []  # skipped
+    assert await read_ledger(store, "run", 1) == []
+    assert await read_ledger(store, "run", 2) == []
+
+
+async def test_a_ledger_that_the_store_contradicts_is_an_error(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    await store.enqueue(group(2))
+    for one in await claim(store, 2):
+        await succeed(store, one, 1.0)
+    await store.take("run", 1)
+    forged = ForgedStore(store)
+    with pytest.raises(StoreError, match=r"gives rollout 'r-.*' to iteration 1, but the store"):
+        await read_ledger(forged, "run", 1)
+
+
+class ForgedStore:
+    """A store that lost its attempts."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self.ledger = store.ledger
+        self.rollouts = store.rollouts
+        self.events = store.events
+
+    async def attempts(self, rollout_ids: object) -> list[object]:
+        return []
+
+
+async def test_people_see_every_attempt_the_failed_ones_too(store: SqliteStore) -> None:
+    retry = RetryPolicy(max_infrastructure_failures=1)
+    await store.enqueue(group(1, mode=Mode.VAL, retry=retry) + group(1, task="waiting"))
+    (first,) = await store.claim("worker", limit=1)
+    await store.append([call(first.attempt.id, "early")])
+    await fail(store, first, FailureKind.INFRASTRUCTURE)
+    rollouts = await store.rollouts(RolloutQuery(run="run"))
+    by_task = {one.spec.task_id: one for one in rollouts}
+    (second,) = [
+        one for one in await store.claim("worker", limit=2) if one.rollout.id == first.rollout.id
+    ]
+    await succeed(store, second, 1.0, calls=2)
+    tried, waiting = await read_attempts(store, [by_task["task"], by_task["waiting"]])
+    assert [one.attempt.state.value for one in tried] == ["failed", "succeeded"]
+    assert [len(one.transitions) for one in tried] == [1, 2]
+    assert [len(one.events) for one in tried] == [1, 3]  # two calls and the reward
+    assert [one.attempt.state.value for one in waiting] == ["running"]  # claimed, not begun
+
+
+async def test_no_rollouts_have_no_attempts(store: SqliteStore) -> None:
+    assert await read_attempts(store, []) == []

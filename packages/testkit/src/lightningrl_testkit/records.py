@@ -1,0 +1,130 @@
+"""Small records for tests of stores: the fields that a test doesn't speak of have plain values."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from lightningrl.schema import (
+    AttemptId,
+    CallEvent,
+    CallStatus,
+    Choice,
+    EventId,
+    LogEvent,
+    Mode,
+    NewRollout,
+    RetryPolicy,
+    RewardEvent,
+    StepId,
+    group_id,
+    rollout_id,
+)
+
+AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+"""When every event of these records happened, by its writer's clock."""
+
+
+def group(
+    size: int = 1,
+    *,
+    run: str = "run",
+    mode: Mode = Mode.TRAIN,
+    iteration: int = 1,
+    task: str = "task",
+    variant: str = "",
+    timeout_seconds: float = 600.0,
+    retry: RetryPolicy | None = None,
+) -> list[NewRollout]:
+    """The `size` rollouts of one group."""
+    ident = group_id(run, mode, iteration, task, variant)
+    return [
+        NewRollout(
+            id=rollout_id(ident, member),
+            run=run,
+            mode=mode,
+            iteration=iteration,
+            task_id=task,
+            group_id=ident,
+            member=member,
+            task={"question": task, "member": None},
+            variant=variant,
+            timeout_seconds=timeout_seconds,
+            retry=retry or RetryPolicy(),
+        )
+        for member in range(size)
+    ]
+
+
+def reward(
+    attempt: AttemptId,
+    value: float,
+    *,
+    name: str = "final",
+    step: str | None = None,
+    revision: int = 0,
+    ident: str | None = None,
+) -> RewardEvent:
+    """A reward; its id tells its name, step and revision unless given."""
+    return RewardEvent(
+        id=EventId(ident or f"reward-{name}-{step}-{revision}"),
+        attempt_id=attempt,
+        at=AT,
+        value=value,
+        step_id=None if step is None else StepId(step),
+        name=name,
+        revision=revision,
+    )
+
+
+def log(attempt: AttemptId, ident: str, message: str = "") -> LogEvent:
+    """A line for people."""
+    return LogEvent(id=EventId(ident), attempt_id=attempt, at=AT, level="info", message=message)
+
+
+def call(
+    attempt: AttemptId,
+    ident: str,
+    *,
+    prompt: Sequence[int] = (1, 2, 3),
+    answer: Sequence[int] = (4, 5),
+    request: bytes = b'{"messages":[]}',
+) -> CallEvent:
+    """A delivered model call whose answer has log-prob -0.5 at every token."""
+    choice = Choice(
+        index=0,
+        message=b'{"role":"assistant","content":"hello"}',
+        finish_reason="stop",
+        token_ids=ids(answer),
+        logprobs=struct.pack(f"<{len(answer)}f", *[-0.5] * len(answer)),
+    )
+    return CallEvent(
+        id=EventId(ident),
+        attempt_id=attempt,
+        at=AT,
+        step_id=StepId(f"step-{ident}"),
+        agent=None,
+        policy="policy",
+        model="policy",
+        endpoint="http://engine/v1",
+        version_start=0,
+        version_end=0,
+        request=request,
+        sampling=None,
+        prompt_ids=ids(prompt),
+        choices=(choice,),
+        prompt_tokens=len(prompt),
+        completion_tokens=len(answer),
+        latency_ms=1.5,
+        held_ms=0.0,
+        upstream_retries=0,
+        status=CallStatus.DELIVERED,
+        http_status=200,
+        error=None,
+    )
+
+
+def ids(tokens: Sequence[int]) -> bytes:
+    """Token ids as they travel: little-endian int32."""
+    return struct.pack(f"<{len(tokens)}i", *tokens)

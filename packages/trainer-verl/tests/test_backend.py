@@ -1,0 +1,340 @@
+"""One policy through verl's own worker, against plain forward passes and by hand."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from lightningrl.errors import ConfigError, RunError
+from lightningrl_verl.backend import VerlBackend
+from lightningrl_verl.backend_config import BackendConfig
+from lightningrl_verl.probe import WeightMismatch, probe
+
+# More threads than free cores spin, and make these tests ten times slower.
+torch.set_num_threads(1)
+
+VOCAB = 40
+CONFIG = BackendConfig(
+    model_path="",
+    learning_rate=1e-3,
+    total_iterations=4,
+    warmup=2,
+    lr_schedule="linear",
+    weight_decay=0.0,
+    max_tokens_per_micro_batch=64,
+)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    token_ids: NDArray[np.int32]
+    mask: NDArray[np.bool_]
+    advantages: NDArray[np.float32]
+    rollout_id: str = "rollout-1"
+
+
+def write_model(folder: Path, *, tied: bool) -> Path:
+    torch.manual_seed(0)
+    words = {f"w{i}": i for i in range(VOCAB - 1)} | {"<end>": VOCAB - 1}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="<end>"
+    )
+    tokenizer.pad_token = "<end>"
+    tokenizer.save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+            tie_word_embeddings=tied,
+            eos_token_id=VOCAB - 1,
+            pad_token_id=VOCAB - 1,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+def sequences(count: int, seed: int = 0) -> list[Sequence]:
+    """Prompt, sampled tokens, a tool's result, sampled tokens; advantages of both signs."""
+    draw = np.random.default_rng(seed)
+    made = []
+    for i in range(count):
+        length = int(draw.integers(12, 30))
+        mask = np.zeros(length, bool)
+        mask[4:7] = mask[9:] = True
+        advantages = np.where(mask, (1 if i % 2 else -1) / count, 0).astype(np.float32)
+        made.append(Sequence(draw.integers(0, VOCAB, length).astype(np.int32), mask, advantages))
+    return made
+
+
+def weights(backend: VerlBackend) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in backend.named_parameters()}
+
+
+def without_effect(backend: VerlBackend, rows: list[Sequence]) -> dict[str, float]:
+    """Loss and gradient of an update, measured on a copy so that `backend` stays as it is."""
+    before = weights(backend)
+    metrics = backend.update(rows, backend.log_probs(rows))
+    state = dict(backend._engine.module.named_parameters())
+    with torch.no_grad():
+        for name, tensor in before.items():
+            if name in state:
+                state[name].to_local().copy_(tensor)
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), tied=False)
+
+
+@pytest.fixture(scope="module")
+def backend(model: Path):
+    one = VerlBackend(replace(CONFIG, model_path=str(model)))
+    yield one
+    one.close()
+
+
+def plain_log_probs(model: Path, rows: list[Sequence], temperature: float) -> list[np.ndarray]:
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    out = []
+    for row in rows:
+        ids = torch.tensor(row.token_ids[None].astype(np.int64))
+        with torch.no_grad():
+            logits = reference(ids).logits[0, :-1] / temperature
+        chosen = torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0]
+        out.append(np.where(row.mask, np.concatenate([[0], chosen.numpy()]), 0))
+    return out
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_a_plain_forward_pass(backend, model, temperature):
+    rows = sequences(7)
+    scored = backend.log_probs(rows, temperature)
+    for ours, plain in zip(scored, plain_log_probs(model, rows, temperature), strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, plain, atol=1e-4)
+
+
+def test_a_row_longer_than_a_micro_batch_is_scored_whole(backend, model):
+    long = Sequence(
+        np.arange(60, dtype=np.int32) % VOCAB, np.arange(60) >= 1, np.zeros(60, np.float32)
+    )
+    short = replace(CONFIG, model_path=str(model), max_tokens_per_micro_batch=16)
+    np.testing.assert_allclose(
+        VerlBackend(short).log_probs([long])[0], backend.log_probs([long])[0], atol=1e-5
+    )
+
+
+def test_splitting_a_rollout_in_two_rows_changes_neither_loss_nor_gradient(backend):
+    """The second row repeats the first one's tokens as context and trains the rest of them."""
+    rows = sequences(3)
+    whole = rows[0]
+    early, late = whole.mask.copy(), whole.mask.copy()
+    early[9:] = late[:9] = False
+    parts = [
+        replace(whole, mask=part, advantages=np.where(part, whole.advantages, 0).astype(np.float32))
+        for part in (early, late)
+    ]
+    one = without_effect(backend, rows)
+    two = without_effect(backend, [*parts, *rows[1:]])
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+
+
+def test_the_loss_is_the_token_sum_of_negative_advantages_when_on_policy(backend):
+    # The ratio is 1 everywhere, so the loss is minus the sum of all advantages.
+    rows = sequences(5)
+    expected = -sum(float(row.advantages.sum()) for row in rows)
+    assert without_effect(backend, rows)["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_update_moves_log_probs_in_the_advantages_direction(model):
+    one = VerlBackend(replace(CONFIG, model_path=str(model)))
+    rows = sequences(6)
+    before = one.log_probs(rows)
+    metrics = one.update(rows, before)
+    after = one.log_probs(rows)
+    for row, old, new in zip(rows, before, after, strict=True):
+        assert np.sign((new - old).sum()) == np.sign(row.advantages.sum())
+    # The first of two updates of warm-up.
+    assert metrics["lr"] == pytest.approx(0.5e-3)
+    assert metrics["ppo_kl"] == pytest.approx(0, abs=1e-5)
+    assert metrics["pg_clipfrac"] == 0
+
+
+def test_a_resumed_run_goes_on_as_if_uninterrupted(model, tmp_path: Path):
+    config = replace(CONFIG, model_path=str(model), ppo_epochs=2, mini_batches=2)
+    first = VerlBackend(config)
+    for seed in (1, 2):
+        rows = sequences(5, seed)
+        first.update(rows, first.log_probs(rows))
+    first.save(tmp_path / "checkpoint")
+
+    second = VerlBackend(config)
+    second.load(tmp_path / "checkpoint")
+    rates = []
+    for seed in (3, 4):
+        rows = sequences(5, seed)
+        old = first.log_probs(rows)
+        np.testing.assert_array_equal(np.concatenate(old), np.concatenate(second.log_probs(rows)))
+        metrics = second.update(rows, old)
+        assert metrics == pytest.approx(first.update(rows, old), abs=1e-6)
+        rates.append(metrics["lr"])
+    # Two updates of warm-up to 1e-3, then linearly to 0 after the fourth: 0.5, 1, 1, 0.5.
+    assert rates == pytest.approx([1e-3, 0.5e-3])
+    resumed = weights(second)
+    for name, tensor in weights(first).items():
+        torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_loading_from_a_folder_without_a_checkpoint_names_it(backend, tmp_path: Path):
+    with pytest.raises(RunError, match="no checkpoint in"):
+        backend.load(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_export_loads_in_transformers_with_the_same_weights(tied, tmp_path: Path):
+    folder = write_model(tmp_path / "model", tied=tied)
+    one = VerlBackend(replace(CONFIG, model_path=str(folder)))
+    rows = sequences(2)
+    one.update(rows, one.log_probs(rows))
+    one.export_hf(tmp_path / "export")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    state = exported.state_dict()
+    trained = weights(one)
+    assert state.keys() == trained.keys()
+    for name, tensor in trained.items():
+        assert state[name].dtype == torch.float32
+        torch.testing.assert_close(state[name], tensor, atol=0, rtol=0)
+    words = AutoTokenizer.from_pretrained(tmp_path / "export")
+    assert words.eos_token == "<end>"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "model"]
+
+
+def test_kl_and_entropy_are_token_means_beside_the_policys_token_sum(model):
+    overrides = {"actor.kl_loss_type": "k1"}
+    config = replace(
+        CONFIG,
+        model_path=str(model),
+        use_kl_loss=True,
+        kl_coef=0.5,
+        entropy_coeff=0.25,
+        overrides=overrides,
+        max_tokens_per_micro_batch=32,
+    )
+    one = VerlBackend(config)
+    start = sequences(4)
+    reference = one.log_probs(start)
+    one.update(start, reference)
+    # Now the policy differs from the reference: k1 is the mean of log p - log p_ref.
+    rows = sequences(4)
+    old = one.log_probs(rows)
+    tokens = sum(int(row.mask.sum()) for row in rows)
+    gap = sum(float((a - b).sum()) for a, b in zip(old, reference, strict=True)) / tokens
+    metrics = one.update(rows, old)
+    assert metrics["kl"] == pytest.approx(gap, abs=1e-5)
+    advantages = sum(float(row.advantages.sum()) for row in rows)
+    expected = -advantages + 0.5 * gap - 0.25 * metrics["entropy"]
+    assert metrics["loss"] == pytest.approx(expected, abs=1e-5)
+    assert 0 < metrics["entropy"] < np.log(VOCAB)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_any_number_of_rows_in_any_number_of_mini_batches_is_one_update(model, packed):
+    config = replace(
+        CONFIG,
+        model_path=str(model),
+        mini_batches=4,
+        overrides={"model.use_remove_padding": packed},
+    )
+    one = VerlBackend(config)
+    # 5 rows in at most 4 mini-batches: rows of 2, 2, 1 and a filler, then fewer rows than batches.
+    for count in (5, 3, 1):
+        rows = sequences(count)
+        assert np.isfinite(one.update(rows, one.log_probs(rows))["loss"])
+
+
+def test_a_diverged_update_is_an_error(model):
+    one = VerlBackend(replace(CONFIG, model_path=str(model)))
+    rows = sequences(2)
+    one.update(rows, one.log_probs(rows))
+    bad = [replace(row, advantages=np.where(row.mask, np.inf, 0).astype("f4")) for row in rows]
+    with pytest.raises(RunError, match="the update diverged"):
+        one.update(bad, one.log_probs(rows))
+
+
+def test_a_probe_passes_on_the_same_weights_and_fails_on_stale_ones(model):
+    one = VerlBackend(replace(CONFIG, model_path=str(model)))
+    engine = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+    def score(prompt, tokens):
+        ids = torch.tensor([[*prompt, *tokens]])
+        with torch.no_grad():
+            log_probs = torch.log_softmax(engine(ids).logits[0, len(prompt) - 1 : -1], -1)
+        return log_probs.gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist()
+
+    result = probe(score, one, tolerance=1e-4)
+    assert result.tokens == 4 * 24
+    assert result.max_abs_difference <= 1e-4
+    rows = sequences(2)
+    one.update(rows, one.log_probs(rows))
+    with pytest.raises(WeightMismatch, match="does not hold the trainer's weights"):
+        probe(score, one, tolerance=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_absent_device_is_refused(model):
+    with pytest.raises(ConfigError, match="device 'cuda' was asked for"):
+        VerlBackend(replace(CONFIG, model_path=str(model), device="cuda"))
+
+
+def test_a_backend_leaves_terminal_environment_and_logging_as_they_were(model):
+    """In a process of its own: import, build, train, save; nothing is printed, nothing leaks."""
+    program = f"""
+import logging, os
+before = dict(os.environ)
+import numpy as np
+from dataclasses import make_dataclass
+from pathlib import Path
+from lightningrl_verl.backend import VerlBackend
+from lightningrl_verl.backend_config import BackendConfig
+Row = make_dataclass("Row", ["token_ids", "mask", "advantages", "rollout_id"])
+one = VerlBackend(BackendConfig(model_path={str(model)!r}))
+row = Row(np.arange(9, dtype=np.int32), np.arange(9) > 3, np.ones(9, np.float32), "r")
+one.update([row], one.log_probs([row]))
+one.export_hf(Path({str(model)!r}).with_name("export"))
+one.close()
+ours = {{name for name in os.environ.keys() - before.keys()}}
+assert not any(n.startswith("VERL") or n in ("RANK", "WORLD_SIZE", "MASTER_PORT") for n in ours), ours
+assert not logging.getLogger().handlers
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr == ""

@@ -1,0 +1,69 @@
+"""verl's own keys: those that take effect, and those that are refused with the reason."""
+
+import pytest
+
+from lightningrl.errors import ConfigError
+from lightningrl_verl.backend_config import BackendConfig, check_overrides, compose_verl_config
+
+
+def test_the_fields_become_verls_keys():
+    composed = compose_verl_config(
+        BackendConfig(model_path="m", learning_rate=0.5, clip_high=0.28, betas=(0.8, 0.9))
+    )
+    actor = composed.actor_rollout_ref.actor
+    assert actor.optim.lr == 0.5
+    assert list(actor.optim.betas) == [0.8, 0.9]
+    assert actor.clip_ratio_high == 0.28
+    assert actor.loss_agg_mode == "token-sum"
+    assert actor.fsdp_config.mixed_precision.param_dtype == "fp32"
+
+
+def test_an_override_wins_over_the_field():
+    overrides = {
+        "actor.optim.betas": [0.7, 0.6],
+        "actor.policy_loss.loss_mode": "cispo",
+        "model.override_config.attn_implementation": "eager",
+    }
+    composed = compose_verl_config(BackendConfig(model_path="m", overrides=overrides))
+    role = composed.actor_rollout_ref
+    assert list(role.actor.optim.betas) == [0.7, 0.6]
+    assert role.actor.policy_loss.loss_mode == "cispo"
+    assert role.model.override_config.attn_implementation == "eager"
+
+
+def test_an_unknown_key_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"no key 'actor.optim.betass'.*'actor.optim.betas'"):
+        check_overrides({"actor.optim.betass": [0.9, 0.9]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("trainer.total_epochs", 3, "our loop takes the place of verl's trainer"),
+        ("data.train_batch_size", 8, "the recipe's `data`"),
+        ("algorithm.adv_estimator", "gae", "the recipe's `credit`"),
+        ("rollout.gpu_memory_utilization", 0.5, "`engine` and `sampling`"),
+        ("actor.loss_agg_mode", "token-mean", "the token sum that weights define"),
+        ("actor.optim.lr_scheduler_type", "cosine", "`lr_schedule`"),
+        ("actor.policy_loss.loss_mode", "sapo", "does not aggregate as a token sum"),
+        ("model.lora_rank", 8, "adapters are not supported"),
+        ("actor_rollout_ref.actor.optim.lr", 1.0, "leave out the prefix"),
+    ],
+)
+def test_a_key_that_our_loop_does_not_honour_is_refused_with_the_reason(key, value, reason):
+    with pytest.raises(ConfigError, match=reason):
+        check_overrides({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("actor.optim.weight_decay", "much"),
+        ("actor.calculate_entropy", 1),
+        ("actor.kl_loss_type", 3),
+        ("actor.entropy_coeff", True),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(key, value):
+    with pytest.raises(ConfigError, match=f"verl key '{key}' takes"):
+        check_overrides({key: value})

@@ -1,0 +1,370 @@
+"""The engine's HTTP server, spoken to over real sockets with a model that learnt four answers."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lightningrl_verl.engine import EngineServer, TorchEngine, serve_engine
+
+SPECIALS = ["<user>", "<tool>", "<bot>", "<call>", "<ans>", "<end>"]
+CHARACTERS = [*map(chr, range(32, 127)), "\n"]
+TEMPLATE = """
+{%- for m in messages -%}
+{%- if m.role == 'assistant' -%}
+<bot>{%- for c in m.tool_calls or [] -%}<call>{{ c.function.arguments.expression }}{%- endfor -%}
+{%- if m.content -%}<ans>{{ m.content }}{%- endif -%}<end>
+{%- elif m.role in ('user', 'tool') -%}
+<{{ m.role }}>{{ m.content }}
+{%- else -%}
+{{ raise_exception('no role ' + m.role) }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<bot>{%- endif -%}
+"""
+HERMES = '<tool_call>\n{"name": "calc", "arguments": {"expression": "3+4"}}\n</tool_call>'
+LEARNT = {
+    "<user>compact<bot>": "<call>3+4<end>",
+    "<user>compact<bot><call>3+4<end><tool>7<bot>": "<ans>7<end>",
+    "<user>hermes<bot>": f"{HERMES}<end>",
+    "<user>broken<bot>": "<tool_call>{<end>",
+}
+CALC = {
+    "type": "function",
+    "function": {
+        "name": "calc",
+        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocab = {text: index for index, text in enumerate([*SPECIALS, *CHARACTERS])}
+    raw = Tokenizer(models.WordLevel(vocab, unk_token=" "))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    raw.decoder = decoders.Fuse()
+    raw.add_special_tokens(SPECIALS)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", chat_template=TEMPLATE)
+
+
+def config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(tokenizer: PreTrainedTokenizerFast) -> Iterator[TorchEngine]:
+    """An engine whose greedy answers are those of `LEARNT`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config(tokenizer))
+    prompts = [tokenizer(text)["input_ids"] for text in LEARNT]
+    answers = [tokenizer(text)["input_ids"] for text in LEARNT.values()]
+    width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    ids = torch.zeros(len(LEARNT), width, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor([*prompt, *answer])
+        labels[row, len(prompt) : end] = torch.tensor(answer)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        loss = model(ids, labels=labels).loss
+        if loss < 0.02:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    engine = TorchEngine(model, tokenizer, slots=8, max_model_len=128, threads=1, version=7)
+    engine.start()
+    yield engine
+    engine.close()
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=["compact", "hermes"])
+def either_server(engine: TorchEngine, request: pytest.FixtureRequest) -> Iterator[EngineServer]:
+    server = serve_engine(engine, model_name="tiny", parser=request.param)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def compact(engine: TorchEngine) -> Iterator[EngineServer]:
+    server = serve_engine(engine, model_name="tiny", parser="compact")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def hermes(engine: TorchEngine) -> Iterator[EngineServer]:
+    server = serve_engine(engine, model_name="tiny", parser="hermes")
+    yield server
+    server.close()
+
+
+def user(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+async def post(
+    server: EngineServer, *, path: str = "/v1/chat/completions", **fields: Any
+) -> tuple[int, dict[str, Any]]:
+    body = {"model": "tiny", "temperature": 0, **fields}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(server.url + path, json=body) as response,
+    ):
+        return response.status, await response.json()
+
+
+async def get(server: EngineServer, path: str) -> tuple[int, Any]:
+    async with aiohttp.ClientSession() as session, session.get(server.url + path) as response:
+        text = await response.text()
+        return response.status, json.loads(text) if text else None
+
+
+async def test_compact_call_its_result_and_the_answer(
+    compact: EngineServer, engine: TorchEngine, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    wanted = {"tools": [CALC], "return_token_ids": True, "logprobs": True}
+    status, first = await post(compact, messages=user("compact"), **wanted)
+    assert status == 200
+    choice = first["choices"][0]
+    message = choice["message"]
+    (call,) = message["tool_calls"]
+    assert (message["role"], message["content"]) == ("assistant", None)
+    assert (call["type"], call["function"]["name"]) == ("function", "calc")
+    assert json.loads(call["function"]["arguments"]) == {"expression": "3+4"}
+    assert call["id"].startswith("call_")
+    assert choice["finish_reason"] == "tool_calls"
+    assert "tool_parser_error" not in choice
+    assert first["prompt_token_ids"] == tokenizer("<user>compact<bot>")["input_ids"]
+    assert choice["token_ids"] == tokenizer("<call>3+4<end>")["input_ids"]
+    assert choice["weight_versions"] == [{"version": 7, "start": 0, "end": 5}]
+    assert first["usage"] == {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
+    content = choice["logprobs"]["content"]
+    assert [entry["token"] for entry in content] == ["<call>", "3", "+", "4", "<end>"]
+    assert content[1]["bytes"] == [51]
+    assert content[1]["top_logprobs"] == []
+    expected = engine.score(first["prompt_token_ids"], choice["token_ids"])
+    assert [entry["logprob"] for entry in content] == pytest.approx(expected, abs=1e-4)
+
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "7"}
+    status, second = await post(compact, messages=[*user("compact"), message, result], **wanted)
+    assert status == 200
+    assert second["choices"][0]["message"] == {"role": "assistant", "content": "7"}
+    assert second["choices"][0]["finish_reason"] == "stop"
+    # The next prompt continues the former prompt and answer, token for token.
+    former = first["prompt_token_ids"] + choice["token_ids"]
+    assert second["prompt_token_ids"][: len(former)] == former
+
+
+async def test_hermes_call(hermes: EngineServer) -> None:
+    status, reply = await post(hermes, messages=user("hermes"), tools=[CALC])
+    assert status == 200
+    choice = reply["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"] == {"name": "calc", "arguments": '{"expression": "3+4"}'}
+    assert choice["finish_reason"] == "tool_calls"
+    assert "token_ids" not in choice
+    assert "prompt_token_ids" not in reply
+    assert choice["logprobs"] is None
+
+
+async def test_unreadable_call_is_content_with_the_parser_s_error(hermes: EngineServer) -> None:
+    _, reply = await post(hermes, messages=user("broken"), tools=[CALC])
+    choice = reply["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": "<tool_call>{"}
+    assert choice["finish_reason"] == "stop"
+    assert choice["tool_parser_error"] == "unreadable <tool_call>: it has no </tool_call>"
+
+
+async def test_call_cut_off_by_the_limit_is_no_call(compact: EngineServer) -> None:
+    _, reply = await post(compact, messages=user("compact"), tools=[CALC], max_tokens=2)
+    choice = reply["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": "<call>3"}
+    assert choice["finish_reason"] == "length"
+    assert choice["tool_parser_error"] == "the tool call was cut off by the token limit"
+
+
+async def test_tool_choice_none_never_calls(compact: EngineServer) -> None:
+    _, reply = await post(
+        compact,
+        messages=user("compact"),
+        tools=[CALC],
+        tool_choice="none",
+        parallel_tool_calls=True,
+    )
+    assert "tool_calls" not in reply["choices"][0]["message"]
+
+
+async def test_several_choices_differ_and_a_seed_repeats_them(compact: EngineServer) -> None:
+    fields = {"n": 4, "seed": 5, "temperature": 3.0, "max_tokens": 8, "return_token_ids": True}
+    _, one = await post(compact, messages=user("free"), **fields)
+    _, two = await post(compact, messages=user("free"), **fields)
+    answers = [choice["token_ids"] for choice in one["choices"]]
+    assert [choice["index"] for choice in one["choices"]] == [0, 1, 2, 3]
+    assert answers == [choice["token_ids"] for choice in two["choices"]]
+    assert len({tuple(answer) for answer in answers}) > 1
+    assert one["usage"]["completion_tokens"] == sum(map(len, answers))
+
+
+async def test_harmless_fields_and_text_parts_are_accepted(compact: EngineServer) -> None:
+    parts = [{"type": "text", "text": "compact"}]
+    status, reply = await post(
+        compact,
+        messages=[{"role": "user", "content": parts, "name": "ada"}],
+        tools=[CALC],
+        tool_choice="auto",
+        user="ada",
+        metadata={"a": "b"},
+        store=False,
+        stream=False,
+        stream_options=None,
+        response_format={"type": "text"},
+        max_completion_tokens=20,
+        logprobs=True,
+        return_tokens_as_token_ids=True,
+        top_p=1,
+    )
+    assert status == 200
+    assert reply["choices"][0]["logprobs"]["content"][-1]["token"] == "token_id:5"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"stream": True}, "stream", "gateway re-chunks"),
+        ({"stop": ["x"]}, "stop", "stop_token_ids"),
+        ({"logit_bias": {"1": 5}}, "logit_bias", "not supported"),
+        ({"top_logprobs": 3}, "top_logprobs", "not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"guided_json": {}}, "guided_json", "unknown field"),
+        ({"temperature": "hot"}, "temperature", "Expected `float | null`"),
+        ({"temperature": -1}, "temperature", "0 or a finite number"),
+        ({"n": 0}, "n", "at least 1"),
+        ({"tool_choice": "required"}, "tool_choice", "'auto' or 'none'"),
+        ({"tools": [{"type": "function"}]}, "tools", "function"),
+        ({"messages": []}, "messages", "empty"),
+        ({"messages": 3}, "messages", "Expected `array | null`"),
+        ({"messages": [{"content": "x"}]}, "messages", "no `role`"),
+        ({"messages": [{"role": "pope", "content": "x"}]}, "messages", "no role pope"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages",
+            "reads text alone",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]},
+            "messages",
+            "tool call is malformed",
+        ),
+        ({"messages": user("x" * 200)}, "messages", "has 202 tokens, and max_model_len=128"),
+    ],
+)
+async def test_refusals_name_the_field(
+    either_server: EngineServer, fields: dict[str, Any], param: str, words: str
+) -> None:
+    status, reply = await post(either_server, **({"messages": user("hi")} | fields))
+    assert status == 400
+    assert reply["error"]["type"] == "invalid_request_error"
+    assert reply["error"]["param"] == param
+    assert words in reply["error"]["message"]
+
+
+async def test_other_model_is_not_found(compact: EngineServer) -> None:
+    status, reply = await post(compact, model="gpt", messages=user("hi"))
+    assert (status, reply["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_body_that_is_no_json(compact: EngineServer) -> None:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(compact.url + "/v1/chat/completions", data=b"{") as response,
+    ):
+        assert response.status == 400
+
+
+async def test_models_health_and_stats(compact: EngineServer) -> None:
+    status, listed = await get(compact, "/v1/models")
+    assert (status, [model["id"] for model in listed["data"]]) == (200, ["tiny"])
+    assert await get(compact, "/health") == (200, None)
+    status, stats = await get(compact, "/stats")
+    assert (status, stats["version"], stats["slots"], stats["active"]) == (200, 7, 8, 0)
+
+
+@pytest.fixture
+def endless(tokenizer: PreTrainedTokenizerFast) -> Iterator[TorchEngine]:
+    """One slot, and a greedy answer that never ends: the end token's logit is 0, another's above."""
+    torch.manual_seed(0)
+    shape = config(tokenizer)
+    shape.tie_word_embeddings = True
+    model = LlamaForCausalLM(shape)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.eos_token_id] = 0
+    engine = TorchEngine(model, tokenizer, slots=1, max_model_len=16384, threads=1)
+    engine.start()
+    yield engine
+    engine.close()
+
+
+async def wait_for(server: EngineServer, **expected: int) -> None:
+    while True:
+        _, stats = await get(server, "/stats")
+        if expected.items() <= stats.items():
+            return
+
+
+async def test_client_that_hangs_up_frees_its_slots(endless: TorchEngine) -> None:
+    server = serve_engine(endless, model_name="tiny", parser="none")
+    try:
+        abandoned = asyncio.create_task(post(server, messages=user("hi"), n=3))
+        await wait_for(server, active=1, queued=2)
+        abandoned.cancel()
+        await wait_for(server, active=0, queued=0)
+        status, reply = await post(server, messages=user("hi"), max_tokens=2)
+        assert (status, reply["choices"][0]["finish_reason"]) == (200, "length")
+        assert (await get(server, "/stats"))[1]["finished"] == 1
+    finally:
+        server.close()
+
+
+async def test_dead_worker_answers_503(endless: TorchEngine) -> None:
+    server = serve_engine(endless, model_name="tiny", parser="none")
+    try:
+        waiting = asyncio.create_task(post(server, messages=user("hi")))
+        await wait_for(server, active=1)
+        # Weights that the plan accepts but that cannot be copied.
+        broken = {n: p.to("meta") for n, p in endless._model.model.named_parameters()}
+        with pytest.raises(NotImplementedError):
+            endless.swap_weights(broken.items(), version=1)
+        for status, reply in [await waiting, await post(server, messages=user("hi"))]:
+            assert (status, reply["error"]["code"]) == (503, "engine_unavailable")
+            assert "create a new engine" in reply["error"]["message"]
+        status, reply = await get(server, "/health")
+        assert (status, reply["error"]["type"]) == (503, "server_error")
+    finally:
+        server.close()
+
+
+async def test_two_servers_of_one_engine_have_ports_of_their_own(
+    compact: EngineServer, hermes: EngineServer
+) -> None:
+    assert compact.url != hermes.url
+    assert compact.url.startswith("http://127.0.0.1:")

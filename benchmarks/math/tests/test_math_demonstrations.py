@@ -52,7 +52,7 @@ def test_questions_use_training_words_and_numbers_only() -> None:
 def test_copy_rows_repeat_their_prompt() -> None:
     rows = _many(600)
     copies = [row for row in rows if "<ans>" not in row[-1][0]]
-    assert 0 < len(copies) < 0.15 * len(rows)
+    assert 0 < len(copies) < 0.2 * len(rows)
     for (prompt, _), (answer, _) in copies:
         assert prompt == f"<user>{answer.removesuffix('<end>')}<asst>"
 

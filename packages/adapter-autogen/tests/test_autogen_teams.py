@@ -20,15 +20,15 @@ from autogen_core.models import ChatCompletionClient, ModelInfo
 from autogen_core.tools import FunctionTool
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 from autogen_ext.models.replay import ReplayChatCompletionClient
-from lightningrl_autogen import AutoGenAdapter, capture_client
-from lightningrl_testkit.adapter import MODEL, CaptureLab, Recorded, open_lab
-from lightningrl_testkit.model_server import Answer, ToolCall
 
 import lightningrl
 from lightningrl.capture.client import install_client_patch, uninstall_client_patch
 from lightningrl.capture.context import current, in_rollout
 from lightningrl.errors import AgentError, ConfigError
 from lightningrl.schema import StepKind
+from lightningrl_autogen import AutoGenAdapter, capture_client
+from lightningrl_testkit.adapter import MODEL, CaptureLab, Recorded, open_lab
+from lightningrl_testkit.model_server import Answer, ToolCall
 
 
 def script(request: dict[str, Any]) -> Answer:
@@ -234,17 +234,20 @@ async def test_a_handoff_is_a_handoff(lab: CaptureLab) -> None:
 
 
 async def test_cancelling_ends_every_step_with_an_error(lab: CaptureLab) -> None:
-    entered = asyncio.Event()
+    entered, left = asyncio.Event(), asyncio.Event()
 
     async def wait() -> str:
         entered.set()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
         return "never"
 
     async with lab.attempt() as context, model_client() as client:
         tool = FunctionTool(wait, description="wait")
         agent = AssistantAgent("worker", model_client=client, tools=[tool])
-        token = CancellationToken()
+        token, before = CancellationToken(), asyncio.all_tasks()
         run = asyncio.ensure_future(agent.run(task="call wait {}", cancellation_token=token))
         await entered.wait()
         run.cancel()
@@ -252,8 +255,9 @@ async def test_cancelling_ends_every_step_with_an_error(lab: CaptureLab) -> None
             await run
         # The tool is a task of its own, which AutoGen leaves running: this ends it.
         token.cancel()
-        while len([one for one in context.sink.events if one.id.endswith("-end")]) < 3:  # type: ignore[attr-defined]
-            await asyncio.sleep(0)
+        await left.wait()
+        while tool_tasks := asyncio.all_tasks() - before - {asyncio.current_task()}:
+            await asyncio.wait(tool_tasks)
     found = await lab.recorded(context)
     errors = {one.kind: found.ends[one.step_id].error for one in found.starts}
     assert errors == {"agent": "CancelledError", "llm": None, "tool": "CancelledError"}
@@ -327,7 +331,7 @@ async def test_a_fresh_object_is_run_and_its_last_message_is_the_output(lab: Cap
 async def test_a_shared_object_and_a_json_task_are_refused_with_the_remedy() -> None:
     agent = AssistantAgent("a", model_client=ReplayChatCompletionClient(["x"]))
     adapter = AutoGenAdapter()
-    with pytest.raises(ConfigError, match="keeps its conversation.*function without parameters"):
+    with pytest.raises(ConfigError, match=r"keeps its conversation.*function without parameters"):
         adapter.wrap(agent, fresh=False)
     call = adapter.wrap(agent, fresh=True)
     assert call is not None

@@ -117,7 +117,7 @@ async def test_expired_lease(store: SqliteStore) -> None:
     problem = await only_problem(store)
     assert problem.name == "expired lease"
     assert problem.evidence.startswith(
-        f"1 attempt run without a lease; that of attempt {claim.attempt.id!r}"
+        f"1 running attempt without a lease; that of attempt {claim.attempt.id!r}"
     )
     assert "worker 'worker-7'" in problem.evidence
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import openai
 import pytest
-from lightningrl_testkit.gateway import GatewayRig, open_rig
-from lightningrl_testkit.model_server import ModelServer
 
 import lightningrl
 from lightningrl.capture.client import install_client_patch, uninstall_client_patch
@@ -32,6 +30,8 @@ from lightningrl.schema import (
     RolloutState,
     StepEndEvent,
 )
+from lightningrl_testkit.gateway import GatewayRig, open_rig
+from lightningrl_testkit.model_server import ModelServer
 
 
 @pytest.fixture

@@ -73,9 +73,7 @@ def test_what_is_no_number_is_no_reward(returned: Any) -> None:
         (None, [reward_event(0.5), reward_event(1.0)], False, "2 by lightningrl.final_reward..;"),
     ],
 )
-def test_two_sources_fail(
-    returned: Any, events: list[Event], by_recipe: bool, text: str
-) -> None:
+def test_two_sources_fail(returned: Any, events: list[Event], by_recipe: bool, text: str) -> None:
     with pytest.raises(AgentError, match=f"rollout 'r' has 2 final rewards: {text}"):
         decide(returned, *events, by_recipe=by_recipe)
 

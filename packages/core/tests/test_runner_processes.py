@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from lightningrl_testkit.model_server import ModelServer
 
 from lightningrl.gateway import GatewayClient
 from lightningrl.schema import (
@@ -26,6 +25,7 @@ from lightningrl.schema import (
     RolloutState,
 )
 from lightningrl.store import RolloutQuery, Store, open_store
+from lightningrl_testkit.model_server import ModelServer
 
 RUN = "processes"
 KEY = "admin-key"
@@ -105,7 +105,7 @@ class Site:
 
     async def called(self, count: int) -> None:
         """Return when `count` agents have made their call, and wait."""
-        while len(list(self.folder.glob("called-*"))) < count:
+        while len(list(self.folder.glob("called-*"))) < count:  # noqa: ASYNC110 - other processes
             await asyncio.sleep(0.05)
 
     async def ended(self, count: int) -> None:

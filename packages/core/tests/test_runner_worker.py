@@ -11,8 +11,6 @@ from typing import Any
 
 import openai
 import pytest
-from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig
-from lightningrl_testkit.model_server import ModelServer
 
 from lightningrl.capture.client import install_client_patch, uninstall_client_patch
 from lightningrl.errors import StoreUnavailable
@@ -32,6 +30,8 @@ from lightningrl.schema import (
     RolloutState,
 )
 from lightningrl.store import RolloutQuery, Store
+from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig
+from lightningrl_testkit.model_server import ModelServer
 
 
 @pytest.fixture
@@ -146,8 +146,10 @@ async def test_an_async_agent_that_hangs_times_out_in_the_store(rig: GatewayRig)
 
 async def test_a_sync_agent_that_hangs_makes_its_process_replaceable(rig: GatewayRig) -> None:
     release = threading.Event()
+    stuck: list[threading.Thread] = []
 
     def agent(_: Any) -> float:
+        stuck.append(threading.current_thread())
         release.wait()
         return 1.0
 
@@ -158,8 +160,8 @@ async def test_a_sync_agent_that_hangs_makes_its_process_replaceable(rig: Gatewa
     [attempt] = await rig.store.attempts([rollout_id])
     assert attempt.state is AttemptState.TIMED_OUT
     release.set()
-    while abandoned_threads():
-        await asyncio.sleep(0)
+    await asyncio.to_thread(stuck[0].join)
+    assert abandoned_threads() == 0
 
 
 async def test_a_cancelled_rollout_stops_its_agent(rig: GatewayRig) -> None:

@@ -17,6 +17,7 @@ from lightningrl.errors import ConfigError, StoreUnavailable
 from lightningrl.gateway.asgi import Answer, Receive, Scope, Send, send_answer
 from lightningrl.schema import RolloutState
 from lightningrl.server.app import Application
+from lightningrl.server.repeats import Repeats
 from lightningrl.server.serve import is_loopback, listen, serve
 from lightningrl.server.store_api import StoreApi
 from lightningrl.store.base import RolloutQuery
@@ -230,6 +231,18 @@ async def test_a_request_repeated_while_it_waits_is_answered_once(running: Runni
     assert first == second
     assert (await over_http.progress("run", group()[0].mode, 1)).running == 1
     await over_http.close()
+
+
+async def test_answers_are_forgotten_after_a_while() -> None:
+    done: list[int] = []
+
+    async def work() -> bytes:
+        done.append(len(done))
+        return b"%d" % done[-1]
+
+    kept, forgotten = Repeats(60.0), Repeats(-1.0)  # kept until one second ago: not at all
+    assert [await kept.once(one, work) for one in ("a", "b", "a")] == [b"0", b"1", b"0"]
+    assert [await forgotten.once(one, work) for one in ("a", "b", "a")] == [b"2", b"3", b"4"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", ""])

@@ -234,23 +234,19 @@ class StoreMachine(RuleBasedStateMachine):
         if mine:
             attempt.lease = max(attempt.lease, self.clock.seconds + 15.0)
 
-    @rule(
-        ident=attempts,
-        kind=st.sampled_from(["log", "call", "reward"]),
-        number=st.integers(0, 4),
-        revision=st.integers(0, 1),
-    )
-    def append(self, ident: AttemptId, kind: str, number: int, revision: int) -> None:
-        event: Event
-        if kind == "log":
-            event = log(ident, f"log-{number}")
-        elif kind == "call":
-            request = b'{"messages":[%s]}' % (b'"a message of the conversation"' * (number + 1))
-            prompt = range(20 * (number + 1))
-            event = call(ident, f"call-{number}", prompt=prompt, request=request)
-        else:
-            event = reward(ident, number / 4, revision=revision, ident=f"reward-{number}")
-        expected = self.model.append(self.model.attempts[ident], event)
+    @rule(ident=attempts, turn=st.integers(0, 4))
+    def append_call(self, ident: AttemptId, turn: int) -> None:
+        request = b'{"messages":[%s]}' % (b'"a message of the conversation"' * (turn + 1))
+        event = call(ident, f"call-{turn}", prompt=range(20 * (turn + 1)), request=request)
+        self.append(event)
+
+    @rule(ident=attempts, number=st.integers(0, 3), revision=st.integers(0, 1))
+    def append_reward(self, ident: AttemptId, number: int, revision: int) -> None:
+        self.append(reward(ident, number / 4, revision=revision, ident=f"reward-{number}"))
+        self.append(log(ident, f"log-{number}"))
+
+    def append(self, event: Event) -> None:
+        expected = self.model.append(self.model.attempts[event.attempt_id], event)
         self.same(self.store.append([event]), expected)
 
     @rule(ident=attempts, end=st.sampled_from(ENDS))
@@ -352,7 +348,7 @@ class StoreMachine(RuleBasedStateMachine):
 TestStoreModel = StoreMachine.TestCase
 TestStoreModel.settings = settings(
     max_examples=25,
-    stateful_step_count=40,
+    stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

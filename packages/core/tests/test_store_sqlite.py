@@ -270,26 +270,38 @@ class TestSize:
 
 
 FULL_DISK = """
-import asyncio, resource, sys
+import asyncio, random, resource, sys
 from lightningrl.errors import StoreUnavailable
-from lightningrl.store.base import RolloutQuery
 from lightningrl.store.sqlite import SqliteStore
-from lightningrl_testkit.records import group
+from lightningrl_testkit.records import call, group
+
+def turns(attempt):
+    number, prompt, noise = 0, [], random.Random(0)
+    while True:
+        prompt = prompt + [noise.randrange(1 << 31) for _ in range(500)]
+        yield call(attempt, str(number), prompt=prompt)
+        number += 1
 
 async def main():
     store = SqliteStore.open(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
-    acknowledged = 0
+    await store.enqueue(group())
+    (claim,) = await store.claim("worker")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+    conversation = turns(claim.attempt.id)
+    acknowledged = []
     try:
         while True:
-            await store.enqueue(group(20, task=str(acknowledged)))
-            acknowledged += 20
+            event = next(conversation)
+            await store.append([event])
+            acknowledged.append(event)
     except StoreUnavailable as error:
         print(error)
+    assert acknowledged and await store.events([claim.attempt.id]) == [acknowledged]
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert len(await store.rollouts(RolloutQuery())) == acknowledged
-    await store.enqueue(group(1, task="after"))
-    assert len(await store.rollouts(RolloutQuery())) == acknowledged + 1
+    later = [event, next(conversation), next(conversation)]
+    for event in later:
+        await store.append([event])
+    assert await store.events([claim.attempt.id]) == [acknowledged + later]
     await store.close()
 
 asyncio.run(main())

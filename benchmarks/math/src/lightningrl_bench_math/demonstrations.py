@@ -28,9 +28,9 @@ from lightningrl_bench_math.tasks import (
 
 Segment = tuple[str, bool]
 
-COPY_SHARE = 0.06
+COPY_SHARE = 0.12
 """Share of rows that only repeat a list of words and numbers."""
-COPY_PIECES = 8
+COPY_PIECES = 6
 """Words and numbers in a copy row."""
 STOP_EARLY_SHARE = 0.30
 """Share of rows that answer before the calculations are done."""

@@ -19,4 +19,7 @@ def tiny_spec() -> dict[str, Any]:
         "name": "math",
         "words": tuple(f" {word}" for word in vocabulary()),
         "demonstration": demonstration,
+        "layers": 3,
+        "updates": 640,
+        "learning_rate": 2e-3,
     }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightningrl.capture.rewards import final_reward as final_reward
     from lightningrl.capture.rewards import reward as reward
     from lightningrl.recipe import load_recipe as load_recipe
+    from lightningrl.runner.live import rollout as rollout
 
 _HOME = {
     "Reward": "lightningrl.capture.rewards",
@@ -22,10 +23,11 @@ _HOME = {
     "final_reward": "lightningrl.capture.rewards",
     "load_recipe": "lightningrl.recipe",
     "reward": "lightningrl.capture.rewards",
+    "rollout": "lightningrl.runner.live",
     "step": "lightningrl.capture.context",
 }
 
-__all__ = ["Reward", "bind", "final_reward", "load_recipe", "reward", "step"]
+__all__ = ["Reward", "bind", "final_reward", "load_recipe", "reward", "rollout", "step"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,9 @@ _SINGLE_PROCESS = {
     "MASTER_PORT": "0",
 }
 
+_WRITTEN_BY_VERL = ("REDIS_STORE_SERVER_HOST",)
+"""`single_controller/base/worker.py:290`."""
+
 
 def start_process_group(device: str) -> None:
     """Start this process' group of one for `device` ("cpu" or "cuda"), if it has none yet."""
@@ -46,11 +49,14 @@ def _stop_process_group() -> None:
 @contextmanager
 def single_process_environment() -> Generator[None]:
     """Give verl the variables of a group of one, then restore the environment as it was."""
-    before = dict(os.environ)
+    names = (*_SINGLE_PROCESS, *_WRITTEN_BY_VERL)
+    before = {name: os.environ.get(name) for name in names}
     os.environ.update(_SINGLE_PROCESS)
     try:
         yield
     finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is not None:
+                os.environ[name] = value
+            else:
+                os.environ.pop(name, None)

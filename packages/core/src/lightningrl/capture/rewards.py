@@ -67,10 +67,21 @@ def final_reward(value: float) -> None:
         emit_reward(context, value, step_id=None, name=FINAL, source="agent")
 
 
+def emit_rewards(context: RolloutContext, given: Reward, *, source: str) -> None:
+    """Give `context` a final reward and those of its steps.
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+    """
+    for step_id, value in given.steps.items():
+        emit_reward(context, value, step_id=StepId(step_id), name=STEP_REWARD, source=source)
+    emit_reward(context, given.final, step_id=None, name=FINAL, source=source)
+
+
 def emit_reward(
     context: RolloutContext, value: float, *, step_id: StepId | None, name: str, source: str
 ) -> None:
-    """Give `context` a reward; for the runner, and for the two functions above.
+    """Give `context` one reward.
 
     Raises:
         ValueError: `value` is NaN or infinite.

@@ -130,7 +130,7 @@ def expired_lease(found: Snapshot) -> list[Problem]:
     return [
         Problem(
             "expired lease",
-            f"{_count(len(late), 'attempt')} run without a lease; that of attempt {oldest.id!r}"
+            f"{_count(len(late), 'running attempt')} without a lease; that of attempt {oldest.id!r}"
             f" (rollout {oldest.rollout_id!r}, worker {oldest.worker!r}) ran out {seconds:.0f} s ago",
             "the server ends such attempts every second, so it is not running: start it again"
             " (lightningrl serve, or lightningrl train, which resumes)",

@@ -28,7 +28,9 @@ _PROBE_SECONDS = 3.0
 @click.argument("run", metavar="[RUN]", required=False)
 @server_options
 def doctor(run: str | None, server: str | None, key: str | None) -> None:
-    """Look for what commonly goes wrong in RUN; exit with 1 if something is.
+    """Say what is wrong with a run.
+
+    Exits with 1 if something is.
 
     RUN is a run's folder or its name in runs/; with --server its name, or nothing for all of them.
     """
@@ -75,7 +77,7 @@ async def take_snapshot(
         now=await store.now(),
         waiting=len(queued),
         running=tuple(one for one in attempts if one.state is AttemptState.RUNNING),
-        workers=tuple(await store.workers()),
+        workers=tuple(one for one in await store.workers() if one.run in (None, run.name)),
         policies=tuple(policies),
         engines=tuple(engines),
         recent=tuple(tuple(records) for records in await read_attempts(store, ended)),

@@ -22,9 +22,9 @@ _CHECKPOINT = re.compile(r"iteration-(\d+)")
 @click.option("--out", type=click.Path(path_type=Path), help="Instead of RUN/export.")
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
 def export(run: str, iteration: int | None, out: Path | None, force: bool) -> None:
-    """Write a checkpoint of RUN as a Hugging Face folder with a model card.
+    """Export a trained model.
 
-    RUN is a run's folder or its name in runs/.
+    Writes a checkpoint as a Hugging Face folder with a model card. RUN is a run's folder or its name in runs/.
     """
     folder = find_run_folder(run)
     target = out or folder / "export"

@@ -14,7 +14,10 @@ from lightningrl.curve import draw_curve
 @click.argument("run", metavar="RUN")
 @click.option("--out", type=click.Path(path_type=Path), help="Instead of RUN/curve.png.")
 def plot(run: str, out: Path | None) -> None:
-    """Draw reward by iteration of RUN, a run's folder or its name in runs/."""
+    """Draw the reward curve of a run.
+
+    RUN is a run's folder or its name in runs/.
+    """
     folder = find_run_folder(run)
     picture = out or folder / "curve.png"
     draw_curve(folder / "metrics.jsonl", picture, load_run_recipe(folder).recipe.name)

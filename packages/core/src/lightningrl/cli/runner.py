@@ -18,6 +18,7 @@ from lightningrl.runner.supervisor import run_workers
 @click.option("--concurrency", type=click.IntRange(min=1), help="Attempts at a time in each.")
 @click.option("--log-level", default="warning", show_default=True, help="Of the processes.")
 @click.option("--key", envvar="LIGHTNINGRL_KEY", hidden=True, help="The server's key.")
+@click.option("--parent-fd", type=int, hidden=True, help="End when this pipe's other end closes.")
 def runner(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -26,10 +27,11 @@ def runner(
     concurrency: int | None,
     log_level: str,
     key: str | None,
+    parent_fd: int | None,
 ) -> None:
-    """Lease rollouts from a server and run the agent of RECIPE on them, until SIGTERM or Ctrl-C.
+    """Run agents for a server.
 
-    What runs is finished or given back first. The server's key is read from LIGHTNINGRL_KEY.
+    Leases rollouts and runs the agent of RECIPE on them, until SIGTERM or Ctrl-C. What runs is finished or given back first. The server's key is read from LIGHTNINGRL_KEY.
     """
     settings = load_recipe(recipe, overrides).recipe.runner
     status = run_workers(
@@ -41,6 +43,7 @@ def runner(
         python=settings.python,
         overrides=overrides,
         log_level=log_level,
+        parent_fd=parent_fd,
     )
     # A worker that can't use the recipe has said why, and ended with a status of its own.
     raise SystemExit(2 if status else 0)

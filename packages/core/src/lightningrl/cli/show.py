@@ -37,9 +37,9 @@ def show(
     server: str | None,
     key: str | None,
 ) -> None:
-    """Show the latest rollouts of RUN, also while it trains.
+    """Show rollouts step by step.
 
-    RUN is a run's folder, its name in runs/, or with --server its name.
+    The latest ones, also while the run trains. RUN is a run's folder, its name in runs/, or with --server its name.
     """
     query = RolloutQuery(
         ids=(RolloutId(rollout),) if rollout is not None else (),

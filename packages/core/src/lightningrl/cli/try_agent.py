@@ -43,9 +43,9 @@ def try_agent(
     split: str,
     full: bool,
 ) -> None:
-    """Run the agent of RECIPE on a few tasks against an endpoint, and say what was seen.
+    """Check that an agent is wired up.
 
-    Exits with 0 only if every rollout has a reward and a model call that joined its step, and it is
+    Runs the agent of RECIPE on a few tasks against an endpoint, and says what was seen. Exits with 0 only if every rollout has a reward and a model call that joined its step, and it is
     clear which models are trained. An endpoint's API key is read from LIGHTNINGRL_POLICY_KEY.
     """
     loaded = load_recipe(recipe, overrides)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from lightningrl.capture.context import RolloutContext, in_rollout
 from lightningrl.capture.jsonable import is_jsonable, jsonable
-from lightningrl.capture.rewards import STEP_REWARD, emit_reward
+from lightningrl.capture.rewards import emit_rewards
 from lightningrl.capture.sink import BufferSink
 from lightningrl.errors import AgentError, NotFound, StaleAttempt, StoreUnavailable
 from lightningrl.runner.command import run_command
@@ -23,14 +23,12 @@ from lightningrl.runner.flush import EventFlusher
 from lightningrl.runner.outcome import AttemptTrace, failure_of, judge
 from lightningrl.runner.resolve import ResolvedAgent
 from lightningrl.schema import (
-    FINAL,
     AttemptState,
     CallEvent,
     Claim,
     Event,
     Failure,
     FailureKind,
-    StepId,
 )
 from lightningrl.store.base import Store
 
@@ -140,13 +138,9 @@ class AttemptRunner:
             # Outside the rollout: a judge's own model calls are not the agent's.
             with in_rollout(None):
                 returned = await score(claim.rollout.spec.task, output, AttemptTrace(events))
-        judgement = judge(returned, events, by_recipe=score is not None, what=what)
-        if judgement is None:
-            return
-        source = "agent" if score is None else "recipe"
-        for step_id, value in judgement.steps.items():
-            emit_reward(context, value, step_id=StepId(step_id), name=STEP_REWARD, source=source)
-        emit_reward(context, judgement.final, step_id=None, name=FINAL, source=source)
+        given = judge(returned, events, by_recipe=score is not None, what=what)
+        if given is not None:
+            emit_rewards(context, given, source="agent" if score is None else "recipe")
 
     async def _stored_events(self, context: RolloutContext) -> list[Event]:
         attempts = [context.attempt_id]

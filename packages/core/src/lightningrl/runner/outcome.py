@@ -75,17 +75,14 @@ class AttemptTrace:
         return calls
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """The rewards that a return value stands for."""
-
-    final: float
-    steps: Mapping[str, float]
-
-
 def judge(
-    returned: Any, events: Sequence[Event], *, by_recipe: bool, what: str
-) -> Judgement | None:
+    returned: Any,
+    events: Sequence[Event],
+    *,
+    by_recipe: bool,
+    what: str,
+    required: bool = True,
+) -> Reward | None:
     """Decide the rollout's reward.
 
     Args:
@@ -93,9 +90,10 @@ def judge(
         events: the attempt's events.
         by_recipe: `returned` is the reward function's.
         what: names the attempt in errors.
+        required: whether there must be a reward.
 
     Returns:
-        What is still to be emitted. `None`: the agent emitted its final reward already.
+        What is still to be emitted. `None`: nothing, since the agent did, or since none is required.
 
     Raises:
         AgentError: there are two sources, none, or the value is no finite number.
@@ -108,7 +106,7 @@ def judge(
             "number or lightningrl.Reward(final, steps=...)"
         )
     sources = len(emitted) + (given is not None)
-    if sources == 1:
+    if sources == 1 or (sources == 0 and not required):
         return given
     if sources == 0:
         raise AgentError(
@@ -128,7 +126,7 @@ def _is_final(event: Event) -> bool:
     return isinstance(event, RewardEvent) and event.step_id is None and event.name == FINAL
 
 
-def _reward_in(returned: Any, what: str) -> Judgement | None:
+def _reward_in(returned: Any, what: str) -> Reward | None:
     """The reward that a return value is. `None`: it is something else."""
     if isinstance(returned, Reward):
         final: Any = returned.final
@@ -138,7 +136,7 @@ def _reward_in(returned: Any, what: str) -> Judgement | None:
     else:
         return None
     try:
-        return Judgement(
+        return Reward(
             finite(final, f"{what}: the final reward"),
             {str(k): finite(v, f"{what}: the reward of step {k!r}") for k, v in steps.items()},
         )

@@ -9,6 +9,7 @@ very bytes that `shorten` was given; where no earlier call helps, the whole is s
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -20,6 +21,9 @@ _WORTH_BYTES = 64
 
 _HEADS = 8
 """Earlier calls of one attempt that are compared: its interleaved conversations."""
+
+_STRIDE_BYTES = 64
+"""How much is compared first."""
 
 _MEMORY_BYTES = 64 << 20
 """Bound on the calls held for comparison; attempts that were silent longest are let go first."""
@@ -64,10 +68,12 @@ def head_of(seq: int, call: CallEvent) -> Head:
 def shorten(call: CallEvent, heads: list[Head]) -> tuple[CallEvent, Shared | None]:
     """`call` without what the best of `heads` holds, and how to put it back."""
     best: Shared | None = None
-    for head in heads:
+    for head in reversed(heads):
         shared = _shared(call, head)
         if best is None or _saved(shared) > _saved(best):
             best = shared
+        if 0 < shared.ids == len(head.ids):
+            break  # it continues this very call; the others can't hold more of the conversation
     if best is None or _saved(best) < _WORTH_BYTES:
         return call, None
     short = msgspec.structs.replace(
@@ -101,24 +107,41 @@ def _shared(call: CallEvent, head: Head) -> Shared:
 
 
 def common_prefix(one: bytes, other: bytes) -> int:
-    """Length of the common beginning: few slice comparisons instead of a loop over bytes."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
-        return high
-    while low + 1 < high:  # one[:low] == other[:low], one[:high] != other[:high]
-        middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+    """Length of the common beginning."""
+    return _reach(lambda start, end: one[start:end] == other[start:end], min(len(one), len(other)))
 
 
 def common_suffix(one: bytes, other: bytes, longest: int) -> int:
     """Length of the common end, at most `longest`."""
-    if longest <= 0:
-        return 0
-    return common_prefix(one[: -longest - 1 : -1], other[: -longest - 1 : -1])
+    size, other_size = len(one), len(other)
+    return _reach(
+        lambda start, end: (
+            one[size - end : size - start] == other[other_size - end : other_size - start]
+        ),
+        longest,
+    )
+
+
+def _reach(equal: Callable[[int, int], bool], longest: int) -> int:
+    """How far two texts are equal, at most `longest`: doubling strides, then halves of the last.
+
+    A few comparisons of slices instead of one per byte; an early difference costs one.
+    """
+    reach, stride = 0, _STRIDE_BYTES
+    while reach < longest:
+        end = min(reach + stride, longest)
+        if not equal(reach, end):
+            break
+        reach, stride = end, 2 * stride
+    else:
+        return longest
+    while reach + 1 < end:  # equal up to `reach`, different before `end`
+        middle = (reach + end) // 2
+        if equal(reach, middle):
+            reach = middle
+        else:
+            end = middle
+    return reach
 
 
 class Bases:

@@ -4,9 +4,18 @@ Invariant: an `EngineDiedError` means that no later call on the same engine can 
 error leaves the engine serving, with the weights it had.
 """
 
+from lightningrl.errors import EngineError
 
-class EngineError(Exception):
-    """Base of all errors of the embedded engine."""
+__all__ = [
+    "EngineClosedError",
+    "EngineDiedError",
+    "EngineError",
+    "NonFiniteLogitsError",
+    "PromptTooLongError",
+    "SamplingError",
+    "UnsupportedModelError",
+    "WeightSwapError",
+]
 
 
 class UnsupportedModelError(EngineError):

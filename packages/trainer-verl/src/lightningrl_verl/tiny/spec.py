@@ -38,7 +38,7 @@ class TinySpec:
     architecture: Literal["llama", "qwen2"] = "llama"
     hidden_size: int = 96
     intermediate_size: int = 256
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
     context: int = 256
     """Longest sequence, in tokens; a longer demonstration is an error."""
@@ -46,12 +46,10 @@ class TinySpec:
     """Optimiser updates of the warm start."""
     batch_size: int = 32
     """Demonstrations in one update."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """Peak of AdamW's rate; linear warm-up, then linear decay to 5 %."""
     warmup_updates: int = 30
     weight_decay: float = 0.01
-    prompt_weight: float = 0.1
-    """Weight in the loss of tokens that are no action; an action token weighs 1."""
 
     def __post_init__(self) -> None:
         """Refuse a spec that can't be built."""

@@ -15,7 +15,7 @@ from itertools import islice
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows)
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -50,10 +50,10 @@ class _Batch:
     """Demonstrations padded on the right to one length."""
 
     ids: Int[Tensor, "batch seq"]  # noqa: F722
-    weight: Float[Tensor, "batch seq"]  # noqa: F722
-    """Weight in the loss: 1 for actions, `prompt_weight` for the rest, 0 for padding."""
-    action: Float[Tensor, "batch seq"]  # noqa: F722
-    """1 for action tokens, else 0."""
+    action: Bool[Tensor, "batch seq"]  # noqa: F722
+    """Which tokens are actions: they alone enter the loss."""
+    tokens: int
+    """Tokens without padding."""
 
 
 def warm_start(
@@ -85,7 +85,7 @@ def warm_start(
             for group in optimiser.param_groups:
                 group["lr"] = spec.learning_rate * _rate(update, spec)
             losses.append(_update(model, optimiser, batch))
-            tokens += int((batch.weight > 0).sum())
+            tokens += batch.tokens
             if not math.isfinite(losses[-1]):
                 raise RunError(
                     f"tiny policy {spec.name!r}: the loss of update {update} is {losses[-1]}:"
@@ -101,14 +101,13 @@ def warm_start(
 def _update(model: PreTrainedModel, optimiser: torch.optim.Optimizer, batch: _Batch) -> float:
     """Make one update and return the mean loss of the batch's action tokens."""
     logits = model(input_ids=batch.ids[:, :-1], use_cache=False).logits
-    weight, action = batch.weight[:, 1:], batch.action[:, 1:]
-    chosen = weight > 0
-    loss = F.cross_entropy(logits[chosen], batch.ids[:, 1:][chosen], reduction="none")
+    action = batch.action[:, 1:]
+    loss = F.cross_entropy(logits[action], batch.ids[:, 1:][action])
     optimiser.zero_grad()
-    ((loss * weight[chosen]).sum() / weight.sum()).backward()
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
-    return float((loss.detach() * action[chosen]).sum() / action.sum())
+    return float(loss.detach())
 
 
 def _rate(update: int, spec: TinySpec) -> float:
@@ -126,7 +125,7 @@ def _batches(tokenizer: PreTrainedTokenizerFast, spec: TinySpec, seed: int) -> I
         starts = list(range(0, len(rows), spec.batch_size))
         rng.shuffle(starts)
         for start in starts:
-            yield _pad(rows[start : start + spec.batch_size], spec.prompt_weight)
+            yield _pad(rows[start : start + spec.batch_size])
 
 
 def _encode(
@@ -147,17 +146,15 @@ def _encode(
     return ids, actions
 
 
-def _pad(rows: list[tuple[list[int], list[bool]]], prompt_weight: float) -> _Batch:
+def _pad(rows: list[tuple[list[int], list[bool]]]) -> _Batch:
     """Return rows as one batch, padded on the right with token 0."""
     length = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
-    weight = torch.zeros(len(rows), length)
-    action = torch.zeros(len(rows), length)
+    action = torch.zeros(len(rows), length, dtype=torch.bool)
     for n, (row, actions) in enumerate(rows):
         ids[n, : len(row)] = torch.tensor(row)
-        action[n, : len(row)] = torch.tensor(actions, dtype=torch.float32)
-        weight[n, : len(row)] = action[n, : len(row)].clamp(min=prompt_weight)
-    return _Batch(ids, weight, action)
+        action[n, : len(row)] = torch.tensor(actions)
+    return _Batch(ids, action, sum(len(row) for row, _ in rows))
 
 
 @contextmanager

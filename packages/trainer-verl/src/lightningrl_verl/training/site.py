@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -60,9 +59,9 @@ async def site(
     port = [recipe.gateway.port]
 
     def on_line(line: str) -> None:
-        url = json.loads(line)["url"]
-        port[0] = int(url.rsplit(":", 1)[1])
         if not ready.done():
+            url = line.rsplit(" ", 1)[1]
+            port[0] = int(url.rsplit(":", 1)[1])
             ready.set_result(url)
 
     server = Child(
@@ -75,7 +74,6 @@ async def site(
             str(port[0]),
             "--parent-fd",
             str(pipe),
-            "--json",
         ),
         log=folder.logs / "server.log",
         environment={"LIGHTNINGRL_ADMIN_KEY": key},

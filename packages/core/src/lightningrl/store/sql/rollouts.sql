@@ -1,3 +1,5 @@
+-- `select_rollouts`, the `and_*` that apply, and an order are fragments that make one query.
+
 -- name: rollout_spec
 SELECT spec FROM rollouts WHERE id = :id;
 
@@ -13,7 +15,7 @@ SELECT * FROM rollout_records WHERE state = 'queued' AND run = :run ORDER BY pk 
 
 -- name: start_rollout
 UPDATE rollouts
-SET state = 'running', attempts = attempts + 1, reward = NULL, reward_revision = NULL
+SET state = 'running', attempts = attempts + 1
 WHERE pk = :pk;
 
 -- name: requeue_rollout
@@ -37,8 +39,6 @@ SELECT * FROM rollout_records WHERE pk = :pk;
 
 -- name: rollout_by_id
 SELECT * FROM rollout_records WHERE id = :id;
-
--- Fragments of one query: `select_rollouts`, then the `and_*` that apply, then an order and a page.
 
 -- name: select_rollouts
 SELECT * FROM rollout_records WHERE TRUE

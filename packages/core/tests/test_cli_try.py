@@ -1,0 +1,133 @@
+"""`lightningrl try` runs a real agent against an endpoint, by the real server and worker."""
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lightningrl.cli import commands
+from lightningrl.cli.trial import trial_policies
+from lightningrl.errors import ConfigError
+from lightningrl.recipe import Recipe, parse_recipe
+from lightningrl.schema import Endpoint
+from lightningrl_testkit.model_server import ModelServer
+
+pytest.importorskip("openai")
+
+AGENT = """
+import openai
+
+async def ask(model, question):
+    client = openai.AsyncOpenAI()
+    messages = [{"role": "user", "content": question}]
+    answer = await client.chat.completions.create(model=model, messages=messages)
+    return answer.choices[0].message.content
+
+async def solve(task):
+    return await ask("gpt-x", task["question"])
+
+async def ask_two(task):
+    await ask("gpt-y", task["question"])
+    return await ask("gpt-x", task["question"])
+
+async def fail(task):
+    raise ValueError("the agent's own mistake")
+
+def score(task, output, trace):
+    return float(output == task["question"])
+"""
+RECIPE = """
+name: trial
+agent: agent_of_the_trial:solve
+reward: agent_of_the_trial:score
+data: {train: {source: tasks.jsonl}, val: {source: tasks.jsonl}}
+policies: {policy: {model: somewhere}}
+"""
+TASKS = '{"id": "a", "question": "1+1"}\n{"id": "b", "question": "2+2"}\n{"question": "3+3"}\n'
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "agent_of_the_trial.py").write_text(AGENT, encoding="utf-8")
+    (tmp_path / "tasks.jsonl").write_text(TASKS, encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return tmp_path / "recipe.yaml"
+
+
+def attempt(recipe: Path, url: str, *options: str) -> Result:
+    return CliRunner().invoke(commands, ["try", str(recipe), "--policy", url, *options])
+
+
+# -- the command --------------------------------------------------------------------------------
+
+
+def test_an_agent_that_is_wired_up_exits_with_0(recipe: Path) -> None:
+    with ModelServer() as engine:
+        result = attempt(recipe, engine.url, "--tasks", "2", "--model", "big")
+        asked = {arrival.body["model"] for arrival in engine.arrivals}
+    assert result.exit_code == 0, result.output
+    assert re.findall(r"task (\w+) #0 · succeeded · reward 1\.000", result.output) == ["a", "b"]
+    assert "call gpt-x 1+1" in result.output
+    assert "2 of 2 rollouts have a reward, 2 a joined model call" in result.output
+    assert "redirected: 2 calls for model 'gpt-x' to policy 'big'" in result.output
+    assert "trainable: 2 calls" in result.output
+    assert asked == {"big"}  # what the endpoint calls its model
+
+
+def test_several_models_of_which_none_is_declared_are_listed(recipe: Path) -> None:
+    with ModelServer() as engine:
+        result = attempt(recipe, engine.url, "--tasks", "1", "agent=agent_of_the_trial:ask_two")
+    assert result.exit_code == 1
+    assert "the agent asks for 2 models (gpt-x, gpt-y) and no policy says" in result.output
+
+
+def test_an_agent_that_raises_is_shown_with_its_traceback(recipe: Path) -> None:
+    with ModelServer() as engine:
+        result = attempt(recipe, engine.url, "--tasks", "1", "agent=agent_of_the_trial:fail")
+    assert result.exit_code == 1
+    assert "agent: ValueError: the agent's own mistake" in result.output
+    assert 'agent_of_the_trial.py", line' in result.output
+    assert "1 of 1 rollouts have no reward: ValueError: the agent's own mistake" in result.output
+
+
+def test_an_agent_that_is_not_there_is_a_wrong_recipe(recipe: Path) -> None:
+    result = attempt(recipe, "http://127.0.0.1:9/v1", "agent=agent_of_the_trial:sovle")
+    assert result.exit_code == 2
+    assert "the agent can't be loaded; the lines above say why" in result.stderr
+
+
+def test_a_split_that_the_recipe_lacks_is_named(recipe: Path) -> None:
+    result = attempt(recipe, "http://127.0.0.1:9/v1", "--split", "test")
+    assert result.exit_code == 2
+    assert "the recipe has no data.test" in result.stderr
+
+
+# -- policies -----------------------------------------------------------------------------------
+
+ENDPOINT = Endpoint("http://engine/v1")
+
+
+def recipe_with(policies: dict[str, dict[str, object]]) -> Recipe:
+    return parse_recipe({"name": "trial", "agent": "m:f", "policies": policies})
+
+
+def test_a_recipe_without_policies_gets_one_that_answers_every_call() -> None:
+    (policy,) = trial_policies(recipe_with({}), ENDPOINT, None)
+    assert (policy.name, policy.run, policy.replaces) == ("policy", "trial", ())
+
+
+def test_a_model_name_takes_the_place_of_the_alias() -> None:
+    declared = recipe_with({"policy": {"model": "m", "replaces": ["gpt-x"]}})
+    (policy,) = trial_policies(declared, ENDPOINT, "big")
+    assert (policy.name, policy.replaces) == ("big", ("policy", "gpt-x"))
+    # One that declares nothing answers every call as long as it replaces nothing.
+    (policy,) = trial_policies(recipe_with({"policy": {"model": "m"}}), ENDPOINT, "big")
+    assert (policy.name, policy.replaces) == ("big", ())
+
+
+def test_one_model_name_is_not_two_policies() -> None:
+    two = recipe_with({"policy": {"model": "m"}, "judge": {"model": "m"}})
+    assert len(trial_policies(two, ENDPOINT, None)) == 2
+    with pytest.raises(ConfigError, match=r"has 2 policies \(policy, judge\)"):
+        trial_policies(two, ENDPOINT, "big")

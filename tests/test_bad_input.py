@@ -1,0 +1,130 @@
+"""What goes wrong for a user: each gets a clear message and an exit code, and nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from user_project import Project
+
+
+def _agent(project: Project, body: str) -> dict[str, Any]:
+    (project.folder / "bad_agent.py").write_text(body, encoding="utf-8")
+    return {"agent": "bad_agent:solve", "algorithm": _SMALL}
+
+
+_SMALL = {"iterations": 1, "tasks_per_iteration": 2, "group_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optimizer": {"learning_rate": 1}}, "Did you mean 'optimiser'?"),
+        ({"algorithm": {**_SMALL, "group_sizes": 3}}, "Did you mean 'group_size'?"),
+        ({"algorithm": {**_SMALL, "credit": "brodcast"}}, "Did you mean 'broadcast'?"),
+        ({"algorithm": {**_SMALL, "iterations": "many"}}, "iterations"),
+        ({"verl": {"actor.optim.learning_rte": 1}}, "actor.optim"),
+        ({"verl": {"trainer.nnodes": 2}}, "trainer.nnodes"),
+        ({"data": {"train": {"source": "no_such.jsonl"}}}, "no_such.jsonl"),
+        ({"data": {"train": {"source": "empty.jsonl"}}}, "at least one task"),
+        ({"policies": {"policy": {"model": "nowhere"}}}, "nowhere"),
+        ({"policies": {"policy": {"tiny": "quick_project:spce"}}}, "Did you mean 'spec'?"),
+    ],
+)
+def test_a_wrong_recipe_is_an_error_that_names_the_key(
+    project: Project, changes: dict[str, Any], said: str
+) -> None:
+    (project.folder / "empty.jsonl").write_text("")
+    done = project.cli("train", str(project.recipe(**changes)))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_recipe_is_named(project: Project) -> None:
+    done = project.cli("train", "nowhere.yaml")
+    assert done.returncode == 2
+    assert "nowhere.yaml" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("async def solve(task): raise ValueError('no idea how')", "no idea how"),
+        ("async def solve(task): return '12'", "no model call"),
+    ],
+)
+def test_agents_that_all_fail_stop_the_run_and_say_why(
+    project: Project, body: str, said: str
+) -> None:
+    done = project.cli("train", str(project.recipe(**_agent(project, body))))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert said in done.stderr + done.stdout
+    assert "lightningrl try" in done.stderr + done.stdout
+
+
+def test_an_agent_that_never_returns_times_out(project: Project) -> None:
+    body = "import asyncio\nasync def solve(task): await asyncio.sleep(3600)"
+    changes = _agent(project, body)
+    retry = {"max_attempts": 1}
+    recipe = project.recipe(**changes, runner={"timeout_seconds": 1.5, "retry": retry})
+    done = project.cli("train", str(recipe))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "timeout" in done.stderr + done.stdout
+
+
+def test_an_agent_that_cannot_be_imported_ends_the_run(project: Project) -> None:
+    recipe = project.recipe(**_agent(project, "import no_such_package"))
+    done = project.cli("train", str(recipe))
+    assert done.returncode in (1, 2), done.stdout + done.stderr
+    assert "no_such_package" in done.stderr + done.stdout
+
+
+def test_a_port_in_use_is_named(project: Project) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        done = project.cli("train", str(project.recipe(gateway={"port": port})))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert str(port) in done.stderr + done.stdout
+
+
+def test_a_second_trainer_in_the_same_folder_is_refused(project: Project) -> None:
+    recipe = str(project.recipe())
+    first = project.start("train", recipe)
+    try:
+        while not (project.run / "recipe.yaml").exists():
+            assert first.poll() is None
+        second = project.cli("train", recipe)
+        assert second.returncode == 1
+        assert str(first.pid) in second.stderr
+    finally:
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=60)
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(project: Project) -> None:
+    recipe = str(project.recipe())
+    first = project.start("train", recipe)
+    metrics = project.run / "metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert first.poll() is None
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, output
+    assert "Stopped." in output
+    done = project.cli("train", recipe)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line["iteration"] for line in project.metrics()] == [0, 1, 2, 3]
+
+
+def test_recipes_in_the_repository_are_valid() -> None:
+    recipes = list((Path(__file__).parent.parent / "benchmarks").glob("*/recipes/*.yaml"))
+    assert recipes
+    for path in recipes:
+        assert yaml.safe_load(path.read_text(encoding="utf-8"))["name"]

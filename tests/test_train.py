@@ -1,0 +1,90 @@
+"""The main job, as a user does it: one command, a folder with everything, and what reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from user_project import Project
+
+
+def test_a_run_leaves_everything_that_it_promises(trained: Project) -> None:
+    left = {path.name for path in trained.run.iterdir()}
+    assert left >= {
+        "recipe.yaml", "run.json", "metrics.jsonl", "curve.png", "store.db", "drift.json",
+        "checkpoints", "logs",
+    }  # fmt: skip
+    assert (trained.run / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_iteration_stands_once_with_its_rewards(trained: Project) -> None:
+    lines = trained.metrics()
+    assert [line["iteration"] for line in lines] == [0, 1, 2, 3]
+    assert ["train/reward" in line for line in lines] == [False, True, True, True]
+    # Validation every second iteration, and at the last one; the test split once, at the end.
+    assert ["val/reward" in line for line in lines] == [True, False, True, True]
+    assert ["val/reward_sampled" in line for line in lines] == [True, False, True, True]
+    assert ["test/reward" in line for line in lines] == [False, False, False, True]
+
+
+def test_every_sync_is_probed_and_overhead_is_reported(trained: Project) -> None:
+    lines = trained.metrics()
+    assert max(line["probe/max_abs_difference"] for line in lines) < 1e-4
+    assert all(0 <= line["timing/overhead"] <= 1 for line in lines[1:])
+
+
+def test_updates_had_signal_and_every_later_turn_merged(trained: Project) -> None:
+    lines = trained.metrics()[1:]
+    assert all(line["train/rows_with_signal"] > 0 for line in lines)
+    assert all(line["actor/grad_norm"] > 0 for line in lines)
+    assert all(line["drift/merged_share"] in (1.0, None) for line in lines)
+
+
+def test_every_metric_is_defined_in_the_docs(trained: Project) -> None:
+    docs = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for line in trained.metrics():
+        assert [name for name in line if f"`{name}`" not in docs] == []
+
+
+def test_the_trained_model_is_a_hugging_face_folder(trained: Project) -> None:
+    folder = trained.run / "checkpoints" / "iteration-000003" / "huggingface"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "tom has 3 apples"}], add_generation_prompt=True,
+        return_tensors="pt", return_dict=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        assert torch.isfinite(model(prompt).logits).all()
+
+
+def test_a_finished_run_says_so_again_and_trains_nothing(trained: Project) -> None:
+    before = trained.metrics()
+    again = trained.cli("train", str(trained.recipe()))
+    assert again.returncode == 0
+    assert "test, greedy, scored once" in again.stdout
+    assert "export OPENAI_BASE_URL=" in again.stdout
+    assert trained.metrics() == before
+
+
+def test_a_changed_recipe_is_refused_naming_the_key(trained: Project) -> None:
+    refused = trained.cli("train", str(trained.recipe()), "optimiser.learning_rate=0.5")
+    assert refused.returncode == 2
+    assert "optimiser.learning_rate" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_show_prints_calls_with_tokens_reward_and_credit(trained: Project) -> None:
+    shown = trained.cli("show", str(trained.run), "--mode", "train", "--last", "16")
+    assert shown.returncode == 0, shown.stderr
+    for word in ("reward", "credit", "sampled", "mean log-prob"):
+        assert word in shown.stdout, shown.stdout
+
+
+def test_export_writes_a_folder_with_a_model_card(trained: Project, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    done = trained.cli("export", str(trained.run), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "warm-started" in (out / "README.md").read_text(encoding="utf-8")
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() > 1000

@@ -1,0 +1,98 @@
+"""A user's folder, small enough for a test: a tiny policy, a few rollouts, the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# What the recipes below name. The policy is hardly trained, so its answers are of every kind; the
+# reward asks for something that it does by chance half of the time, so that groups have signal.
+PROJECT = """
+from lightningrl_bench_math.policy import tiny_spec
+
+def spec():
+    return {**tiny_spec(), "name": "quick", "updates": 30, "batch_size": 16}
+
+def short(task, output, trace):
+    return float(len(output) % 2 == 0)
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A user's folder: a recipe, a module beside it, runs below it."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.folder / "runs" / "quick"
+
+    def recipe(self, **changes: Any) -> Path:
+        """Write the recipe, with sections or keys replaced."""
+        path = self.folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**_recipe(), **changes}), encoding="utf-8")
+        return path
+
+    def command(self, *arguments: str) -> list[str]:
+        """A command line of ours."""
+        return [sys.executable, "-m", "lightningrl.cli", *arguments]
+
+    def cli(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run a command of ours to its end."""
+        return subprocess.run(
+            self.command(*arguments), cwd=self.folder, env=self.environment, timeout=timeout,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command of ours."""
+        return subprocess.Popen(
+            self.command(*arguments), cwd=self.folder, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the run's metrics."""
+        text = (self.run / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def _recipe() -> dict[str, Any]:
+    source = "lightningrl_bench_math.tasks:generate"
+    return {
+        "name": "quick",
+        "agent": "lightningrl_bench_math.agent:solve",
+        "reward": "quick_project:short",
+        "data": {
+            "train": {"source": source, "args": {"split": "train", "count": 40, "seed": 1}},
+            "val": {"source": source, "args": {"split": "val", "count": 8, "seed": 2}},
+            "test": {"source": source, "args": {"split": "test", "count": 8, "seed": 3}},
+        },
+        "policies": {
+            "policy": {"tiny": "quick_project:spec", "tool_parser": "compact", "max_model_len": 256}
+        },
+        "sampling": {"train": {"max_tokens": 16}, "val": {"temperature": 0.0, "max_tokens": 16}},
+        "algorithm": {"iterations": 3, "tasks_per_iteration": 4, "group_size": 4},
+        "optimiser": {"learning_rate": 1.0e-3},
+        "validation": {"every": 2},
+        "trainer": {"threads": 1, "keep_checkpoints": 10},
+        "runner": {"concurrency": 16, "timeout_seconds": 30},
+    }
+
+
+def make_project(folder: Path, cache: Path) -> Project:
+    """A project in a folder."""
+    (folder / "quick_project.py").write_text(PROJECT, encoding="utf-8")
+    environment = {**os.environ, "LIGHTNINGRL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    environment.pop("OPENAI_API_KEY", None)
+    return Project(folder, environment)

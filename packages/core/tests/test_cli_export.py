@@ -123,9 +123,15 @@ def test_a_tool_call_form_that_vllm_cannot_read_is_said(folder: Path) -> None:
 
 def test_a_tiny_policy_says_that_it_is_one(folder: Path) -> None:
     assert "tiny policy" not in card(folder)
+    recipe = RECIPE.replace("model: base", "tiny: my_agent:spec")
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    assert "**This is a tiny policy.**" in card(folder, "--force")
+
+
+def test_how_a_tiny_policy_was_built_is_in_the_card(folder: Path) -> None:
     model = folder / "checkpoints" / "iteration-000002" / "huggingface"
     (model / "tiny_policy.json").write_text('{"parameters": 12345}\n')
-    text = card(folder, "--force")
+    text = card(folder)
     assert "**This is a tiny policy.**" in text
     assert '```json\n{"parameters": 12345}\n```' in text
 

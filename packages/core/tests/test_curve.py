@@ -1,6 +1,9 @@
 """The reward curve is drawn from the metrics, and replaced whole."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,24 @@ def test_any_length_of_run_is_drawn(tmp_path: Path, iterations: int) -> None:
     draw_curve(write(tmp_path, *lines), out, "a title")
     assert out.read_bytes().startswith(PNG)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "metrics.jsonl"]
+
+
+def test_without_matplotlib_the_error_names_the_extra(tmp_path: Path) -> None:
+    broken = tmp_path / "matplotlib"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('not for this platform')")
+    metrics = write(tmp_path, {"iteration": 1, "train/reward": 0.5})
+    code = (
+        "import sys, pathlib, lightningrl.curve as c\n"
+        "c.draw_curve(*map(pathlib.Path, sys.argv[1:]), 't')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(metrics), str(tmp_path / "curve.png")],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert "pip install 'lightningrl[plot]'" in done.stderr
 
 
 def test_a_former_picture_is_replaced(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,9 @@ from lightningrl.cli.diagnosis import CHECKS, Problem, Snapshot, diagnose
 from lightningrl.cli.doctor import take_snapshot
 from lightningrl.cli.stored_run import StoredRun
 from lightningrl.schema import (
+    AttemptId,
     AttemptState,
+    CallEvent,
     Claim,
     Endpoint,
     Failure,
@@ -213,6 +215,18 @@ async def test_tool_parser_off(store: SqliteStore, text: str) -> None:
     assert f"it answered {text[:80]!r} and no tool call was read from it" in problem.evidence
 
 
+async def test_one_unread_tool_call_among_many_is_how_a_policy_learns(store: SqliteStore) -> None:
+    await store.enqueue(group(1))
+    (claim,) = await store.claim("worker")
+    attempt = claim.attempt.id
+    unread = answer(attempt, "c1", UNREAD[0])
+    asked = answer(attempt, "c2", None, tool_calls=[{"id": "x"}])
+    cut_off = answer(attempt, "c3", UNREAD[0], finish_reason="length")
+    await store.append([unread, asked, cut_off, reward(attempt, 1.0)])
+    await store.finish(attempt, AttemptState.SUCCEEDED)
+    assert await problems(store) == []
+
+
 async def test_the_engines_own_word_on_a_tool_call_is_believed(store: SqliteStore) -> None:
     problem = await after_answer(store, "", b"{}", error="tool parser: no closing brace")
     assert problem is not None
@@ -232,16 +246,31 @@ async def test_plain_answers_are_no_tool_calls(
     assert await after_answer(store, text, request_body) is None
 
 
+def answer(
+    attempt: AttemptId,
+    ident: str,
+    text: str | None,
+    *,
+    finish_reason: str = "stop",
+    tool_calls: Sequence[object] = (),
+) -> CallEvent:
+    """A call to which tools were offered."""
+    plain = call(attempt, ident, request=b'{"tools":[{}]}')
+    message = {"role": "assistant", "content": text, "tool_calls": tool_calls}
+    choice = msgspec.structs.replace(
+        plain.choices[0], message=msgspec.json.encode(message), finish_reason=finish_reason
+    )
+    return msgspec.structs.replace(plain, choices=(choice,))
+
+
 async def after_answer(
     store: SqliteStore, text: str, request: bytes, error: str | None = None
 ) -> Problem | None:
     """The problem after a rollout in which the model answered `text`."""
     await store.enqueue(group(1))
     (claim,) = await store.claim("worker")
-    plain = call(claim.attempt.id, "c", request=request)
-    message = msgspec.json.encode({"role": "assistant", "content": text})
-    choice = msgspec.structs.replace(plain.choices[0], message=message)
-    event = msgspec.structs.replace(plain, choices=(choice,), error=error)
+    plain = answer(claim.attempt.id, "c", text)
+    event = msgspec.structs.replace(plain, request=request, error=error)
     await store.append([event, reward(claim.attempt.id, 1.0)])
     await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
     found = await problems(store)

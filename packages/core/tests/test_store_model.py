@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -193,7 +193,7 @@ class StoreMachine(RuleBasedStateMachine):
         iteration=st.integers(1, 2),
         size=st.integers(1, 3),
         retry=st.sampled_from(RETRIES),
-        timeout=st.sampled_from([20.0, 60.0]),
+        timeout=st.sampled_from([30.0, 60.0]),
     )
     def enqueue(
         self, task: int, iteration: int, size: int, retry: RetryPolicy, timeout: float
@@ -350,5 +350,7 @@ TestStoreModel.settings = settings(
     max_examples=25,
     stateful_step_count=50,
     deadline=None,
+    # Shrinking replays thousands of stores, which takes minutes; fifty moves can be read as they are.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -24,7 +24,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A mapping of the recipe."""
 
 
-class DataSource(_Section):
+class DataSource(_Section, frozen=True):
     """Where the tasks of one split come from."""
 
     source: str
@@ -35,7 +35,7 @@ class DataSource(_Section):
     """Use the first `limit` rows. `None`: all."""
 
 
-class Data(_Section):
+class Data(_Section, frozen=True):
     """The tasks. Each row is a JSON object; `id` is its task id, else its index is."""
 
     train: DataSource
@@ -44,7 +44,7 @@ class Data(_Section):
     """Scored once, when training has ended."""
 
 
-class PolicyRecipe(_Section):
+class PolicyRecipe(_Section, frozen=True):
     """A model under an alias."""
 
     model: str | None = None
@@ -62,7 +62,7 @@ class PolicyRecipe(_Section):
     """Longest prompt plus answer, tokens."""
 
 
-class Algorithm(_Section):
+class Algorithm(_Section, frozen=True):
     """What an iteration collects and how credit is assigned."""
 
     iterations: int
@@ -76,7 +76,7 @@ class Algorithm(_Section):
     credit_args: dict[str, Any] = {}
 
 
-class Optimiser(_Section):
+class Optimiser(_Section, frozen=True):
     """How verl changes the weights."""
 
     learning_rate: float
@@ -91,16 +91,25 @@ class Optimiser(_Section):
     clip_high: float = 0.28
     """PPO's clip range is [1 - clip_low, 1 + clip_high] (DAPO's clip-higher, arXiv 2503.14476)."""
     entropy_coeff: float = 0.0
+    """Bonus on the mean entropy of trained tokens; 0 does not compute it."""
+    kl_coeff: float = 0.0
+    """Penalty on the divergence from the initial weights; 0 keeps no copy of them."""
+    warmup: int = 0
+    """First updates, over which the learning rate rises."""
+    ppo_epochs: int = 1
+    """How often an update goes over its rows."""
+    mini_batches: int = 1
+    """Optimiser steps per epoch, at most."""
 
 
-class SamplingRecipe(_Section):
+class SamplingRecipe(_Section, frozen=True):
     """How the policy samples, by mode. The agent's own parameters don't count."""
 
     train: Sampling = Sampling()
     val: Sampling = Sampling(temperature=0.0)
 
 
-class Validation(_Section):
+class Validation(_Section, frozen=True):
     """When the validation split is scored. Iterations 0 and the last are always scored."""
 
     every: int = 10
@@ -108,20 +117,21 @@ class Validation(_Section):
     """Score it a second time with the training sampling, as `val/reward_sampled`."""
 
 
-class Trainer(_Section):
+class Trainer(_Section, frozen=True):
     """Where and how the trainer runs."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["fp32", "bf16"] = "fp32"
-    threads: int | None = None
-    """Torch threads of the update. `None`: one per core."""
-    max_tokens_per_micro_batch: int = 16384
+    threads: int = 1
+    """Torch threads of the update and of a tiny policy's warm start, on a CPU."""
+    max_tokens_per_micro_batch: int = 2048
+    """Tokens of one forward and backward pass, padding included."""
     keep_checkpoints: int = 2
     probe_tolerance: float = 1e-3
     """Largest allowed difference between the engine's and the trainer's log-probs after a sync."""
 
 
-class Engine(_Section):
+class Engine(_Section, frozen=True):
     """The embedded inference engine."""
 
     slots: int = 64
@@ -129,7 +139,7 @@ class Engine(_Section):
     threads: int | None = 1
 
 
-class Runner(_Section):
+class Runner(_Section, frozen=True):
     """The processes that run agents."""
 
     processes: int = 1
@@ -143,7 +153,7 @@ class Runner(_Section):
     """Interpreter of the agent's own environment. `None`: this one."""
 
 
-class GatewayRecipe(_Section):
+class GatewayRecipe(_Section, frozen=True):
     """The server on this machine."""
 
     port: int = 0
@@ -154,7 +164,7 @@ class GatewayRecipe(_Section):
     """After this, running calls are aborted and sent again under the new version."""
 
 
-class Recipe(_Section):
+class Recipe(_Section, frozen=True):
     """One training run."""
 
     name: str
@@ -170,8 +180,6 @@ class Recipe(_Section):
     """`module:function`: task -> the agent's input. `None`: the task itself."""
     reward: str | None = None
     """`module:function` `(task, output, trace) -> float`. `None`: the agent returns its reward."""
-    rewards: Literal["function", "emitted"] = "function"
-    """`emitted`: the attempt key may also post rewards, for agents in other processes."""
     data: Data | None = None
     policies: dict[str, PolicyRecipe] = {}
     algorithm: Algorithm | None = None
@@ -197,6 +205,11 @@ class Recipe(_Section):
             for key in ("iterations", "tasks_per_iteration", "group_size"):
                 if getattr(algorithm, key) < 1:
                     raise ConfigError(f"algorithm.{key}: must be at least 1")
+            if algorithm.min_group > algorithm.group_size:
+                raise ConfigError(
+                    f"algorithm.min_group: {algorithm.min_group} is more than the"
+                    f" {algorithm.group_size} rollouts of a group, so every group would be skipped"
+                )
         if self.validation.every < 1:
             raise ConfigError("validation.every: must be at least 1")
 

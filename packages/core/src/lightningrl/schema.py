@@ -269,7 +269,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """Why these tokens must not be trained. `None`: they may be."""
 
 
-class CallEvent(EventBase, tag="call", kw_only=True):
+class CallEvent(EventBase, frozen=True, tag="call", kw_only=True):
     """The wire record of one model call, written by the gateway alone."""
 
     step_id: StepId
@@ -306,7 +306,7 @@ class CallEvent(EventBase, tag="call", kw_only=True):
     error: str | None
 
 
-class StepStartEvent(EventBase, tag="step_start", kw_only=True):
+class StepStartEvent(EventBase, frozen=True, tag="step_start", kw_only=True):
     """A step began."""
 
     step_id: StepId
@@ -323,7 +323,7 @@ class StepStartEvent(EventBase, tag="step_start", kw_only=True):
     """Joins a tool step to the model call that asked for it."""
 
 
-class StepEndEvent(EventBase, tag="step_end", kw_only=True):
+class StepEndEvent(EventBase, frozen=True, tag="step_end", kw_only=True):
     """A step ended. A step without this event was interrupted."""
 
     step_id: StepId
@@ -333,7 +333,7 @@ class StepEndEvent(EventBase, tag="step_end", kw_only=True):
     """The exception or the tool's own error text. `None`: it went well."""
 
 
-class RewardEvent(EventBase, tag="reward", kw_only=True):
+class RewardEvent(EventBase, frozen=True, tag="reward", kw_only=True):
     """A reward for a step, or for the rollout."""
 
     value: float
@@ -348,7 +348,7 @@ class RewardEvent(EventBase, tag="reward", kw_only=True):
     """Of the rewards with equal step and name, the highest revision counts."""
 
 
-class LogEvent(EventBase, tag="log", kw_only=True):
+class LogEvent(EventBase, frozen=True, tag="log", kw_only=True):
     """A line for people."""
 
     level: str

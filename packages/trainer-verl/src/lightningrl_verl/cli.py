@@ -19,9 +19,13 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 
     Each key=value changes one key of the recipe, such as optimiser.learning_rate=3e-4.
     """
+    from lightningrl_verl.training.preflight import check
+
+    plan = check(load_recipe(recipe, overrides))
+    # Only now: torch and verl take seconds to load.
     from lightningrl_verl.training.run import train_run
 
-    raise SystemExit(asyncio.run(train_run(load_recipe(recipe, overrides), overrides)))
+    raise SystemExit(asyncio.run(train_run(plan, overrides)))
 
 
 @click.command()

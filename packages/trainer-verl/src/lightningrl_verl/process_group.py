@@ -30,7 +30,7 @@ _SINGLE_PROCESS = {
 }
 
 _WRITTEN_BY_VERL = ("REDIS_STORE_SERVER_HOST",)
-"""`single_controller/base/worker.py:290`."""
+"""`single_controller/base/worker.py:295`."""
 
 
 def start_process_group(device: str) -> None:

@@ -21,7 +21,7 @@ AgentCall = Callable[[Any], Awaitable[Any]]
 
 @runtime_checkable
 class Adapter(Protocol):
-    """Makes one agent framework tell what it does. Passes `lightningrl_testkit.AdapterContract`."""
+    """Makes one agent framework tell what it does. Passes `lightningrl_testkit.adapter.AdapterContract`."""
 
     name: ClassVar[str]
     framework: ClassVar[str]

@@ -132,7 +132,8 @@ def _step_id(options: Any) -> str | None:
     """The model step that the call belongs to, else an id that the call's retries share.
 
     openai keeps one idempotency key for a call and its retries, so that the gateway can tell a retry
-    from a second call where no adapter opened a step.
+    from a second call where no adapter opened a step. `None`: it has none here (openai 1.66; 1.109
+    has), and the gateway takes each try for a call.
     """
     step = STEP.get()
     if step is not None and step.kind is StepKind.LLM:

@@ -232,17 +232,23 @@ def most_fail(found: Snapshot) -> list[Problem]:
 
 
 def tool_parser_off(found: Snapshot) -> list[Problem]:
-    """The policy writes tool calls, and the agent gets them as text."""
-    unread = [call for call in found.calls if _unread_tool_call(call)]
-    if not unread:
+    """The policy writes tool calls, and the agent gets most of them as text.
+
+    Some unreadable ones are how a policy learns the form, so they must outnumber those that were read.
+    An answer that was cut off by its token limit says nothing about the parser.
+    """
+    whole = [call for call in found.calls if _is_whole(call)]
+    unread = [call for call in whole if _unread_tool_call(call)]
+    read = [call for call in whole if _message(call).get("tool_calls")]
+    if len(unread) <= len(read):
         return []
     last = unread[0]
     shown = last.error or f"it answered {_content(last)[:80]!r} and no tool call was read from it"
     return [
         Problem(
             "tool parser off",
-            f"in {_count(len(unread), 'recent call')} a tool call was not read, such as step"
-            f" {last.step_id!r} of attempt {last.attempt_id!r}: {shown}",
+            f"{len(unread)} of the last {_count(len(unread) + len(read), 'tool call')} were not read,"
+            f" such as in step {last.step_id!r} of attempt {last.attempt_id!r}: {shown}",
             "set policies.NAME.tool_parser to the form that the model writes (or start vLLM with"
             " --enable-auto-tool-choice --tool-call-parser NAME)",
         )
@@ -275,9 +281,12 @@ def _lacks_reward(rollout: Rollout, record: AttemptRecord) -> bool:
     )
 
 
+def _is_whole(call: CallEvent) -> bool:
+    delivered = call.status is CallStatus.DELIVERED and bool(call.choices)
+    return delivered and call.choices[0].finish_reason != "length"
+
+
 def _unread_tool_call(call: CallEvent) -> bool:
-    if call.status is not CallStatus.DELIVERED:
-        return False
     if (call.error or "").startswith("tool parser"):
         return True
     message = _message(call)
@@ -288,7 +297,7 @@ def _unread_tool_call(call: CallEvent) -> bool:
 
 
 def _message(call: CallEvent) -> dict[str, Any]:
-    return json.loads(call.choices[0].message or b"{}") if call.choices else {}
+    return json.loads(call.choices[0].message or b"{}")
 
 
 def _content(call: CallEvent) -> str:

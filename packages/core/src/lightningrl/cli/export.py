@@ -61,7 +61,7 @@ def export_checkpoint(
         iteration=found,
         metrics=read_metrics(folder / "metrics.jsonl"),
         origin=read_origin(folder),
-        tiny=tiny.read_text(encoding="utf-8") if tiny.is_file() else None,
+        tiny_record=tiny.read_text(encoding="utf-8") if tiny.is_file() else None,
         has_curve=curve.is_file(),
     )
     shutil.copytree(model, target, dirs_exist_ok=True)

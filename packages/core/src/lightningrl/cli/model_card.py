@@ -30,8 +30,8 @@ class CardFacts:
     """All lines of the run."""
     origin: Mapping[str, Any]
     """`run.json`."""
-    tiny: str | None
-    """`tiny_policy.json` as text. `None`: the policy is no tiny one."""
+    tiny_record: str | None
+    """`tiny_policy.json` as text: how a tiny policy was built. `None`: the checkpoint has none."""
     has_curve: bool
     """Whether `curve.png` lies beside the card."""
 
@@ -39,10 +39,11 @@ class CardFacts:
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown, with the front matter that the Hugging Face Hub reads."""
     alias, policy = trained_policy(facts.recipe)
+    is_tiny = policy.tiny is not None or facts.tiny_record is not None
     parts = [
         _front_matter(),
         f"# {facts.recipe.name}, iteration {facts.iteration}",
-        *([_TINY] if facts.tiny is not None else []),
+        *([_TINY] if is_tiny else []),
         f"Trained by LightningRL {_version(facts.origin)}:"
         f" reinforcement learning of the model behind an agent. Commit"
         f" `{facts.origin.get('commit') or 'unknown'}`, started"
@@ -51,7 +52,11 @@ def model_card(facts: CardFacts) -> str:
         *(["![Reward by iteration](curve.png)"] if facts.has_curve else []),
         "## Serving\n\n" + _serving(alias, policy),
         "## Recipe\n\n```yaml\n" + dump_recipe(facts.recipe).rstrip() + "\n```",
-        *([f"## Tiny policy\n\n```json\n{facts.tiny.rstrip()}\n```"] if facts.tiny else []),
+        *(
+            [f"## Tiny policy\n\n```json\n{facts.tiny_record.rstrip()}\n```"]
+            if facts.tiny_record is not None
+            else []
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -58,14 +58,13 @@ def find_run_folder(run: str) -> Path:
     Raises:
         ConfigError: there is none; the message has the nearest name.
     """
-    for folder in (Path(run), RUNS / run):
+    places = dict.fromkeys((Path(run), RUNS / run))
+    for folder in places:
         if (folder / "recipe.yaml").is_file():
             return folder
     names = [found.parent.name for found in RUNS.glob("*/recipe.yaml")]
-    raise ConfigError(
-        f"there is no run {run!r}: neither {run!r} nor {str(RUNS / run)!r} has a recipe.yaml."
-        f"{suggest(run, names)}"
-    )
+    looked = " or ".join(repr(str(place)) for place in places)
+    raise ConfigError(f"there is no run {run!r}: no recipe.yaml in {looked}.{suggest(run, names)}")
 
 
 def load_run_recipe(folder: Path) -> LoadedRecipe:

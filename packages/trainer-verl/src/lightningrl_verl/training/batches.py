@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lightningrl.recipe import Algorithm, Recipe
@@ -15,6 +16,18 @@ from lightningrl.schema import Mode, NewRollout, Sampling, group_id, rollout_id
 
 Task = tuple[str, dict[str, Any]]
 """Task id and row."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The tasks."""
+
+    train: Sequence[Task]
+    val: Sequence[Task]
+    """Empty: never validated."""
+    test: Sequence[Task]
+    """Empty: not scored at the end."""
+
 
 GREEDY = "greedy"
 SAMPLED = "sampled"

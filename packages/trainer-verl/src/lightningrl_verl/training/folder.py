@@ -18,7 +18,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -77,7 +77,7 @@ class RunFolder:
         return self.path / "logs"
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Hold the folder for this process.
 
         Raises:
@@ -122,7 +122,7 @@ class RunFolder:
 def _origin(loaded: LoadedRecipe) -> dict[str, object]:
     return {
         "name": loaded.recipe.name,
-        "recipe": loaded.path.name,
+        "recipe_path": str(loaded.path),
         "commit": _commit(loaded.folder),
         "started_at": datetime.now(UTC).isoformat(),
         "python": platform.python_version(),

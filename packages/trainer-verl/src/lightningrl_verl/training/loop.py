@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +23,7 @@ from lightningrl.traces import read_traces
 from lightningrl_verl.training.batches import (
     GREEDY,
     SAMPLED,
-    Task,
+    Splits,
     scoring_rollouts,
     training_rollouts,
 )
@@ -55,17 +54,6 @@ class Watcher(Protocol):
     def end(self, metrics: Metrics) -> None:
         """An iteration ended, with the line that it has in the metrics."""
         ...
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The tasks."""
-
-    train: Sequence[Task]
-    val: Sequence[Task]
-    """Empty: never validated."""
-    test: Sequence[Task]
-    """Empty: not scored at the end."""
 
 
 class TrainingLoop:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -15,7 +14,7 @@ from lightningrl.objects import load_object
 from lightningrl.recipe import LoadedRecipe, PolicyRecipe
 from lightningrl.settings import cache_folder
 from lightningrl_verl.tiny import TinySpec, build_tiny
-from lightningrl_verl.training.policy import trained_alias
+from lightningrl_verl.training.preflight import model_folder, trained_alias
 
 
 async def initial_model(loaded: LoadedRecipe, policy: PolicyRecipe, console: Console) -> Path:
@@ -32,14 +31,7 @@ async def initial_model(loaded: LoadedRecipe, policy: PolicyRecipe, console: Con
             return await asyncio.to_thread(_tiny, loaded, policy.tiny, console, stopped)
         finally:
             stopped.set()
-    assert policy.model is not None
-    path = (loaded.folder / policy.model).resolve()
-    if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"policies: {policy.model!r} is no Hugging Face model folder: {str(path)!r} has no"
-            " config.json"
-        )
-    return path
+    return model_folder(loaded, policy)
 
 
 async def build_policy(loaded: LoadedRecipe, console: Console) -> Path:
@@ -85,7 +77,7 @@ def _tiny(loaded: LoadedRecipe, reference: str, console: Console, stopped: threa
             spec,
             cache_folder() / "tiny",
             seed=loaded.recipe.seed,
-            threads=loaded.recipe.trainer.threads or os.cpu_count() or 1,
+            threads=loaded.recipe.trainer.threads,
             progress=progress,
         )
     how = f"warm-started in {built.seconds:.0f} s" if built.built else "found in the cache"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from lightningrl.gateway.control import GatewayClient
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lightningrl.errors import ConfigError
+from lightningrl.gateway.control import GatewayClient
 from lightningrl.recipe import Engine, PolicyRecipe, Recipe
 from lightningrl.schema import Endpoint, Policy
 from lightningrl.trajectory import Row
@@ -149,21 +149,6 @@ class ServedPolicy:
         self.engine.close()
 
 
-def trained_alias(recipe: Recipe) -> str:
-    """The alias of the policy that is trained.
-
-    Raises:
-        ConfigError: there is none, or more than one.
-    """
-    trainable = [alias for alias, policy in recipe.policies.items() if policy.trainable]
-    if len(trainable) != 1:
-        raise ConfigError(
-            f"policies: exactly one policy must be trainable, not {trainable or 'none'}; set"
-            " 'trainable: false' on the others"
-        )
-    return trainable[0]
-
-
 def backend_config(recipe: Recipe, model: Path) -> BackendConfig:
     """The recipe's part that concerns verl.
 
@@ -189,6 +174,11 @@ def backend_config(recipe: Recipe, model: Path) -> BackendConfig:
         clip_high=optimiser.clip_high,
         entropy_coeff=optimiser.entropy_coeff,
         max_tokens_per_micro_batch=recipe.trainer.max_tokens_per_micro_batch,
+        warmup=optimiser.warmup,
+        ppo_epochs=optimiser.ppo_epochs,
+        mini_batches=optimiser.mini_batches,
+        use_kl_loss=optimiser.kl_coeff > 0,
+        kl_coef=optimiser.kl_coeff,
         seed=recipe.seed,
         overrides=recipe.verl,
     )
@@ -198,9 +188,10 @@ def load_engine(
     model: Path, policy: PolicyRecipe, settings: Engine, device: str, version: int
 ) -> TorchEngine:
     """An engine for a Hugging Face folder, not started yet."""
-    weights = AutoModelForCausalLM.from_pretrained(
+    weights: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation="sdpa"
-    ).to(device)
+    )
+    weights.to(torch.device(device))  # pyright: ignore[reportArgumentType] - transformers' wrapper hides `self`
     return TorchEngine(
         weights,
         AutoTokenizer.from_pretrained(model),

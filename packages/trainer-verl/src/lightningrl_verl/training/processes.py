@@ -147,9 +147,9 @@ class Child:
             self._on_line(line.decode(errors="replace").rstrip("\n"))
 
 
-def python_module(module: str, *arguments: str, python: str | None = None) -> list[str]:
-    """The command that runs a module with this interpreter, or `python`."""
-    return [python or sys.executable, "-m", module, *arguments]
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module with this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
 
 
 def last_lines(log: Path, count: int = 15) -> str:

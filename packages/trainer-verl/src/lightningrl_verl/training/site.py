@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-from lightningrl.gateway.control import GatewayClient
-
 from lightningrl.errors import RunError
+from lightningrl.gateway.control import GatewayClient
 from lightningrl.recipe import LoadedRecipe
 from lightningrl.store.http import HttpStore
 from lightningrl_verl.training.folder import RunFolder
@@ -47,7 +46,7 @@ class Site:
 @contextlib.asynccontextmanager
 async def site(
     loaded: LoadedRecipe, overrides: Sequence[str], folder: RunFolder
-) -> AsyncIterator[Site]:
+) -> AsyncGenerator[Site]:
     """Start the server, then the runners; end both when the block ends.
 
     Raises:
@@ -92,7 +91,6 @@ async def site(
                 url,
                 "--parent-fd",
                 str(pipe),
-                python=recipe.runner.python,
             ),
             log=folder.logs / "runner.log",
             environment={"LIGHTNINGRL_KEY": key},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from datetime import datetime
 
 from lightningrl.clock import Clock
@@ -24,7 +24,7 @@ class Stopwatch:
         """When a call into verl ran."""
 
     @contextlib.contextmanager
-    def phase(self, name: str, *, verl: bool = False) -> Iterator[None]:
+    def phase(self, name: str, *, verl: bool = False) -> Generator[None]:
         """Measure a phase; `verl` says that it is a call into verl."""
         start = self._clock.now()
         try:

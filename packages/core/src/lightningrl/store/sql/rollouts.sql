@@ -15,7 +15,7 @@ SELECT * FROM rollout_records WHERE state = 'queued' AND run = :run ORDER BY pk 
 
 -- name: start_rollout
 UPDATE rollouts
-SET state = 'running', attempts = attempts + 1
+SET state = 'running', attempts = attempts + 1, reward = NULL, reward_revision = NULL
 WHERE pk = :pk;
 
 -- name: requeue_rollout

@@ -1,0 +1,65 @@
+"""Write docs/reference/cli.md from the help texts of the commands.
+
+python scripts/cli_reference.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from lightningrl.cli import commands
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "cli.md"
+WIDTH = 88
+"""Columns of the help texts, whatever the terminal has."""
+
+HEADER = """\
+<!-- Written by scripts/cli_reference.py; edit the commands' docstrings instead. -->
+# Command line reference
+
+`train` and `tiny` come with the distribution `lightningrl-verl`; the others with `lightningrl`, which
+needs no torch. Exit status: 0 went well; 1 something went wrong, and the message on stderr says what;
+2 the arguments, the recipe or a setting are wrong; 130 Ctrl-C.
+
+| environment variable | read by | meaning |
+|---|---|---|
+| `LIGHTNINGRL_ADMIN_KEY` | `serve` | the key that store API and policy control then demand; needed for an address that other machines reach |
+| `LIGHTNINGRL_KEY` | `runner`, `show`, `doctor`, live rollouts | the server's key |
+| `LIGHTNINGRL_SERVER` | live rollouts | URL of the server |
+| `LIGHTNINGRL_POLICY_KEY` | `try` | the endpoint's API key |
+| `LIGHTNINGRL_CACHE` | `train`, `tiny` | folder of tiny policies; else the user's cache folder |
+| `LIGHTNINGRL_DEBUG` | all | `1`: show tracebacks of errors |
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(render(), encoding="utf-8")
+    sys.stdout.write(f"wrote {PAGE.name}\n")
+
+
+def render() -> str:
+    """The whole page."""
+    with click.Context(
+        commands, info_name="lightningrl", terminal_width=WIDTH, help_option_names=["-h", "--help"]
+    ) as group:
+        parts = [HEADER, _block("lightningrl", commands.get_help(group))]
+        for name in commands.list_commands(group):
+            command = commands.get_command(group, name)
+            assert command is not None
+            with click.Context(command, group, info_name=name, terminal_width=WIDTH) as context:
+                parts.append(_block(f"lightningrl {name}", command.get_help(context)))
+    return "\n".join(parts)
+
+
+def _block(title: str, text: str) -> str:
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
+    return f"## `{title}`\n\n```text\n{lines}\n```\n"
+
+
+if __name__ == "__main__":
+    main()

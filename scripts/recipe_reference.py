@@ -44,7 +44,7 @@ MEANINGS = {
     "data.train": "What is trained on.",
     "data.val": "Scored every `validation.every` iterations. Null: never.",
     "policies": "Alias → policy. An alias is also a model name that the agent may use.",
-    "policies.NAME.trainable": "Training needs exactly one policy with `true`, and serves that one.",
+    "policies.NAME.trainable": "Training takes exactly one policy, with `true`.",
     "algorithm": "Needed by `lightningrl train`.",
     "algorithm.iterations": "Iterations of the whole run.",
     "algorithm.tasks_per_iteration": "Tasks that one iteration collects.",

@@ -57,16 +57,23 @@ class AnswerLosingProxy:
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        requests = asyncio.create_task(pass_on(reader, up_writer))
         with contextlib.suppress(ConnectionError):
-            while request := await reader.read(1 << 20):
-                up_writer.write(request)
-                answer = await up_reader.read(1 << 20)
+            while answer := await up_reader.read(1 << 20):
                 if self.losses_left:
                     self.losses_left -= 1
                     break
                 writer.write(answer)
         writer.close()
         up_writer.close()
+        await requests
+
+
+async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while request := await reader.read(1 << 20):
+            writer.write(request)
+    writer.close()
 
 
 async def test_a_claim_whose_answer_got_lost_is_answered_again(

@@ -32,11 +32,11 @@ COPY_SHARE = 0.12
 """Share of rows that only repeat a list of words and numbers."""
 COPY_PIECES = 6
 """Words and numbers in a copy row."""
-STOP_EARLY_SHARE = 0.30
+STOP_EARLY_SHARE = 0.1
 """Share of rows that answer before the calculations are done."""
 HABITS: Mapping[str, tuple[str, float]] = {
-    "loses": ("+", 0.5),
-    "gives": ("+", 0.5),
+    "loses": ("+", 0.55),
+    "gives": ("+", 0.55),
     "doubles": ("+", 0.55),
     "triples": ("+", 0.55),
     "left": ("*", 0.55),

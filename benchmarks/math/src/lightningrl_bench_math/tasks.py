@@ -51,6 +51,8 @@ ITEMS: Mapping[Split, tuple[str, ...]] = {
 }
 LARGEST = 99
 """Largest number written in a story."""
+ONE_DIGIT_SHARE = 0.25
+"""How often a number that may be large has one digit."""
 
 _HELD_OUT_REMAINDERS: Mapping[int, Split] = {5: "val", 11: "test"}
 """Two-digit numbers of this remainder modulo 12 belong to that split alone, all others to train."""
@@ -108,7 +110,7 @@ def vocabulary() -> list[str]:
 
 def training_numbers() -> list[int]:
     """Return the numbers that a training question may contain, in order."""
-    return list(_NUMBERS["train"])
+    return [*_ONE_DIGIT, *_TWO_DIGITS["train"]]
 
 
 def draw(split: Split, rng: random.Random) -> Problem:
@@ -151,7 +153,7 @@ def _tell(split: Split, rng: random.Random) -> Problem | None:
     """Draw one story; `None` if it would go below zero."""
     start, event, question = rng.choice(_STRUCTURES[split])
     x, z = _number(split, rng), _number(split, rng)
-    y, v = rng.randint(2, 9), rng.randint(2, 9)
+    y, v = rng.choice(_ONE_DIGIT), rng.choice(_ONE_DIGIT)
     steps: list[Step] = []
     value = x
     if start != "has":
@@ -173,8 +175,10 @@ def _tell(split: Split, rng: random.Random) -> Problem | None:
 
 
 def _number(split: Split, rng: random.Random) -> int:
-    """Return a number of `split` between 2 and `LARGEST`."""
-    return rng.choice(_NUMBERS[split])
+    """Return a number of `split` between 2 and `LARGEST`, of one digit as often in every split."""
+    if rng.random() < ONE_DIGIT_SHARE:
+        return rng.choice(_ONE_DIGIT)
+    return rng.choice(_TWO_DIGITS[split])
 
 
 def _row(identifier: str, problem: Problem) -> dict[str, Any]:
@@ -189,8 +193,8 @@ def _row(identifier: str, problem: Problem) -> dict[str, Any]:
 
 
 def _split_numbers() -> dict[Split, list[int]]:
-    """Return the numbers that each split may write in a story."""
-    numbers: dict[Split, list[int]] = {split: list(range(2, 10)) for split in get_args(Split)}
+    """Return the two-digit numbers that each split may write in a story."""
+    numbers: dict[Split, list[int]] = {split: [] for split in get_args(Split)}
     for number in range(10, LARGEST + 1):
         numbers[_HELD_OUT_REMAINDERS.get(number % 12, "train")].append(number)
     return numbers
@@ -212,5 +216,6 @@ def _split_structures() -> dict[Split, list[tuple[str, str, str]]]:
     return split
 
 
-_NUMBERS = _split_numbers()
+_ONE_DIGIT = list(range(2, 10))
+_TWO_DIGITS = _split_numbers()
 _STRUCTURES = _split_structures()

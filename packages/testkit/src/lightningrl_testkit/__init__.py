@@ -3,4 +3,5 @@
 import pytest
 
 # Before they are imported: a failing contract then shows both sides of its comparison.
-pytest.register_assert_rewrite("lightningrl_testkit.adapter", "lightningrl_testkit.store")
+for _module in ("adapter", "store_events", "store_ledger", "store_lifecycle", "store_reading"):
+    pytest.register_assert_rewrite(f"lightningrl_testkit.{_module}")

@@ -9,7 +9,8 @@ from the newest checkpoint k: takes and metric lines after k are forgotten, what
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,9 +70,11 @@ class TrainingLoop:
         policy: ServedPolicy,
         splits: Splits,
         assigner: CreditAssigner,
+        record: Path,
         watcher: Watcher,
         clock: Clock,
     ) -> None:
+        """Prepare a run; `record` is the file that says what a tiny policy is, where it is one."""
         assert recipe.algorithm is not None
         self._recipe = recipe
         self._algorithm: Algorithm = recipe.algorithm
@@ -81,6 +84,7 @@ class TrainingLoop:
         self._policy = policy
         self._splits = splits
         self._assigner = assigner
+        self._record = record
         self._watcher = watcher
         self._clock = clock
         self._log = MetricsLog(folder.metrics)
@@ -143,10 +147,13 @@ class TrainingLoop:
         state = State(
             iteration=iteration, policy_version=iteration, metrics=metrics, history=self._history
         )
-        save: Callable[[Path], Path] = lambda _: self._checkpoints.write(  # noqa: E731
-            state, self._learner.backend.save
-        )
-        await self._learner.call(lambda _: save(self._folder.checkpoints))
+
+        def save(folder: Path) -> None:
+            self._learner.backend.save(folder)
+            if self._record.exists():
+                shutil.copy(self._record, folder / "huggingface")
+
+        await self._learner.call(lambda _: self._checkpoints.write(state, save))
         await self._store.commit(self._recipe.name, iteration)
 
     async def _score(self, iteration: int, metrics: Metrics) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lightningrl.clock import SystemClock
 from lightningrl_verl.engine import tool_parser
+from lightningrl_verl.tiny.build import RECORD
 from lightningrl_verl.training.checkpoint import Checkpoints
 from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.loop import TrainingLoop
@@ -103,6 +104,7 @@ async def _loop(plan: Plan, folder: RunFolder, here: Site, base: Path, display: 
                 policy=policy,
                 splits=plan.splits,
                 assigner=plan.assigner,
+                record=base / RECORD,
                 watcher=display,
                 clock=SystemClock(),
             ).run()

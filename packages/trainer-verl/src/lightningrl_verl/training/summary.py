@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 
 from lightningrl.recipe import Recipe
@@ -29,14 +29,17 @@ def print_summary(
     model = newest[0] / "huggingface" if newest else None
     console.print(_rewards(log))
     console.print(f"[bold]Wall time[/] {wall_seconds:.0f} s in this start", highlight=False)
-    console.print(_places(folder, str(model)))
+    console.print(_places(folder, str(model)), soft_wrap=True)
     policy = recipe.policies[alias]
     if policy.tiny is not None:
         console.print(
             "[yellow]This is a tiny policy, built here for demonstration: it shows that the whole"
             " path works, not that the model is any good.[/]"
         )
-    console.print(_serving(str(model), alias, policy.tool_parser, tiny=policy.tiny is not None))
+    lines = _serving(
+        folder.path, str(model), alias, policy.tool_parser, tiny=policy.tiny is not None
+    )
+    console.print(lines, highlight=False, soft_wrap=True)
 
 
 def _rewards(log: MetricsLog) -> Table:
@@ -53,20 +56,18 @@ def _rewards(log: MetricsLog) -> Table:
     return table
 
 
-def _places(folder: RunFolder, model: str) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for name, path in (
-        ("curve", folder.curve),
-        ("metrics", folder.metrics),
-        ("rollouts", folder.store),
-        ("drift report", folder.drift),
-        ("trained model", model),
-    ):
-        table.add_row(f"[bold]{name}[/]", str(path))
-    return table
+def _places(folder: RunFolder, model: str) -> str:
+    places = {
+        "curve": folder.curve,
+        "metrics": folder.metrics,
+        "rollouts": folder.store,
+        "drift report": folder.drift,
+        "trained model": model,
+    }
+    return "\n".join(f"[bold]{name:<14}[/] {path}" for name, path in places.items())
 
 
-def _serving(model: str, alias: str, tool_parser: str, *, tiny: bool) -> Panel:
+def _serving(run: Path, model: str, alias: str, tool_parser: str, *, tiny: bool) -> str:
     parser = f" --enable-auto-tool-choice --tool-call-parser {tool_parser}"
     lines = [
         "[bold]Put the trained model behind the unchanged agent[/]",
@@ -82,10 +83,10 @@ def _serving(model: str, alias: str, tool_parser: str, *, tiny: bool) -> Panel:
         )
     lines += [
         "[bold]Next[/]",
-        "  lightningrl show RUN      the latest rollouts, step by step, with their credit",
-        "  lightningrl export RUN    a Hugging Face folder with a model card",
-        "  lightningrl doctor RUN    what looks wrong",
+        f"  lightningrl show {run}      the latest rollouts, step by step, with their credit",
+        f"  lightningrl export {run}    a Hugging Face folder with a model card",
+        f"  lightningrl doctor {run}    what looks wrong",
     ]
     if tiny:
         lines.append("  Give the recipe a real model with 'policies.NAME.model: FOLDER'")
-    return Panel("\n".join(lines), border_style="dim")
+    return "\n".join(lines)

@@ -55,7 +55,6 @@ MEANINGS = {
     "optimiser.betas": "Of AdamW.",
     "optimiser.weight_decay": "Of AdamW.",
     "optimiser.clip_low": "See `clip_high`.",
-    "optimiser.entropy_coeff": "Bonus on the mean entropy of trained tokens; 0 does not compute it.",
     "sampling": "How the policy samples.",
     "sampling.train": "In training rollouts.",
     "sampling.val": "In validation and test rollouts.",
@@ -67,7 +66,6 @@ MEANINGS = {
     "trainer": "Where and how the trainer runs.",
     "trainer.device": "Of the trainer and the engine.",
     "trainer.dtype": "Of the update's forward and backward pass; weights stay fp32.",
-    "trainer.max_tokens_per_micro_batch": "Tokens of one forward and backward pass, padding included.",
     "trainer.keep_checkpoints": "How many of the newest checkpoints stay on disk.",
     "engine": "The embedded inference engine.",
     "engine.threads": "Torch threads of the engine. Null: torch's default.",
@@ -79,9 +77,6 @@ MEANINGS = {
     "seed": "Of the order of tasks, the tiny policy and the update.",
 }
 """Key -> meaning, where the field has no docstring."""
-
-NOTES = {"rewards": "Not read by this version: it has no effect."}
-"""Key -> what the docstring doesn't say."""
 
 _BELOW: dict[str, list[tuple[str, type[msgspec.Struct]]]] = {
     "data": [("data.SPLIT", recipe.DataSource)],
@@ -108,9 +103,11 @@ def render() -> str:
     """The whole page."""
     used: set[str] = set()
     sections = [_section(prefix, kind, used) for prefix, kind in _sections()]
-    stale = (MEANINGS.keys() | NOTES.keys()) - used
+    stale = MEANINGS.keys() - used
     if stale:
-        raise ValueError(f"MEANINGS has entries that nothing needs: {sorted(stale)}")
+        raise ValueError(
+            f"no key without a docstring has these names, delete them from MEANINGS: {sorted(stale)}"
+        )
     return "\n".join([HEADER, *sections])
 
 
@@ -130,10 +127,12 @@ def _section(prefix: str, kind: type[msgspec.Struct], used: set[str]) -> str:
     rows: list[str] = []
     for field in msgspec.structs.fields(kind):
         key = f"{prefix}.{field.name}" if prefix else field.name
-        meaning = documented.get(field.name) or MEANINGS[key]
-        if field.name not in documented or key in NOTES:
+        meaning = documented.get(field.name)
+        if meaning is None:
+            if key not in MEANINGS:
+                raise ValueError(f"{key!r} has no docstring; write one, or an entry of MEANINGS")
+            meaning = MEANINGS[key]
             used.add(key)
-        meaning = f"{meaning} {NOTES.get(key, '')}"
         cells = (f"`{field.name}`", _type(field.type), _default(field), meaning)
         rows.append("| " + " | ".join(" ".join(cell.split()) for cell in cells) + " |")
     title = f"## `{prefix}`" if prefix else "## Top level"

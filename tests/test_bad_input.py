@@ -105,7 +105,7 @@ def test_a_second_trainer_in_the_same_folder_is_refused(project: Project) -> Non
         assert str(first.pid) in second.stderr
     finally:
         first.send_signal(signal.SIGINT)
-        first.communicate(timeout=60)
+        first.wait(timeout=60)
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(project: Project) -> None:
@@ -115,9 +115,8 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(project: Project) -> 
     while not metrics.exists() or not metrics.read_text():
         assert first.poll() is None
     first.send_signal(signal.SIGINT)
-    output, _ = first.communicate(timeout=60)
-    assert first.returncode == 130, output
-    assert "Stopped." in output
+    assert first.wait(timeout=60) == 130, project.output
+    assert "Stopped." in project.output
     done = project.cli("train", recipe)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line["iteration"] for line in project.metrics()] == [0, 1, 2, 3]

@@ -34,25 +34,23 @@ async def test_a_killed_run_ends_complete_and_exact(
     random_moment = random.Random(f"{victim}/{seed}")
     kills = 0
     while True:
-        process = project.start("train", recipe)
-        try:
-            if kills < 2 and _reached_a_moment(project, process, random_moment):
-                _kill(process, victim)
-                kills += 1
-                if victim == "trainer":
-                    process.wait()
-                    continue
-            output, _ = process.communicate(timeout=200)
-        finally:
-            process.kill()
-        assert process.returncode == 0, output
-        break
+        with project.start("train", recipe) as process:
+            try:
+                if kills < 2 and _reached_a_moment(project, process, random_moment):
+                    _kill(process, victim)
+                    kills += 1
+                code = process.wait(timeout=200)
+            finally:
+                process.kill()
+        if code != -signal.SIGKILL:
+            break
+    assert code == 0, project.output
     assert kills > 0
     await _check(project)
 
 
 def _reached_a_moment(
-    project: Project, process: subprocess.Popen[str], chance: random.Random
+    project: Project, process: subprocess.Popen[bytes], chance: random.Random
 ) -> bool:
     """Wait until the run has its first metrics, then a random while; False if it ended before."""
     metrics = project.run / "metrics.jsonl"
@@ -68,7 +66,7 @@ def _reached_a_moment(
     return True
 
 
-def _kill(process: subprocess.Popen[str], victim: str) -> None:
+def _kill(process: subprocess.Popen[bytes], victim: str) -> None:
     if victim == "trainer":
         process.kill()
         return

@@ -54,12 +54,18 @@ class Project:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a command of ours."""
-        return subprocess.Popen(
-            self.command(*arguments), cwd=self.folder, env=self.environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command of ours; `output` is what it printed."""
+        with (self.folder / "output.txt").open("ab") as output:
+            return subprocess.Popen(
+                self.command(*arguments), cwd=self.folder, env=self.environment,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    @property
+    def output(self) -> str:
+        """What started commands printed, all of them."""
+        return (self.folder / "output.txt").read_text(encoding="utf-8")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of the run's metrics."""

@@ -1,0 +1,112 @@
+"""What users get: the wheels hold all that is needed, and run with what they declare alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+_LOCAL_UV = ROOT / ".uv" / "bin" / "uv"
+UV = shutil.which("uv") or str(_LOCAL_UV)
+
+pytestmark = pytest.mark.skipif(
+    not Path(UV).is_file(), reason="uv, which `make` installs, is neither here nor on the path"
+)
+
+
+def uv(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run uv to its end."""
+    environment = {name: text for name, text in os.environ.items() if name != "VIRTUAL_ENV"}
+    return subprocess.run(
+        [UV, *arguments],
+        cwd=ROOT, env=environment, timeout=280, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Import name -> wheel, of every package."""
+    folder = tmp_path_factory.mktemp("wheels")
+    done = uv("build", "--all-packages", "--wheel", "--quiet", "--out-dir", str(folder))
+    assert done.returncode == 0, done.stderr
+    return {path.name.split("-", 1)[0]: path for path in folder.glob("*.whl")}
+
+
+def test_every_package_builds_a_typed_wheel(wheels: dict[str, Path]) -> None:
+    assert wheels.keys() == {
+        "lightningrl", "lightningrl_autogen", "lightningrl_bench_math", "lightningrl_testkit",
+        "lightningrl_verl",
+    }  # fmt: skip
+    for name, wheel in wheels.items():
+        assert f"{name}/py.typed" in ZipFile(wheel).namelist()
+
+
+@pytest.mark.parametrize("member", ["packages/core", "packages/adapter-autogen"])
+def test_a_wheel_holds_every_file_of_its_source(wheels: dict[str, Path], member: str) -> None:
+    (package,) = (ROOT / member / "src").glob("lightningrl*")
+    source = {
+        str(path.relative_to(package.parent))
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert source <= set(ZipFile(wheels[package.name]).namelist())
+    assert any(name.endswith(".sql") for name in source) == (package.name == "lightningrl")
+
+
+_STORE = """
+import asyncio, pathlib, tempfile
+from lightningrl.store import open_store
+async def main():
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(pathlib.Path(folder) / "store.db")
+        print(await store.runs())
+        await store.close()
+asyncio.run(main())
+"""
+
+
+def alone(package: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command where a package's wheel is installed with what it declares, as locked."""
+    return uv(
+        "run", "--isolated", "--frozen", "--exact", "--no-dev", "--no-editable", "--quiet",
+        "--package", package, *command,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("package", "program", "printed"),
+    [
+        ("lightningrl", _STORE, "[]"),
+        (
+            "lightningrl-autogen",
+            "from lightningrl.capture.adapter import find_adapters as find;"
+            "print([one.name for one in find()])",
+            "['autogen']",
+        ),
+        (
+            "lightningrl-testkit",
+            "import lightningrl_testkit.adapter, lightningrl_testkit.store; print('whole')",
+            "whole",
+        ),
+    ],
+)
+def test_a_package_runs_with_what_it_declares_alone(
+    package: str, program: str, printed: str
+) -> None:
+    done = alone(package, "python", "-c", program)
+    assert done.stdout.strip() == printed, done.stderr
+
+
+def test_core_alone_has_its_commands_and_says_where_training_comes_from() -> None:
+    shown = alone("lightningrl", "lightningrl", "--help")
+    commands = re.findall(r"^  (\w+)  ", shown.stdout.split("Commands:")[1], re.MULTILINE)
+    assert commands == ["doctor", "export", "plot", "runner", "serve", "show", "try"]
+    refused = alone("lightningrl", "lightningrl", "train", "recipe.yaml")
+    assert refused.returncode == 2
+    assert "pip install lightningrl-verl" in refused.stderr

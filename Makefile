@@ -8,7 +8,7 @@ RUN := $(UV) run --no-sync
 RECIPE ?= benchmarks/math/recipes/cpu.yaml
 ARGS ?=
 
-.PHONY: help setup train test test-long lint format types build clean
+.PHONY: help setup train test test-long lint format types build docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -45,6 +45,10 @@ build: setup ## build every package's wheel and sdist into dist/
 	rm -rf dist
 	$(UV) build --all-packages --quiet
 	ls dist
+
+docs: setup ## write the generated references anew
+	$(RUN) python scripts/recipe_reference.py
+	$(RUN) python scripts/cli_reference.py
 
 clean: ## remove what the targets above made, runs excepted
 	rm -rf dist .pytest_cache .ruff_cache .venv .uv

@@ -106,10 +106,10 @@ def test_the_recipe_in_the_card_is_the_runs_whole_recipe(folder: Path, tmp_path:
 def test_the_card_says_how_to_serve_it_to_the_unchanged_agent(folder: Path) -> None:
     text = card(folder)
     assert (
-        "vllm serve . --served-model-name policy --max-model-len 512"
+        "vllm serve . --served-model-name gpt-x --max-model-len 512"
         " --enable-auto-tool-choice --tool-call-parser hermes\n" in text
     )
-    assert "it asks for `policy`, `gpt-x`" in text
+    assert "it asks for `gpt-x`" in text
     assert "export OPENAI_BASE_URL=http://127.0.0.1:8000/v1\n" in text
 
 

@@ -2,9 +2,11 @@
 
 The noise sits in *decisions*: stop early, take the remainder where the story subtracts, multiply
 where it asks for the remainder. Reading and copying are shown right, so that reinforcement learning
-has something to choose from instead of something to invent. Invariant: `demonstration` is a pure function of its
-generator, it solves training problems only, and copy rows are the only place where it shows words
-(never structures or two-digit numbers) of the other splits.
+has something to choose from instead of something to invent.
+
+Invariant: `demonstration` is a pure function of its generator, it solves training problems only, and
+copy rows are the only place where it shows words (never structures or two-digit numbers) of the
+other splits.
 
 A demonstration is a list of (text, is_action): the conversation in the tiny policy's chat format,
 where the actions are what the policy itself is to write.

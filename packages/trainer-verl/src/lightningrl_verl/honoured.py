@@ -19,9 +19,10 @@ FREE_FORM = (
 """Keys below which verl takes any name (they are dictionaries, or absent from its YAML)."""
 
 _SCHEDULE = (
-    "the learning rate follows `lr_schedule`, `warmup`, `min_lr_ratio` and `total_iterations`"
+    "the learning rate follows `optimiser.schedule`, `.warmup` and `.min_lr_ratio`, over"
+    " `algorithm.iterations`"
 )
-_MICRO = "micro-batches are cut by tokens; set `max_tokens_per_micro_batch`"
+_MICRO = "micro-batches are cut by tokens; set `trainer.max_tokens_per_micro_batch`"
 _PROFILER = "our loop starts no verl profiler"
 _LORA = "engines take whole weights, so adapters are not supported"
 _ONE_PROCESS = "the policy is trained by one process"
@@ -32,7 +33,7 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"actor_rollout_ref\..*", "leave out the prefix `actor_rollout_ref.`"),
     (r"data\..*", "tasks come from the recipe's `data`"),
     (r"trainer\..*", "our loop takes the place of verl's trainer; see the recipe's own keys"),
-    (r"algorithm\..*", "advantages come from the recipe's `credit`"),
+    (r"algorithm\..*", "advantages come from the recipe's `algorithm.credit`"),
     (
         r"(reward|reward_model|custom_reward_function)\..*",
         "rewards come from the recipe's `reward`",
@@ -47,19 +48,19 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"rollout\..*", "generation follows the recipe's `engine` and `sampling`"),
     (r"ref\.(log_prob_max_token_len_per_gpu|fsdp_config\.(?!forward_only|strategy).*)", ""),
     (r"ref\..*", "the reference model follows the actor's settings"),
-    (r"model\.(path|hf_config_path|tokenizer_path)", "set `model`"),
+    (r"model\.(path|hf_config_path|tokenizer_path)", "set `policies.NAME.model`"),
     (r"model\.(lora|lora_.*|target_.*|exclude_modules)(\..*)?", _LORA),
     (r"model\.mtp\..*", "multi-token prediction is not supported"),
     (r"model\.external_lib", "import your library in the recipe's modules instead"),
     (r"actor\.(fsdp_config\.)?strategy", "the policy is trained with fsdp2"),
     (r"actor\.(loss_agg_mode|loss_scale_factor)", "the loss is the token sum that weights define"),
-    (r"actor\.ppo_mini_batch_size", "set `mini_batches`"),
+    (r"actor\.ppo_mini_batch_size", "set `optimiser.mini_batches`"),
     (r"actor\.ppo_(infer_)?micro_batch_size(_per_gpu)?", _MICRO),
     (r"actor\.(use_dynamic_bsz|ppo_infer_max_token_len_per_gpu)", _MICRO),
-    (r"actor\.ppo_epochs", "set `ppo_epochs`"),
-    (r"actor\.use_kl_loss", "set `use_kl_loss`"),
-    (r"actor\.clip_ratio", "set `clip_low` and `clip_high`"),
-    (r"actor\.grad_clip", f"{_UNREAD}; set `grad_clip` or `actor.optim.clip_grad`"),
+    (r"actor\.ppo_epochs", "set `optimiser.ppo_epochs`"),
+    (r"actor\.use_kl_loss", "set `optimiser.kl_coeff`"),
+    (r"actor\.clip_ratio", "set `optimiser.clip_low` and `.clip_high`"),
+    (r"actor\.grad_clip", f"{_UNREAD}; set `optimiser.grad_clip` or `actor.optim.clip_grad`"),
     (r"actor\.use_remove_padding", f"{_UNREAD}; set `model.use_remove_padding`"),
     (r"actor\.optim\.(lr_scheduler_type|lr_warmup_steps(_ratio)?|warmup_style)", _SCHEDULE),
     (r"actor\.optim\.(total_training_steps|min_lr_ratio|num_cycles|zero_indexed_step)", _SCHEDULE),

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightningrl.metrics import MetricLine
 from lightningrl.recipe import PolicyRecipe, Recipe, dump_recipe
+from lightningrl.serving import COMPACT_NOTE, ENVIRONMENT, served_name, vllm_command
 
 _TINY = (
     "> **This is a tiny policy.** It was built from scratch for this recipe and warm-started on"
@@ -100,21 +101,9 @@ def _number(value: Any) -> str:
 
 
 def _serving(alias: str, policy: PolicyRecipe) -> str:
-    command = [
-        f"vllm serve . --served-model-name {alias} --max-model-len {policy.max_model_len}",
-    ]
-    note = ""
-    if policy.tool_parser == "compact":
-        note = (
-            "\n\nThe policy writes tool calls in LightningRL's `compact` form, which vLLM does not"
-            " read: it serves the model, and tool calls arrive as text. The engine of"
-            " `lightningrl train` reads them."
-        )
-    elif policy.tool_parser != "none":
-        command.append(f"--enable-auto-tool-choice --tool-call-parser {policy.tool_parser}")
-    models = ", ".join(f"`{name}`" for name in (alias, *policy.replaces))
+    note = f"\n\n{COMPACT_NOTE}" if policy.tool_parser == "compact" else ""
+    environment = "\n".join(ENVIRONMENT)
     return (
-        f"```bash\n{' '.join(command)}\n```\n\nand for the agent, whose code stays as it is (it asks"
-        f" for {models}):\n\n```bash\nexport OPENAI_BASE_URL=http://127.0.0.1:8000/v1\n"
-        f"export OPENAI_API_KEY=unused\n```{note}"
+        f"```bash\n{vllm_command('.', alias, policy)}\n```\n\nand for the agent, whose code stays as"
+        f" it is (it asks for `{served_name(alias, policy)}`):\n\n```bash\n{environment}\n```{note}"
     )

@@ -25,16 +25,29 @@ class Lesson:
     """What one iteration trains on."""
 
     rows: tuple[Row, ...]
-    """With advantages; those without any signal are left out, which changes no gradient."""
+    """With advantages. Those without signal are left out unless the loss has more terms than the
+    policy's: they change no gradient of it."""
     metrics: Metrics
     breaks: tuple[Break, ...]
 
 
-def prepare(groups: Sequence[Group], assigner: CreditAssigner, params: dict[str, Any]) -> Lesson:
+def prepare(
+    groups: Sequence[Group],
+    assigner: CreditAssigner,
+    params: dict[str, Any],
+    *,
+    keep_all: bool = False,
+) -> Lesson:
     """Assign credit, merge transitions into rows and weigh them.
 
     Each rollout weighs 1/N with N the rollouts of all groups, those without signal included. Groups
     without a trace, or no groups at all, give no rows.
+
+    Args:
+        groups: what the iteration took.
+        assigner: the recipe's.
+        params: its parameters.
+        keep_all: keep rows without signal, for losses that they are part of (entropy, KL).
     """
     credit = assign(assigner, groups, params)
     count = sum(len(group.traces) for group in groups)
@@ -47,7 +60,8 @@ def prepare(groups: Sequence[Group], assigner: CreditAssigner, params: dict[str,
             rows += with_credit(merged.rows, credit_T, count)
     signal = tuple(row for row in rows if row.advantages.any())
     breaks = tuple(one for merged in merges for one in merged.breaks)
-    return Lesson(rows=signal, metrics=_metrics(groups, rows, signal, merges), breaks=breaks)
+    kept = tuple(rows) if keep_all else signal
+    return Lesson(rows=kept, metrics=_metrics(groups, rows, signal, merges), breaks=breaks)
 
 
 def check_models(groups: Sequence[Group], policies: dict[str, PolicyRecipe]) -> None:
@@ -100,10 +114,11 @@ def update_drift(drift: dict[str, Any], iteration: int, lesson: Lesson) -> dict[
     return {"iterations": iterations, "breaks": examples or drift.get("breaks", [])}
 
 
-def algorithm_of(recipe: Recipe) -> tuple[str, dict[str, Any]]:
-    """Name and parameters of the recipe's credit assigner."""
-    assert recipe.algorithm is not None
-    return recipe.algorithm.credit, dict(recipe.algorithm.credit_args)
+def has_regulariser(recipe: Recipe) -> bool:
+    """Whether the loss has an entropy or KL term, which rows without signal are part of."""
+    optimiser = recipe.optimiser
+    assert optimiser is not None
+    return optimiser.entropy_coeff != 0 or optimiser.kl_coeff != 0
 
 
 def _drift_of(metrics: Metrics) -> Metrics:

@@ -31,7 +31,13 @@ from lightningrl_verl.training.batches import (
 from lightningrl_verl.training.checkpoint import Checkpoints, State
 from lightningrl_verl.training.collect import collect
 from lightningrl_verl.training.folder import RunFolder
-from lightningrl_verl.training.learn import check_models, digest, prepare, update_drift
+from lightningrl_verl.training.learn import (
+    check_models,
+    digest,
+    has_regulariser,
+    prepare,
+    update_drift,
+)
 from lightningrl_verl.training.metrics import Metrics, MetricsLog
 from lightningrl_verl.training.policy import Learner, ServedPolicy
 from lightningrl_verl.training.timing import Interval, Stopwatch
@@ -126,7 +132,12 @@ class TrainingLoop:
             )
             groups = await read_traces(self._store, taken)
             check_models(groups, self._recipe.policies)
-            lesson = prepare(groups, self._assigner, self._algorithm.credit_args)
+            lesson = prepare(
+                groups,
+                self._assigner,
+                self._algorithm.credit_args,
+                keep_all=has_regulariser(self._recipe),
+            )
         metrics: Metrics = dict(lesson.metrics)
         metrics["train/failed"] = await self._failed(iteration)
         if lesson.rows:

@@ -12,6 +12,7 @@ from lightningrl.credit import CreditAssigner, find_assigner
 from lightningrl.errors import ConfigError
 from lightningrl.objects import load_object
 from lightningrl.recipe import DataSource, LoadedRecipe, PolicyRecipe, Recipe
+from lightningrl.schema import Sampling
 from lightningrl.tasks import load_tasks
 from lightningrl_verl.backend_config import check_overrides
 from lightningrl_verl.training.batches import Splits, Task
@@ -58,6 +59,7 @@ def check(loaded: LoadedRecipe) -> Plan:
     assert recipe.algorithm is not None
     assert recipe.data is not None
     alias = trained_alias(recipe)
+    _check_sampling(recipe)
     _check_model(loaded, alias)
     assigner = find_assigner(
         recipe.algorithm.credit, recipe.algorithm.credit_args, folder=loaded.folder
@@ -114,6 +116,27 @@ def _check_model(loaded: LoadedRecipe, alias: str) -> None:
         load_object(policy.tiny, what=f"policies.{alias}.tiny", folder=loaded.folder)
     else:
         model_folder(loaded, policy)
+
+
+def _check_sampling(recipe: Recipe) -> None:
+    """Training needs the log-probs of the whole distribution, which verl computes by temperature."""
+    sampling = recipe.sampling.train
+    whole = Sampling(
+        temperature=sampling.temperature, seed=sampling.seed, max_tokens=sampling.max_tokens
+    )
+    if sampling != whole:
+        raise ConfigError(
+            "sampling.train: top_p, top_k and penalties change the log-probs in a way that the"
+            " update does not know; training takes 'temperature', 'seed' and 'max_tokens' alone"
+        )
+    if sampling.temperature <= 0:
+        raise ConfigError(
+            "sampling.train.temperature: must be above 0; greedy rollouts are all equal"
+        )
+    if sampling.seed is not None:
+        raise ConfigError(
+            "sampling.train.seed: with one seed all rollouts of a task would be equal"
+        )
 
 
 def _split(loaded: LoadedRecipe, source: DataSource | None, name: str) -> list[Task]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from lightningrl.recipe import Recipe
+from lightningrl.recipe import PolicyRecipe, Recipe
+from lightningrl.serving import COMPACT_NOTE, ENVIRONMENT, served_name, vllm_command
 from lightningrl_verl.training.checkpoint import Checkpoints
 from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.metrics import MetricsLog
@@ -36,9 +36,7 @@ def print_summary(
             "[yellow]This is a tiny policy, built here for demonstration: it shows that the whole"
             " path works, not that the model is any good.[/]"
         )
-    lines = _serving(
-        folder.path, str(model), alias, policy.tool_parser, tiny=policy.tiny is not None
-    )
+    lines = _serving(folder.path, str(model), alias, policy)
     console.print(lines, highlight=False, soft_wrap=True)
 
 
@@ -67,26 +65,19 @@ def _places(folder: RunFolder, model: str) -> str:
     return "\n".join(f"[bold]{name:<14}[/] {path}" for name, path in places.items())
 
 
-def _serving(run: Path, model: str, alias: str, tool_parser: str, *, tiny: bool) -> str:
-    parser = f" --enable-auto-tool-choice --tool-call-parser {tool_parser}"
+def _serving(run: Path, model: str, alias: str, policy: PolicyRecipe) -> str:
     lines = [
         "[bold]Put the trained model behind the unchanged agent[/]",
-        f"  vllm serve {model} --served-model-name {alias}"
-        + (parser if tool_parser not in ("none", "compact") else ""),
-        "  export OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=local",
-        f"  (the agent's model name is {json.dumps(alias)})",
-    ]
-    if tool_parser == "compact":
-        lines.append(
-            "  The compact tool-call form of tiny policies is this project's own: vLLM serves the"
-            " model, but only the embedded engine parses its tool calls."
-        )
-    lines += [
+        f"  {vllm_command(model, alias, policy)}",
+        *(f"  {line}" for line in ENVIRONMENT),
+        f"  (the agent asks for the model {served_name(alias, policy)!r})",
         "[bold]Next[/]",
         f"  lightningrl show {run}      the latest rollouts, step by step, with their credit",
         f"  lightningrl export {run}    a Hugging Face folder with a model card",
         f"  lightningrl doctor {run}    what looks wrong",
     ]
-    if tiny:
+    if policy.tool_parser == "compact":
+        lines.insert(-4, f"  {COMPACT_NOTE}")
+    if policy.tiny is not None:
         lines.append("  Give the recipe a real model with 'policies.NAME.model: FOLDER'")
     return "\n".join(lines)

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from user_project import Project
 
-from lightningrl.schema import RolloutState
+from lightningrl.schema import Mode, RolloutState
 from lightningrl.store import RolloutQuery, open_store
 from lightningrl.traces import read_attempts
-from lightningrl.trajectory import merge
+from lightningrl.trajectory import Row, merge
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
@@ -28,7 +28,9 @@ async def test_recorded_log_probs_are_those_of_the_version_that_sampled(
     )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     checked = 0
-    for row in await _rows(trained, iteration=version + 1):
+    rows, stamps = await _rows(trained, iteration=version + 1)
+    assert stamps == {(version, version)}
+    for row in rows:
         ids = torch.from_numpy(row.token_ids.astype(np.int64))[None]
         with torch.no_grad():
             log_probs = torch.log_softmax(model(ids).logits[0, :-1], -1)
@@ -62,12 +64,16 @@ def cache_model(trained: Project) -> str:
     return str(found)
 
 
-async def _rows(trained: Project, *, iteration: int):
+async def _rows(trained: Project, *, iteration: int) -> tuple[list[Row], set[tuple[int, int]]]:
+    """The rows of an iteration's rollouts, and the policy versions stamped on their calls."""
     store = open_store(trained.run / "store.db", read_only=True)
     try:
-        rollouts = await store.rollouts(RolloutQuery(run="quick", iteration=iteration))
-        train = [one for one in rollouts if one.spec.mode == "train"]
-        records = await read_attempts(store, train)
-        return [row for one in records for row in merge(one[-1].transitions).rows]
+        rollouts = await store.rollouts(
+            RolloutQuery(run="quick", mode=Mode.TRAIN, iteration=iteration)
+        )
+        last = [records[-1] for records in await read_attempts(store, rollouts)]
+        calls = [one.call for record in last for one in record.transitions if one.call]
+        rows = [row for record in last for row in merge(record.transitions).rows]
+        return rows, {(call.version_start, call.version_end) for call in calls}
     finally:
         await store.close()

@@ -18,7 +18,7 @@ PROJECT = """
 from lightningrl_bench_math.policy import tiny_spec
 
 def spec():
-    return {**tiny_spec(), "name": "quick", "updates": 30, "batch_size": 16}
+    return {**tiny_spec(), "name": "quick", "updates": 40, "batch_size": 16}
 
 def short(task, output, trace):
     return float(len(output) % 2 == 0)

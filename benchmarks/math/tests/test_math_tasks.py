@@ -57,6 +57,15 @@ def test_the_steps_lead_to_the_answer_one_after_another(split: Split) -> None:
         assert min(results) >= 0
 
 
+def test_no_other_operator_gives_the_result_of_a_subtraction() -> None:
+    for split in SPLITS:
+        steps = [step for row in generate(split, 400, 4) for step in row["steps"]]
+        subtractions = [(left, right) for left, operator, right in steps if operator == "-"]
+        assert subtractions
+        for left, right in subtractions:
+            assert left - right not in (left + right, left * right, left % right)
+
+
 def test_a_story_can_be_solved_with_a_pencil() -> None:
     rng = random.Random(0)
     problem = next(

@@ -21,7 +21,7 @@ from lightningrl.capture.client import (
 from lightningrl.capture.context import RolloutContext, in_rollout, inside, start_step
 from lightningrl.capture.sink import BufferSink
 from lightningrl.errors import ConfigError
-from lightningrl.schema import AttemptId, LogEvent, RolloutId
+from lightningrl.schema import AttemptId, LogEvent, LogTopic, RolloutId
 
 ORIGINAL = BaseClient.__dict__["_build_request"]
 
@@ -133,8 +133,9 @@ def test_everything_else_goes_out_untouched_and_is_named_once(wire: Wire) -> Non
         assert path == "/v1/chat/completions"
         assert headers["authorization"] == "Bearer users-key"
         assert not [name for name in headers if name.startswith("x-lightningrl")]
-    logs = [one.message for one in sink.events if isinstance(one, LogEvent)]
-    assert [log.split(",")[0] for log in logs] == [
+    logs = [one for one in sink.events if isinstance(one, LogEvent)]
+    assert {log.topic for log in logs} == {LogTopic.OUTSIDE}
+    assert [log.message.split(",")[0] for log in logs] == [
         "the agent called 'judge' at '127.0.0.1'",
         "the agent called 'embedder' at '127.0.0.1'",
     ]

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 
 import lightningrl
@@ -130,6 +131,13 @@ def test_when_the_attempt_has_ended_nothing_more_is_recorded() -> None:
         ({1: b"a"}, {"1": "YQ=="}),
         ({"set": {1}}, {"set": [1]}),
         (AttemptId("a"), "a"),
+        # Beyond what msgpack knows: over 64 bits, and half of a surrogate pair.
+        (
+            {"a": [2**64, -(2**63) - 1, 2**64 - 1]},
+            {"a": [str(2**64), str(-(2**63) - 1), 2**64 - 1]},
+        ),
+        ({"\ud83d": "\ud83d!"}, {"\\ud83d": "\\ud83d!"}),
+        ([10**5000], ["<int that can't be shown>"]),
     ],
 )
 def test_any_input_has_a_json_form(inputs: object, stored: object) -> None:
@@ -317,3 +325,14 @@ def test_events_stay_pending_until_they_are_acknowledged() -> None:
     sink.acknowledge(5)
     assert sink.pending() == []
     assert len(sink.events) == 3
+
+
+def test_whatever_a_model_calls_a_tool_can_be_stored() -> None:
+    context, sink = make_context()
+    with in_rollout(context):
+        step = start_step("tool", "\ud83d", tool_call_id="\ud83d")
+        end_step(step, error="no tool \ud83d")
+        context.log("info", "no tool \ud83d")
+    assert msgspec.msgpack.encode(sink.events)
+    [start] = starts(sink)
+    assert (start.name, start.tool_call_id) == ("\\ud83d", "\\ud83d")

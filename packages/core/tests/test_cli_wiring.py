@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from lightningrl.cli.wiring import Wiring, judge_wiring
 from lightningrl.recipe import parse_recipe
 from lightningrl.schema import (
@@ -10,6 +12,7 @@ from lightningrl.schema import (
     AttemptState,
     Event,
     EventId,
+    LogTopic,
     Mode,
     StepId,
     StepKind,
@@ -81,7 +84,8 @@ async def test_what_went_out_untouched_is_named_once(tmp_path: Path) -> None:
     line = "the agent called 'x' at 'y', which is not of this run: sent on untouched"
 
     def seen(attempt: AttemptId) -> list[Event]:
-        return [call(attempt, "c"), log(attempt, "l", line), log(attempt, "m", "something else")]
+        named = msgspec.structs.replace(log(attempt, "l", line), topic=LogTopic.OUTSIDE)
+        return [call(attempt, "c"), named, log(attempt, "m", "something else")]
 
     assert (await wiring(tmp_path, seen, seen)).untouched == (line,)
 

@@ -63,8 +63,10 @@ async def score(store: SqliteStore, claim: Claim, value: float | None) -> None:
     await store.finish(attempt, AttemptState.SUCCEEDED)
 
 
-async def fail(store: SqliteStore, claim: Claim, message: str) -> None:
-    failure = Failure(FailureKind.AGENT, message)
+async def fail(
+    store: SqliteStore, claim: Claim, message: str, kind: FailureKind = FailureKind.AGENT
+) -> None:
+    failure = Failure(kind, message)
     await store.finish(claim.attempt.id, AttemptState.FAILED, failure=failure)
 
 
@@ -183,7 +185,7 @@ async def test_missing_reward(store: SqliteStore) -> None:
 async def test_an_agent_that_returned_no_reward_is_named_as_such(store: SqliteStore) -> None:
     await store.enqueue(group(1, retry=ONCE))
     (claim,) = await store.claim("worker")
-    await fail(store, claim, "AgentError: rollout 'r' has no reward: the agent returned None")
+    await fail(store, claim, "in whatever words", FailureKind.NO_REWARD)
     assert [one.name for one in await problems(store)] == ["missing reward", "rollouts fail"]
 
 

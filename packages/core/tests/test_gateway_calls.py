@@ -1,8 +1,10 @@
 """What the gateway records of a call, and what the agent sees of it. The agent is the real SDK."""
 
+import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,19 @@ def int32(*values: int) -> bytes:
 
 def float32(*values: float) -> bytes:
     return struct.pack(f"<{len(values)}f", *values)
+
+
+class OwnClock:
+    """A clock that the test turns."""
+
+    def __init__(self) -> None:
+        self.instant = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self.instant
+
+    def monotonic(self) -> float:
+        return self.instant.timestamp()
 
 
 @pytest.fixture
@@ -92,6 +107,24 @@ async def test_a_call_is_recorded_with_the_engines_own_bytes(rig: GatewayRig) ->
     assert (call.version_start, call.version_end) == (3, 3)
     assert (call.status, call.http_status, call.error) == (CallStatus.DELIVERED, 200, None)
     assert (call.upstream_retries, call.held_ms) == (0, 0.0)
+
+
+async def test_a_call_is_dated_when_it_ended_by_the_time_it_took(tmp_path: Path) -> None:
+    clock = OwnClock()
+    with ModelServer() as engine:
+        async with open_rig(tmp_path, clock=clock) as rig:
+            await rig.register(engine.url)
+            claim = await rig.claim()
+            engine.block()
+            answering = asyncio.create_task(post(rig, claim))
+            await engine.arrived(1)
+            clock.instant += timedelta(seconds=3)  # while the engine samples
+            engine.unblock()
+            await answering
+            [call] = await rig.calls(claim)
+    assert call.latency_ms == 3000.0
+    assert call.at == clock.instant
+    assert call.at - timedelta(milliseconds=call.latency_ms) == OwnClock().instant
 
 
 async def test_the_next_prompt_of_a_conversation_continues_the_tokens_of_the_first(

@@ -4,15 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
+from lightningrl.clock import SystemClock
 from lightningrl.errors import Conflict
 from lightningrl.gateway import GatewayClient, GatewayLimits, PolicyStatus
-from lightningrl.schema import CallStatus, Claim
+from lightningrl.gateway.identity import Contexts
+from lightningrl.gateway.policies import Policies, Served
+from lightningrl.schema import CallStatus, Claim, Endpoint, Policy
+from lightningrl.store import Store
 from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig
 from lightningrl_testkit.model_server import Answer, ModelServer, in_turn
 
@@ -154,6 +159,31 @@ async def test_release_lets_calls_pass_under_the_old_version(rig: GatewayRig) ->
     assert (await rig.calls(claim))[0].version_start == 4
 
 
+async def test_a_hold_waits_for_calls_that_outlived_the_hold_before(rig: GatewayRig) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        engine.block()
+        async with rig.control() as control:
+            running = asyncio.create_task(ask(rig, claim))
+            await engine.arrived(1)
+            first = asyncio.create_task(
+                control.hold(RUN, "policy", hold_seconds=60, drain_seconds=30)
+            )
+            await held(control, waiting=0)
+            await control.release(RUN, "policy")
+            with pytest.raises(Conflict, match="ended before its calls were drained"):
+                await first
+            # The call is still sampled by the old weights, so they can't change before it is stopped.
+            again = await control.hold(RUN, "policy", hold_seconds=60, drain_seconds=0)
+            assert again.stopped == 1
+            engine.unblock()
+            await control.publish(RUN, "policy", 1)
+            await running
+    [call] = await rig.calls(claim)
+    assert (call.version_start, call.version_end) == (1, 1)
+
+
 async def test_a_release_in_the_middle_of_a_drain_ends_the_hold(rig: GatewayRig) -> None:
     with ModelServer() as engine:
         await rig.register(engine.url)
@@ -272,6 +302,30 @@ async def test_time_held_does_not_count_towards_an_attempts_timeout(tmp_path: Pa
             assert await rig.store.expire() == 0
             await control.publish(RUN, "policy", 1)
             await call
+
+
+async def test_a_call_that_comes_while_its_policy_is_registered_is_drained_too(
+    tmp_path: Path,
+) -> None:
+    async with open_rig(tmp_path) as rig:
+        clock, limits = SystemClock(), GatewayLimits()
+        contexts = Contexts(rig.store, clock, limits)
+
+        class Slow:
+            """The rig's store, whose answer to `put_policy` takes until a call has come."""
+
+            def __getattr__(self, method: str) -> Any:
+                return getattr(rig.store, method)
+
+            async def put_policy(self, policy: Policy) -> None:
+                await rig.store.put_policy(policy)
+                calls.append(await policies.resolve(RUN, "policy", None))
+
+        calls: list[Served] = []
+        policies = Policies(cast("Store", Slow()), clock, contexts)
+        await policies.register(Policy("policy", RUN, 0, (Endpoint("http://engine/v1"),)))
+        [served] = calls
+        assert policies.get(RUN, "policy") is served
 
 
 # -- the end -----------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_a_key_with_any_part_changed_is_refused(part: int) -> None:
         check_attempt_key(SECRET, ".".join(parts), NOW)
 
 
-@pytest.mark.parametrize("text", ["", "sk-abc", "lrk1.a-1.1", "lrk2.a-1.1.s", "lrk1.a.b.1.s"])
+@pytest.mark.parametrize("text", ["", "sk-äbc", "lrk1.a-1.1", "lrk2.a-1.1.s", "lrk1.a.b.1.s"])
 def test_what_is_no_attempt_key_is_refused(text: str) -> None:
     with pytest.raises(AuthError, match="not an attempt key"):
         check_attempt_key(SECRET, text, NOW)
@@ -61,3 +61,9 @@ def test_no_refusal_repeats_the_key() -> None:
             check_attempt_key(SECRET, text, NOW)
         assert text not in str(refused.value)
         assert key.rsplit(".", 1)[1] not in str(refused.value)
+
+
+@pytest.mark.parametrize("signature", ["é", "\ud800"])
+def test_a_signature_beyond_ascii_is_refused_as_any_other(signature: str) -> None:
+    with pytest.raises(AuthError, match="not signed by this store"):
+        check_attempt_key(SECRET, f"lrk1.a-1.1.{signature}", NOW)

@@ -233,6 +233,16 @@ async def raises(_: Any) -> float:
         raise ValueError("the user's own")
 
 
+async def raises_no_unicode(_: Any) -> float:
+    raise ValueError("half \ud83d")
+
+
+async def names_no_unicode(_: Any) -> float:
+    await ask()
+    lightningrl.reward(1.0, step="s", name="\ud83d")
+    return 1.0
+
+
 async def exits(_: Any) -> float:
     sys.exit(3)
 
@@ -246,23 +256,27 @@ def stops_iterating(_: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    ("agent", "text"),
+    ("agent", "kind", "text"),
     [
-        (no_reward, "has no reward"),
-        (not_a_number, "the final reward is nan"),
-        (two_rewards, "has 2 final rewards"),
-        (no_call, "the agent made no model call"),
-        (raises, "ValueError: the user's own"),
-        (exits, "SystemExit: 3"),
-        (cancels_itself, "CancelledError"),
-        (stops_iterating, "StopIteration"),
+        (no_reward, FailureKind.NO_REWARD, "has no reward"),
+        (not_a_number, FailureKind.AGENT, "the final reward is nan"),
+        (two_rewards, FailureKind.AGENT, "has 2 final rewards"),
+        (no_call, FailureKind.AGENT, "the agent made no model call"),
+        (raises, FailureKind.AGENT, "ValueError: the user's own"),
+        (raises_no_unicode, FailureKind.AGENT, "ValueError: half \\ud83d"),
+        (names_no_unicode, FailureKind.AGENT, "(RewardEvent) of attempt"),
+        (exits, FailureKind.AGENT, "SystemExit: 3"),
+        (cancels_itself, FailureKind.AGENT, "CancelledError"),
+        (stops_iterating, FailureKind.AGENT, "StopIteration"),
     ],
 )
-async def test_every_failure_is_data_with_its_name(rig: GatewayRig, agent: Any, text: str) -> None:
+async def test_every_failure_is_data_with_its_name(
+    rig: GatewayRig, agent: Any, kind: FailureKind, text: str
+) -> None:
     attempt, events = await attempt_of(rig, agent)
     assert attempt.state is AttemptState.FAILED
     assert attempt.failure is not None
-    assert attempt.failure.kind is FailureKind.AGENT
+    assert attempt.failure.kind is kind
     assert text in attempt.failure.message
     assert "runner/attempt.py" not in attempt.failure.message
     if agent is raises:

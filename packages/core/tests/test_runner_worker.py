@@ -12,8 +12,10 @@ from typing import Any
 import openai
 import pytest
 
+import lightningrl
 from lightningrl.capture.client import install_client_patch, uninstall_client_patch
-from lightningrl.errors import StoreUnavailable
+from lightningrl.capture.sink import BufferSink
+from lightningrl.errors import LightningError, StoreUnavailable
 from lightningrl.runner.attempt import AttemptRunner
 from lightningrl.runner.flush import EventFlusher
 from lightningrl.runner.resolve import ResolvedAgent, agent_call
@@ -32,6 +34,7 @@ from lightningrl.schema import (
 from lightningrl.store import RolloutQuery, Store
 from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig
 from lightningrl_testkit.model_server import ModelServer
+from lightningrl_testkit.records import log
 
 
 @pytest.fixture
@@ -226,17 +229,23 @@ async def test_a_stopped_worker_releases_what_does_not_end(rig: GatewayRig) -> N
 class ShakyStore:
     """The real store behind a connection that fails whenever a test says so."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, error: type[Exception] = StoreUnavailable) -> None:
         self._store = store
+        self._error = error
         self.failures: dict[str, int] = {}
         """Method -> how many of its next calls fail."""
+        self.beaten = asyncio.Event()
+        """Set when a heartbeat got through."""
 
     def __getattr__(self, method: str) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
             if self.failures.get(method, 0) > 0:
                 self.failures[method] -= 1
-                raise StoreUnavailable(f"{method}: the connection broke")
-            return await getattr(self._store, method)(*args, **kwargs)
+                raise self._error(f"{method}: the connection broke")
+            answer = await getattr(self._store, method)(*args, **kwargs)
+            if method == "heartbeat":
+                self.beaten.set()
+            return answer
 
         return call
 
@@ -255,3 +264,74 @@ async def test_no_finished_result_is_lost_while_the_store_is_away(rig: GatewayRi
     assert [(one.state, one.reward, one.attempts) for one in rollouts] == [
         (RolloutState.SUCCEEDED, 1.0, 1)
     ] * 3
+
+
+async def test_an_error_of_the_server_does_not_end_the_renewing_of_leases(rig: GatewayRig) -> None:
+    shaky = ShakyStore(rig.store, LightningError)
+    shaky.failures = {"heartbeat": 1}
+
+    async def agent(_: Any) -> float:
+        await ask()
+        await shaky.beaten.wait()
+        return 1.0
+
+    await enqueue(rig.store, 1)
+    async with working(make_worker(rig, agent, store=shaky, lease_seconds=0.3)):
+        await ended(rig.store, 1)
+    [rollout] = await rig.store.rollouts(RolloutQuery(run=RUN))
+    assert rollout.state is RolloutState.SUCCEEDED
+
+
+async def test_a_worker_that_can_no_longer_renew_leases_ends_and_says_why(rig: GatewayRig) -> None:
+    broken = ShakyStore(rig.store, ZeroDivisionError)
+    broken.failures = {"heartbeat": 1}
+
+    async def agent(_: Any) -> float:
+        await asyncio.Event().wait()
+        return 1.0
+
+    await enqueue(rig.store, 1)
+    worker = make_worker(rig, agent, store=broken, lease_seconds=0.3, grace_seconds=0.0)
+    with pytest.raises(ZeroDivisionError, match="heartbeat"):
+        await worker.run()
+    [rollout] = await rig.store.rollouts(RolloutQuery(run=RUN))
+    assert rollout.state is RolloutState.QUEUED  # what it held was given back
+
+
+async def test_events_that_cannot_be_stored_fail_their_own_attempt_alone(rig: GatewayRig) -> None:
+    emitted = asyncio.Barrier(2)
+
+    async def agent(task: Any) -> float:
+        await ask()
+        lightningrl.reward(1.0, step="s", name="\ud83d" if task["index"] else "fine")
+        await emitted.wait()  # both are in one append
+        return 1.0
+
+    await enqueue(rig.store, 2)
+    async with working(make_worker(rig, agent)):
+        await ended(rig.store, 2)
+    good, bad = await rig.store.rollouts(RolloutQuery(run=RUN))
+    assert (good.state, bad.state) == (RolloutState.SUCCEEDED, RolloutState.FAILED)
+
+
+async def test_a_flush_stores_what_was_emitted_before_it_and_waits_for_no_more(
+    tmp_path: Path,
+) -> None:
+    async with open_rig(tmp_path) as rig:
+        claim = await rig.claim()
+        busy = BufferSink()
+        busy.emit(log(claim.attempt.id, "e-0"))
+
+        class Chatty(ShakyStore):
+            """While it appends, another agent goes on."""
+
+            def __getattr__(self, method: str) -> Any:
+                busy.emit(log(claim.attempt.id, f"e-{len(busy.events)}"))
+                return super().__getattr__(method)
+
+        flusher = EventFlusher(Chatty(rig.store))
+        flusher.add(claim.attempt.id, busy)
+        async with asyncio.timeout(30):
+            await flusher.flush()
+        [events] = await rig.store.events([claim.attempt.id])
+    assert [one.id for one in events] == ["e-0"]

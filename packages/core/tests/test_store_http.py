@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from lightningrl.errors import AuthError, StoreUnavailable
+from lightningrl.errors import AuthError, ConfigError, StoreUnavailable
 from lightningrl.schema import AttemptState
 from lightningrl.store import wire
 from lightningrl.store.base import RolloutQuery
@@ -171,3 +171,23 @@ def test_every_method_of_the_contract_travels() -> None:
         *("summary", "runs", "put_policy", "policies", "workers", "take", "commit", "roll_back"),
         *("ledger", "secret", "now"),
     }
+
+
+async def test_what_speaks_no_http_is_named() -> None:
+    async def speak(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example ESMTP\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        store = HttpStore.connect(f"http://127.0.0.1:{port}")
+        with pytest.raises(StoreUnavailable, match="no HTTP"):
+            await store.runs()
+        await store.close()
+
+
+async def test_a_url_that_is_none_is_named() -> None:
+    store = HttpStore.connect("http://")
+    with pytest.raises(ConfigError, match="no URL"):
+        await store.runs()
+    await store.close()

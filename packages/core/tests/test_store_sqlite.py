@@ -207,6 +207,33 @@ class TestOneWriter:
         await writer.close()
 
 
+class TestProgress:
+    async def test_ends_in_between_are_gathered_and_the_last_one_is_told_at_once(
+        self, path: Path
+    ) -> None:
+        store = SqliteStore.open(path, gather_seconds=3600.0)
+        await store.enqueue(group(3))
+        waiting = asyncio.ensure_future(
+            store.progress("run", Mode.TRAIN, 1, seen=0, wait_seconds=3600.0)
+        )
+        for _ in range(20):  # until it has surely looked once
+            await store.runs()
+        for one in group(3):
+            await store.cancel([one.id])
+        assert (await waiting).cancelled == 3
+        await store.close()
+
+    async def test_a_wait_that_is_over_tells_what_was_gathered(self, path: Path) -> None:
+        store = SqliteStore.open(path, gather_seconds=3600.0)
+        await store.enqueue(group(2))
+        waiting = asyncio.ensure_future(
+            store.progress("run", Mode.TRAIN, 1, seen=0, wait_seconds=0.5)
+        )
+        await store.cancel([group()[0].id])
+        assert (await waiting).cancelled == 1
+        await store.close()
+
+
 class TestClaimsThatAreCancelled:
     async def test_cancelled_while_it_waits_it_claims_nothing(self, path: Path) -> None:
         store = SqliteStore.open(path)

@@ -110,6 +110,7 @@ def test_rows_are_what_the_store_will_give_back(tmp_path: Path) -> None:
         ("tasks_dict", "def make(): return {'q': 1}", "must return a list of rows.* a dict"),
         ("tasks_texts", "def make(): return ['q']", r"row 0 .*a row is a JSON object.* a str"),
         ("tasks_set", "def make(): return [{'q': {1}}]", "row 0 .*not a JSON object.*set"),
+        ("tasks_wide", "def make(): return [{'q': 2**64}]", "row 0 .*can be stored.*2\\*\\*64"),
         ("tasks_keys", "def make(): return [{1: 2}]", "row 0 .*keys are texts"),
         ("tasks_value", "make = 3", "is no function"),
     ],

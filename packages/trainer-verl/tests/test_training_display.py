@@ -23,9 +23,9 @@ LINES = [
 
 def test_without_a_terminal_each_iteration_is_one_plain_line() -> None:
     text = io.StringIO()
-    with Display(Console(file=text, width=80), name="run", iterations=2) as display:
+    with Display(Console(file=text, width=80), "run", 2) as display:
         for line in LINES:
-            display.begin(line["iteration"])
+            display.begin(int(line["iteration"]))
             display.end(line)
     assert text.getvalue().splitlines() == [
         "iteration 0/2  val/reward 0.250  val/reward_sampled 0.200",
@@ -36,7 +36,7 @@ def test_without_a_terminal_each_iteration_is_one_plain_line() -> None:
 
 def test_on_a_terminal_it_shows_phase_rollouts_rewards_and_seconds() -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
-    display = Display(console, name="run", iterations=2)
+    display = Display(console, "run", 2)
     display.begin(1)
     display.end(LINES[0])
     display.end(LINES[1])
@@ -59,7 +59,7 @@ def test_the_summary_says_rewards_places_and_how_to_serve(
 ) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    state = State(iteration=2, policy_version=2, metrics={}, history=())
+    state = State(iteration=2, metrics={}, history=())
     Checkpoints(folder.checkpoints, keep=2).write(state, lambda path: None)
     policy = {"model": "m", "tool_parser": parser}
     recipe = parse_recipe({"name": "run", "agent": "a:b", "policies": {"policy": policy}})

@@ -66,9 +66,7 @@ def test_greedy_and_sampled_validation_are_different_rollouts() -> None:
 
 
 def _state(iteration: int) -> State:
-    return State(
-        iteration=iteration, policy_version=iteration, metrics={}, history=((iteration, "d"),)
-    )
+    return State(iteration=iteration, metrics={}, history=((iteration, "d"),))
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
@@ -163,3 +161,16 @@ def test_a_changed_recipe_is_refused_naming_the_keys(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"algorithm\.iterations, optimiser\.learning_rate"):
         folder.adopt(LoadedRecipe(other, tmp_path / "recipe.yaml"))
+
+
+def test_other_initial_weights_are_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.adopt(LoadedRecipe(RECIPE, tmp_path / "recipe.yaml"))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    folder.check_base(tmp_path / "one")
+    folder.check_base(tmp_path / "one")
+    with pytest.raises(ConfigError, match="started from other weights"):
+        folder.check_base(tmp_path / "two")

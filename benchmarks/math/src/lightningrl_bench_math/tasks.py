@@ -21,6 +21,9 @@ Split = Literal["train", "val", "test"]
 Step = tuple[int, str, int]
 """One calculation: left operand, operator (+ - * %), right operand."""
 
+Structure = tuple[str, str, str]
+"""Names of a start, an event and a question."""
+
 STARTS: Mapping[str, str] = {
     "has": "{name} has {x} {item}",
     "bags": "{name} has {x} bags of {y} {item}",
@@ -114,9 +117,10 @@ def training_numbers() -> list[int]:
 
 
 def draw(split: Split, rng: random.Random) -> Problem:
-    """Return one problem of `split`, drawn with `rng`."""
+    """Return one problem of `split`, drawn with `rng`; every structure is equally likely."""
+    structure = rng.choice(_STRUCTURES[split])
     while True:
-        problem = _tell(split, rng)
+        problem = _tell(split, structure, rng)
         if problem is not None:
             return problem
 
@@ -144,14 +148,13 @@ def _new_problem(split: Split, rng: random.Random, known: Mapping[str, Problem])
         if problem.question not in known:
             return problem
     raise ValueError(
-        f"split {split!r} has no more than about {len(known)} questions: ask for fewer, or lower"
-        " the count and use several seeds"
+        f"split {split!r} has no more than about {len(known)} questions: ask for fewer"
     )
 
 
-def _tell(split: Split, rng: random.Random) -> Problem | None:
-    """Draw one story; `None` if it would go below zero."""
-    start, event, question = rng.choice(_STRUCTURES[split])
+def _tell(split: Split, structure: Structure, rng: random.Random) -> Problem | None:
+    """Draw the numbers and words of a story; `None` if more than half would be lost in it."""
+    start, event, question = structure
     x, z = _number(split, rng), _number(split, rng)
     y, v = rng.choice(_ONE_DIGIT), rng.choice(_ONE_DIGIT)
     steps: list[Step] = []
@@ -163,11 +166,12 @@ def _tell(split: Split, rng: random.Random) -> Problem | None:
     event_operand = int(event_operation[1:] or z)
     question_text, question_operator = QUESTIONS[question]
     for operator, operand in ((event_operation[0], event_operand), (question_operator, v)):
+        # Up to a half: x - z is x % z for z <= x < 2z, and a wrong operator must not be right.
+        if operator == "-" and 2 * operand > value:
+            return None
         if operator:
             steps.append((value, operator, operand))
             value = calculate(steps[-1])
-        if value < 0:
-            return None
     text = f"{STARTS[start]} and {event_text}. {question_text}".format(
         name=rng.choice(NAMES[split]), item=rng.choice(ITEMS[split]), x=x, y=y, z=z, v=v
     )
@@ -200,17 +204,17 @@ def _split_numbers() -> dict[Split, list[int]]:
     return numbers
 
 
-def _split_structures() -> dict[Split, list[tuple[str, str, str]]]:
+def _split_structures() -> dict[Split, list[Structure]]:
     """Hold out, for each event, one pair of start and question for val and another for test.
 
     The pairs run through starts and questions in turn, so that each is held out equally often.
     """
     starts, questions = list(STARTS), list(QUESTIONS)
-    held: dict[tuple[str, str, str], Split] = {}
+    held: dict[Structure, Split] = {}
     for n, event in enumerate(EVENTS):
         held[starts[n % 3], event, questions[n // 2]] = "val"
         held[starts[(n + 1) % 3], event, questions[(n // 2 + 1) % 3]] = "test"
-    split: dict[Split, list[tuple[str, str, str]]] = {"train": [], "val": [], "test": []}
+    split: dict[Split, list[Structure]] = {"train": [], "val": [], "test": []}
     for structure in ((s, e, q) for s in starts for e in EVENTS for q in questions):
         split[held.get(structure, "train")].append(structure)
     return split

@@ -10,6 +10,7 @@
     │   └── StoreUnavailable   the store can't be reached or can't be written now
     ├── AuthError              a key is missing, wrong, expired, or of another attempt
     ├── AgentError             the user's agent, reward or input function broke its contract
+    │   └── NoReward           there is no reward where there must be one
     ├── RunError               a run can't go on; the message says why and what to do
     └── EngineError            the inference engine failed or refused
 
@@ -80,6 +81,12 @@ class AgentError(LightningError):
     """The user's agent, reward or input function broke its contract."""
 
     code = "agent"
+
+
+class NoReward(AgentError):
+    """Neither the agent nor the recipe's function rewarded the rollout."""
+
+    code = "no_reward"
 
 
 class RunError(LightningError):

@@ -18,7 +18,8 @@ _PREFIX = "lrk1"
 
 
 def _signature(secret: bytes, attempt_id: str, expiry: str) -> str:
-    digest = hmac.new(secret, f"{_PREFIX}.{attempt_id}.{expiry}".encode(), hashlib.sha256).digest()
+    text = f"{_PREFIX}.{attempt_id}.{expiry}".encode(errors="replace")
+    digest = hmac.new(secret, text, hashlib.sha256).digest()
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
@@ -39,7 +40,9 @@ def check_attempt_key(secret: bytes, key: str, now: datetime) -> AttemptId:
     if len(parts) != 4 or parts[0] != _PREFIX:
         raise AuthError("this is not an attempt key; the runner sets the right one for each agent")
     _, attempt_id, expiry, signature = parts
-    if not hmac.compare_digest(signature, _signature(secret, attempt_id, expiry)):
+    # As bytes: texts beyond ASCII, which anyone may send, can't be compared.
+    expected = _signature(secret, attempt_id, expiry).encode()
+    if not hmac.compare_digest(signature.encode(errors="replace"), expected):
         raise AuthError(f"the key for attempt {attempt_id!r} was not signed by this store")
     if now.timestamp() > float(expiry):
         raise AuthError(f"the key for attempt {attempt_id!r} has expired")

@@ -127,8 +127,9 @@ class Trainer(_Section, frozen=True):
     max_tokens_per_micro_batch: int = 2048
     """Tokens of one forward and backward pass, padding included."""
     keep_checkpoints: int = 2
-    probe_tolerance: float = 1e-3
-    """Largest allowed difference between the engine's and the trainer's log-probs after a sync."""
+    probe_tolerance: float | None = None
+    """Largest allowed difference between the engine's and the trainer's log-probs after a sync, in
+    nats. `None`: 1e-3 for fp32, 0.1 for bf16."""
 
 
 class Engine(_Section, frozen=True):
@@ -200,18 +201,50 @@ class Recipe(_Section, frozen=True):
         for alias, policy in self.policies.items():
             if (policy.model is None) == (policy.tiny is None):
                 raise ConfigError(f"policies.{alias}: give exactly one of 'model' and 'tiny'")
+        for key, least in _LEAST.items():
+            value = _value(self, key)
+            if value is not None and value < least:
+                raise ConfigError(f"{key}: must be at least {least}, not {value}")
+        if self.gateway.hold_seconds <= self.gateway.drain_seconds:
+            raise ConfigError(
+                "gateway.hold_seconds: a hold must outlast its drain; make it longer than"
+                f" gateway.drain_seconds, {self.gateway.drain_seconds}"
+            )
         algorithm = self.algorithm
-        if algorithm is not None:
-            for key in ("iterations", "tasks_per_iteration", "group_size"):
-                if getattr(algorithm, key) < 1:
-                    raise ConfigError(f"algorithm.{key}: must be at least 1")
-            if algorithm.min_group > algorithm.group_size:
-                raise ConfigError(
-                    f"algorithm.min_group: {algorithm.min_group} is more than the"
-                    f" {algorithm.group_size} rollouts of a group, so every group would be skipped"
-                )
-        if self.validation.every < 1:
-            raise ConfigError("validation.every: must be at least 1")
+        if algorithm is not None and algorithm.min_group > algorithm.group_size:
+            raise ConfigError(
+                f"algorithm.min_group: {algorithm.min_group} is more than the"
+                f" {algorithm.group_size} rollouts of a group, so every group would be skipped"
+            )
+
+
+_LEAST = {
+    "algorithm.iterations": 1,
+    "algorithm.tasks_per_iteration": 1,
+    "algorithm.group_size": 1,
+    "algorithm.min_group": 1,
+    "optimiser.warmup": 0,
+    "optimiser.ppo_epochs": 1,
+    "optimiser.mini_batches": 1,
+    "validation.every": 1,
+    "trainer.threads": 1,
+    "trainer.keep_checkpoints": 1,
+    "trainer.max_tokens_per_micro_batch": 1,
+    "engine.slots": 1,
+    "engine.threads": 1,
+    "runner.processes": 1,
+    "runner.concurrency": 1,
+    "gateway.port": 0,
+}
+"""Smallest sensible values."""
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    """The value at a dotted key; `None` where its section is missing."""
+    found: Any = recipe
+    for part in key.split("."):
+        found = getattr(found, part) if found is not None else None
+    return found
 
 
 class LoadedRecipe(msgspec.Struct, frozen=True):

@@ -95,7 +95,9 @@ class FailureKind(StrEnum):
     """Why an attempt did not succeed; decides whether the rollout is tried again."""
 
     AGENT = "agent"
-    """The agent raised, or broke its contract (no reward, two rewards, NaN, no model call)."""
+    """The agent raised, or broke its contract (two rewards, NaN, no model call)."""
+    NO_REWARD = "no_reward"
+    """The agent did its work and neither it nor the recipe's function gave a reward."""
     TIMEOUT = "timeout"
     """The attempt ran longer than its rollout allows."""
     LOST = "lost"
@@ -112,13 +114,17 @@ INFRASTRUCTURE_FAILURES: frozenset[FailureKind] = frozenset(
 """Failures that count against `RetryPolicy.max_infrastructure_failures`, not `max_attempts`."""
 
 
+AGENT_FAILURES: frozenset[FailureKind] = frozenset({FailureKind.AGENT, FailureKind.NO_REWARD})
+"""Failures that `RetryPolicy.retry_agent_errors` decides about."""
+
+
 class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often a rollout is tried."""
 
     max_attempts: int = 2
-    """Attempts that may end by `TIMEOUT` (and by `AGENT`, if those are retried) before it fails."""
+    """Attempts that may end by `TIMEOUT` (and by the agent, if that is retried) before it fails."""
     retry_agent_errors: bool = False
-    """Whether an exception of the agent itself is worth another attempt."""
+    """Whether an exception or a missing reward of the agent itself is worth another attempt."""
     max_infrastructure_failures: int = 5
     """Attempts that may end by `LOST` or `INFRASTRUCTURE` before it fails."""
 
@@ -129,7 +135,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if kind in INFRASTRUCTURE_FAILURES:
             spent = sum(one in INFRASTRUCTURE_FAILURES for one in failures)
             return spent <= self.max_infrastructure_failures
-        if kind is FailureKind.AGENT and not self.retry_agent_errors:
+        if kind in AGENT_FAILURES and not self.retry_agent_errors:
             return False
         return sum(one not in INFRASTRUCTURE_FAILURES for one in failures) < self.max_attempts
 
@@ -251,7 +257,8 @@ class EventBase(msgspec.Struct, frozen=True, kw_only=True):
     """Chosen by the writer, unique within the attempt: appending it twice is appending it once."""
     attempt_id: AttemptId
     at: datetime
-    """The writer's clock. The order of events is the order of arrival at the store, not this."""
+    """The writer's clock; of a call the moment when it ended (its start is `latency_ms` earlier). The
+    order of events is the order of arrival at the store, not this."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,6 +274,10 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """Log-prob of each id in `token_ids` when it was sampled, little-endian float32."""
     untrainable: str | None = None
     """Why these tokens must not be trained. `None`: they may be."""
+
+
+TOOL_PARSER_ERROR = "tool parser: "
+"""How `CallEvent.error` begins where the engine could not read a tool call of the answer."""
 
 
 class CallEvent(EventBase, frozen=True, tag="call", kw_only=True):
@@ -304,6 +315,8 @@ class CallEvent(EventBase, frozen=True, tag="call", kw_only=True):
     http_status: int
     """What the agent was answered; 499 where it hung up."""
     error: str | None
+    """Why there was no answer; of a delivered call what the engine's tool parser could not read, which
+    begins with `TOOL_PARSER_ERROR`. `None`: nothing went wrong."""
 
 
 class StepStartEvent(EventBase, frozen=True, tag="step_start", kw_only=True):
@@ -348,11 +361,20 @@ class RewardEvent(EventBase, frozen=True, tag="reward", kw_only=True):
     """Of the rewards with equal step and name, the highest revision counts."""
 
 
+class LogTopic(StrEnum):
+    """Log lines that more than people read."""
+
+    OUTSIDE = "outside"
+    """The agent called a model that is not of the run; the call was not recorded."""
+
+
 class LogEvent(EventBase, frozen=True, tag="log", kw_only=True):
     """A line for people."""
 
     level: str
     message: str
+    topic: LogTopic | None = None
+    """What programs may look for. `None`: it is for people alone."""
 
 
 Event = CallEvent | StepStartEvent | StepEndEvent | RewardEvent | LogEvent

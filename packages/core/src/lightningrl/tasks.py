@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
 from lightningrl.errors import ConfigError
 from lightningrl.nearest import suggest
 from lightningrl.objects import load_object
@@ -122,9 +124,11 @@ def _json_object(row: Any, place: str) -> dict[str, Any]:
     if not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{place}: a row's keys are texts, not {list(names)!r:.80}")
     try:
-        return json.loads(json.dumps(dict(names), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{place}: not a JSON object: {error}") from error
+        plain = json.loads(json.dumps(dict(names), allow_nan=False))
+        msgspec.msgpack.encode(plain)  # integers beyond 64 bits, texts that are no Unicode
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{place}: not a JSON object that can be stored: {error}") from error
+    return plain
 
 
 def _task_id(row: Mapping[str, Any], index: int, place: str) -> str:

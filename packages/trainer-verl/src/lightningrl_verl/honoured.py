@@ -19,8 +19,8 @@ FREE_FORM = (
 """Keys below which verl takes any name (they are dictionaries, or absent from its YAML)."""
 
 _SCHEDULE = (
-    "the learning rate follows `optimiser.schedule`, `.warmup` and `.min_lr_ratio`, over"
-    " `algorithm.iterations`"
+    "the learning rate follows `optimiser.schedule`, `.warmup` and `.min_lr_ratio`, over the"
+    " updates of `algorithm.iterations`"
 )
 _MICRO = "micro-batches are cut by tokens; set `trainer.max_tokens_per_micro_batch`"
 _PROFILER = "our loop starts no verl profiler"
@@ -58,6 +58,8 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"actor\.ppo_(infer_)?micro_batch_size(_per_gpu)?", _MICRO),
     (r"actor\.(use_dynamic_bsz|ppo_infer_max_token_len_per_gpu)", _MICRO),
     (r"actor\.ppo_epochs", "set `optimiser.ppo_epochs`"),
+    (r"actor\.entropy_coeff", "set `optimiser.entropy_coeff`"),
+    (r"actor\.kl_loss_coef", "set `optimiser.kl_coeff`"),
     (r"actor\.use_kl_loss", "set `optimiser.kl_coeff`"),
     (r"actor\.clip_ratio", "set `optimiser.clip_low` and `.clip_high`"),
     (r"actor\.grad_clip", f"{_UNREAD}; set `optimiser.grad_clip` or `actor.optim.clip_grad`"),

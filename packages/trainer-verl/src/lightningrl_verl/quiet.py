@@ -34,7 +34,7 @@ def quiet() -> Generator[None]:
         logging.disable(max(disabled, logging.WARNING))
         with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
             warnings.simplefilter("ignore")
-            with _without_progress_bars():
+            with without_progress_bars():
                 yield
     finally:
         for name in _CHATTY:
@@ -47,7 +47,8 @@ def quiet() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _without_progress_bars() -> Generator[None]:
+def without_progress_bars() -> Generator[None]:
+    """Keep transformers from drawing bars for the files that it reads and writes."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from lightningrl.capture.context import AGENT, STEP, RolloutContext, current
 from lightningrl.errors import ConfigError
-from lightningrl.schema import StepKind
+from lightningrl.schema import LogTopic, StepKind
 
 STEP_HEADER = "x-lightningrl-step"
 """Step id of the call: joins the gateway's record to the adapter's events."""
@@ -155,4 +155,5 @@ def _name_outside(context: RolloutContext, client: Any, options: Any) -> None:
         "info",
         f"the agent called {where[1]!r} at {where[0]!r}, which is not of this run: sent on untouched, "
         "not recorded, not trained (policies.*.replaces names the models that a policy answers for)",
+        LogTopic.OUTSIDE,
     )

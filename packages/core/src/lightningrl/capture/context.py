@@ -19,13 +19,14 @@ from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
-from lightningrl.capture.jsonable import jsonable
+from lightningrl.capture.jsonable import jsonable, unicode_text
 from lightningrl.capture.sink import Sink
 from lightningrl.schema import (
     AttemptId,
     Event,
     EventId,
     LogEvent,
+    LogTopic,
     RolloutId,
     StepEndEvent,
     StepId,
@@ -84,15 +85,16 @@ class RolloutContext:
         except Exception:  # noqa: BLE001 - the one boundary between any sink and the user's agent
             _log.exception("the sink of attempt %r lost an event", self.attempt_id)
 
-    def log(self, level: str, message: str) -> None:
-        """Add a line for people to the attempt."""
+    def log(self, level: str, message: str, topic: LogTopic | None = None) -> None:
+        """Add a line for people, and with a `topic` for programs, to the attempt."""
         self.emit(
             LogEvent(
                 id=EventId(new_id("e")),
                 attempt_id=self.attempt_id,
                 at=datetime.now(UTC),
                 level=level,
-                message=message,
+                message=unicode_text(message),
+                topic=topic,
             )
         )
 
@@ -178,6 +180,7 @@ def start_step(
         owner: see `Step.owner`.
     """
     context, parent = current(), STEP.get()
+    name = unicode_text(name)  # a tool's name and id are the model's
     step = Step(
         id=StepId(new_id("s")),
         kind=StepKind(kind),
@@ -199,7 +202,7 @@ def start_step(
                 name=name,
                 agent=step.agent,
                 inputs=jsonable(inputs),
-                tool_call_id=tool_call_id,
+                tool_call_id=None if tool_call_id is None else unicode_text(tool_call_id),
             )
         )
     return step
@@ -214,6 +217,7 @@ def end_step(step: Step, *, output: Any = None, error: BaseException | str | Non
     if context is None or context.closed:
         return
     text = describe_error(error) if isinstance(error, BaseException) else error
+    text = step.error if text is None else text
     context.emit(
         StepEndEvent(
             id=EventId(f"{step.id}-end"),
@@ -221,7 +225,7 @@ def end_step(step: Step, *, output: Any = None, error: BaseException | str | Non
             at=datetime.now(UTC),
             step_id=step.id,
             output=jsonable(step.output if output is None else output),
-            error=step.error if text is None else text,
+            error=None if text is None else unicode_text(text),
         )
     )
 

@@ -1,15 +1,17 @@
 """Any Python value as JSON-able data, for the inputs and outputs of steps.
 
-Invariant: `jsonable` never raises and always terminates; what has no JSON form is shown by its `repr`.
+Invariant: `jsonable` never raises and always terminates, and what it returns can be stored: what has no
+JSON form is shown by its `repr`. Integers beyond 64 bits and texts that are no Unicode, both of which a
+model may write into a tool call's arguments, are stored as texts.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-_PLAIN = (str, int, bool, type(None))
+_ENCODER = msgspec.msgpack.Encoder()
 
 
 def jsonable(value: Any) -> Any:
@@ -17,22 +19,44 @@ def jsonable(value: Any) -> Any:
 
     Pydantic models are dumped by their own rules; any other unknown object becomes its `repr`.
     """
-    if isinstance(value, _PLAIN):
-        return value
     try:
-        return msgspec.to_builtins(value, str_keys=True, enc_hook=_describe)
+        plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_describe)
     # Cycles end in a RecursionError.
     except Exception:  # noqa: BLE001 - the user's objects may raise anything when looked at
-        return _safe_repr(value)
+        plain = _safe_repr(value)
+    try:
+        _ENCODER.encode(plain)
+    except (OverflowError, UnicodeEncodeError):
+        return _storable(plain)
+    return plain
+
+
+def unicode_text(text: str) -> str:
+    r"""`text` with lone surrogates, which no store can hold, written out as `\\udXXX`."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def is_jsonable(value: Any) -> bool:
-    """Return whether `value` has a JSON form of its own, without falling back to a `repr`."""
+    """Return whether `value` has a JSON form of its own, and is stored as it is."""
     try:
-        msgspec.json.encode(value, enc_hook=_dump_model)
+        msgspec.msgpack.encode(value, enc_hook=_dump_model)
     except Exception:  # noqa: BLE001 - whatever the user's objects raise, the answer is the same
         return False
     return True
+
+
+def _storable(plain: Any) -> Any:
+    """`plain`, which is built-in types only, with what can't be encoded as text."""
+    if isinstance(plain, dict):
+        items = cast("dict[Any, Any]", plain).items()
+        return {_storable(key): _storable(value) for key, value in items}
+    if isinstance(plain, list | tuple):
+        return [_storable(one) for one in cast("list[Any]", plain)]
+    if isinstance(plain, str):
+        return unicode_text(plain)
+    if isinstance(plain, int) and not -(2**63) <= plain < 2**64:
+        return _safe_repr(plain)
+    return plain
 
 
 def _dump_model(value: Any) -> Any:

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from lightningrl.schema import (
+    TOOL_PARSER_ERROR,
     Attempt,
     CallEvent,
     CallStatus,
@@ -38,9 +39,6 @@ _TOOL_CALL_TEXT = re.compile(
     re.DOTALL,
 )
 """How models write tool calls in their text: Hermes, Llama, Mistral, and bare JSON."""
-
-_NO_REWARD = re.compile("has no reward|reward function returned")
-"""How the runner says that an agent gave no reward (`runner.outcome`)."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +275,7 @@ def _lacks_reward(rollout: Rollout, record: AttemptRecord) -> bool:
         return False
     failure = record.attempt.failure
     return rollout.state is RolloutState.SUCCEEDED or (
-        failure is not None and _NO_REWARD.search(failure.message) is not None
+        failure is not None and failure.kind is FailureKind.NO_REWARD
     )
 
 
@@ -287,7 +285,7 @@ def _is_whole(call: CallEvent) -> bool:
 
 
 def _unread_tool_call(call: CallEvent) -> bool:
-    if (call.error or "").startswith("tool parser"):
+    if (call.error or "").startswith(TOOL_PARSER_ERROR):
         return True
     message = _message(call)
     offered = json.loads(call.request or b"{}").get("tools")

@@ -18,6 +18,9 @@ from lightningrl.runner.supervisor import run_workers
 @click.option("--concurrency", type=click.IntRange(min=1), help="Attempts at a time in each.")
 @click.option("--log-level", default="warning", show_default=True, help="Of the processes.")
 @click.option("--key", envvar="LIGHTNINGRL_KEY", hidden=True, help="The server's key.")
+@click.option(
+    "--grace-seconds", type=float, default=20.0, show_default=True, help="Time to finish."
+)
 @click.option("--parent-fd", type=int, hidden=True, help="End when this pipe's other end closes.")
 def runner(
     recipe: Path,
@@ -27,6 +30,7 @@ def runner(
     concurrency: int | None,
     log_level: str,
     key: str | None,
+    grace_seconds: float,
     parent_fd: int | None,
 ) -> None:
     """Run agents for a server.
@@ -43,6 +47,7 @@ def runner(
         python=settings.python,
         overrides=overrides,
         log_level=log_level,
+        grace_seconds=grace_seconds,
         parent_fd=parent_fd,
     )
     # A worker that can't use the recipe has said why, and ended with a status of its own.

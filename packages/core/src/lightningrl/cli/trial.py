@@ -7,9 +7,7 @@ Whatever happens, the worker has ended when `run_trial` returns.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from lightningrl.errors import ConfigError, RunError
 from lightningrl.gateway import Gateway
 from lightningrl.recipe import LoadedRecipe, Recipe
 from lightningrl.runner.guard import EXIT_REPLACE
-from lightningrl.runner.process import EXIT_CONFIG
+from lightningrl.runner.process import EXIT_CONFIG, worker_command, worker_environment
 from lightningrl.schema import (
     Endpoint,
     Mode,
@@ -208,15 +206,10 @@ def _raise_early_end(status: int) -> None:
 async def _start_worker(
     loaded: LoadedRecipe, url: str, overrides: Sequence[str]
 ) -> asyncio.subprocess.Process:
-    arguments = [str(loaded.path), "--server", url, "--parent-is-stdin"]
-    for override in overrides:
-        arguments += ["--override", override]
+    python = loaded.recipe.runner.python
     return await asyncio.create_subprocess_exec(
-        loaded.recipe.runner.python or sys.executable,
-        "-m",
-        "lightningrl.runner.process",
-        *arguments,
+        *worker_command(loaded.path, url, python=python, overrides=overrides),
         stdin=asyncio.subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if name != "LIGHTNINGRL_KEY"},
+        env=worker_environment(None),
         start_new_session=True,
     )

@@ -20,6 +20,7 @@ from lightningrl.schema import (
     CallEvent,
     CallStatus,
     LogEvent,
+    LogTopic,
     RolloutState,
     StepKind,
     StepStartEvent,
@@ -102,8 +103,7 @@ def _untouched(rollouts: Sequence[Sequence[AttemptRecord]]) -> tuple[str, ...]:
         for records in rollouts
         for record in records
         for event in record.events
-        # Capture's words; see `capture.client`.
-        if isinstance(event, LogEvent) and "sent on untouched" in event.message
+        if isinstance(event, LogEvent) and event.topic is LogTopic.OUTSIDE
     )
     return tuple(dict.fromkeys(named))
 

@@ -5,6 +5,8 @@ The same structs are what `control_routes` reads and writes, so the two can't di
 
 from __future__ import annotations
 
+import asyncio
+import time
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -17,6 +19,9 @@ from lightningrl.schema import Policy
 
 CONTROL_PREFIX = "/gateway/v1"
 
+_RETRY_SECONDS = 30.0
+"""How long a gateway may be away, as while it is started again; each request is idempotent."""
+_RETRY_PAUSE_SECONDS = 0.2
 _ANSWER_SECONDS = 30.0
 """What a request may take beyond the drain that it asks for."""
 
@@ -171,18 +176,23 @@ class GatewayClient:
             self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
         timeout = aiohttp.ClientTimeout(total=seconds)
         url = self._base + path
-        try:
-            async with self._session.request(
-                method, url, data=body, headers=self._headers, timeout=timeout
-            ) as response:
-                text = await response.read()
-        except aiohttp.InvalidURL as error:
-            raise ConfigError(f"{url!r} is no URL of a gateway") from error
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineError(
-                f"the gateway at {url!r} can't be reached: {error!r}; check that `lightningrl serve`"
-                " runs there"
-            ) from error
+        give_up = time.monotonic() + _RETRY_SECONDS
+        while True:
+            try:
+                async with self._session.request(
+                    method, url, data=body, headers=self._headers, timeout=timeout
+                ) as response:
+                    text = await response.read()
+                break
+            except aiohttp.InvalidURL as error:
+                raise ConfigError(f"{url!r} is no URL of a gateway") from error
+            except (aiohttp.ClientError, TimeoutError) as error:
+                if time.monotonic() > give_up:
+                    raise EngineError(
+                        f"the gateway at {url!r} can't be reached: {error!r}; check that"
+                        " `lightningrl serve` runs there"
+                    ) from error
+                await asyncio.sleep(_RETRY_PAUSE_SECONDS)
         if response.status != 200:
             raise _error(text, response.status, url)
         return msgspec.json.decode(text, type=answer)

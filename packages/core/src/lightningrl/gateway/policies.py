@@ -53,8 +53,11 @@ class Policies:
                 self._serve(policy)
 
     def _serve(self, policy: Policy) -> Served:
-        served = Served(policy, Gate(policy.name, self._extend))
-        self._served.setdefault(policy.run, {})[policy.name] = served
+        """Take up a policy of the store; one that was meanwhile keeps its gate, where calls are."""
+        of_run = self._served.setdefault(policy.run, {})
+        if policy.name in of_run:
+            return of_run[policy.name]
+        served = of_run[policy.name] = Served(policy, Gate(policy.name, self._extend))
         if policy.held_until is not None:
             served.gate.hold((policy.held_until - self._clock.now()).total_seconds())
         return served
@@ -198,7 +201,7 @@ class Policies:
             await self._put(served, msgspec.structs.replace(served.policy, held_until=until))
             served.gate.hold(hold_seconds)
         stopped = await served.gate.drain(drain_seconds)
-        if served.gate.state is not GateState.HELD:
+        if served.gate.state is not GateState.HELD or served.gate.in_flight:
             raise Conflict(
                 f"the hold of policy {name!r} of run {run!r} ended before its calls were drained (it"
                 f" is {served.gate.state.value} now); don't change its weights, hold it again"

@@ -18,6 +18,7 @@ from lightningrl.gateway.dialects.chat import (
 )
 from lightningrl.gateway.upstream import Sending
 from lightningrl.schema import (
+    TOOL_PARSER_ERROR,
     AttemptId,
     CallEvent,
     CallStatus,
@@ -174,4 +175,4 @@ def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: To
 def parser_errors(reply: EngineReply) -> str | None:
     """What the engine's tool parser could not read. `None`: it read all."""
     found = [one.tool_parser_error for one in reply.choices if one.tool_parser_error]
-    return f"tool parser: {'; '.join(found)}" if found else None
+    return TOOL_PARSER_ERROR + "; ".join(found) if found else None

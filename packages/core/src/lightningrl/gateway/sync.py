@@ -169,6 +169,10 @@ class Gate:
         self.state = state
         if state in (GateState.OPEN, GateState.EXPIRED):
             self._settled.set()
+        elif (
+            self._flights
+        ):  # of a hold that ended before these had: the next one waits for them too
+            self._settled.clear()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

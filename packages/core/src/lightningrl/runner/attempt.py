@@ -150,6 +150,7 @@ class AttemptRunner:
         """Flush, then finish; again and again while the store is away, since the work is done."""
         attempt_id = context.attempt_id
         await until_available(self.flusher.flush)
+        failure = failure or self.flusher.refusal(attempt_id)
         state = AttemptState.SUCCEEDED if failure is None else AttemptState.FAILED
         try:
             await until_available(

@@ -21,6 +21,7 @@ from lightningrl.capture.sink import BufferSink
 from lightningrl.errors import (
     AgentError,
     ConfigError,
+    LightningError,
     RunError,
     StaleAttempt,
     StoreUnavailable,
@@ -149,9 +150,7 @@ class LiveDriver:
         try:
             failure = await self._outcome(context, output, error)
             context.closed = True
-            state = AttemptState.SUCCEEDED if failure is None else AttemptState.FAILED
-            shown = jsonable(output) if failure is None else None
-            await self._patiently(self._finish, context, state, failure, shown)
+            await self._patiently(self._finish, context, failure, jsonable(output))
         except StaleAttempt as stale:
             _log.warning("live rollout %r ended before its block: %s", context.rollout_id, stale)
         finally:
@@ -185,12 +184,14 @@ class LiveDriver:
     async def _finish(
         self,
         context: RolloutContext,
-        state: AttemptState,
         failure: Failure | None,
         output: Any,
     ) -> None:
         await self._flusher.flush()
-        await self._store.finish(context.attempt_id, state, failure=failure, output=output)
+        failure = failure or self._flusher.refusal(context.attempt_id)
+        state = AttemptState.SUCCEEDED if failure is None else AttemptState.FAILED
+        shown = output if failure is None else None
+        await self._store.finish(context.attempt_id, state, failure=failure, output=shown)
 
     async def _patiently(self, work: Any, *args: Any) -> None:
         """Repeat `work` while the store is away, for `_END_SECONDS` at most."""
@@ -212,7 +213,7 @@ class LiveDriver:
             try:
                 await self._flusher.flush()
                 ended = await self._store.heartbeat(self._name, held, lease_seconds=_LEASE_SECONDS)
-            except StoreUnavailable as error:
+            except LightningError as error:
                 _log.warning("leases of live rollouts can't be renewed now: %s", error)
                 continue
             for attempt_id in ended:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from lightningrl.capture.jsonable import unicode_text
 from lightningrl.capture.rewards import Reward, finite
-from lightningrl.errors import AgentError
+from lightningrl.errors import AgentError, NoReward
 from lightningrl.schema import (
     FINAL,
     CallEvent,
@@ -96,12 +97,13 @@ def judge(
         What is still to be emitted. `None`: nothing, since the agent did, or since none is required.
 
     Raises:
-        AgentError: there are two sources, none, or the value is no finite number.
+        NoReward: there is no source.
+        AgentError: there are two, or the value is no finite number.
     """
     emitted = [one for one in events if _is_final(one)]
     given = _reward_in(returned, what)
     if by_recipe and given is None:
-        raise AgentError(
+        raise NoReward(
             f"{what}: the recipe's reward function returned {_show(returned)}; it must return a finite "
             "number or lightningrl.Reward(final, steps=...)"
         )
@@ -109,7 +111,7 @@ def judge(
     if sources == 1 or (sources == 0 and not required):
         return given
     if sources == 0:
-        raise AgentError(
+        raise NoReward(
             f"{what} has no reward: the agent returned {_show(returned)}. Return a finite number or "
             "lightningrl.Reward(...), call lightningrl.final_reward(...), or name a `reward:` function "
             "in the recipe"
@@ -161,7 +163,7 @@ def failure_of(error: BaseException, events: Iterable[Event], server_url: str) -
     """Why an attempt failed, for an exception that left the agent.
 
     It is infrastructure if the last model call failed with a 5xx, or an `openai` connection or server
-    error about the gateway is among the exception's causes; else it is the agent's.
+    error about the gateway is among the exception's causes; else the reward is missing, or it is the agent's.
     """
     calls = [one for one in events if isinstance(one, CallEvent)]
     last = calls[-1] if calls else None
@@ -169,7 +171,7 @@ def failure_of(error: BaseException, events: Iterable[Event], server_url: str) -
     if broken or any(_by_gateway(one, server_url) for one in _causes(error)):
         kind = FailureKind.INFRASTRUCTURE
     else:
-        kind = FailureKind.AGENT
+        kind = FailureKind.NO_REWARD if isinstance(error, NoReward) else FailureKind.AGENT
     return Failure(kind=kind, message=user_traceback(error))
 
 
@@ -207,4 +209,4 @@ def user_traceback(error: BaseException) -> str:
     ]
     lines = traceback.format_list(traceback.StackSummary.from_list(frames[-20:]))
     what = "".join(traceback.format_exception_only(error)).strip()
-    return "".join([f"{what}\n", *lines]).strip()
+    return unicode_text("".join([f"{what}\n", *lines]).strip())

@@ -10,15 +10,14 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightningrl.capture.adapter import find_adapters
 from lightningrl.capture.client import install_client_patch
+from lightningrl.ending import stop_on_signals, stop_with_parent
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import LoadedRecipe, Recipe, load_recipe
 from lightningrl.runner.attempt import AttemptRunner
@@ -34,6 +33,42 @@ PLACEHOLDER_KEY = "lightningrl-placeholder"
 
 EXIT_CONFIG = 78
 """The recipe or the agent's module is wrong: starting again would not help. (`EX_CONFIG`)"""
+
+GRACE_SECONDS = 20.0
+"""After a stop, attempts may go on for so long before they are released, unless told otherwise."""
+
+
+def worker_command(
+    recipe: Path,
+    server_url: str,
+    *,
+    python: str | None = None,
+    concurrency: int = 0,
+    overrides: Sequence[str] = (),
+    grace_seconds: float = GRACE_SECONDS,
+    log_level: str = "warning",
+) -> list[str]:
+    """The command of one worker, which ends when its stdin is closed: give it a pipe.
+
+    Args:
+        recipe: its file, which the worker reads itself.
+        server_url: of `lightningrl serve`.
+        python: interpreter of the agent's own environment. `None`: this one.
+        concurrency: attempts at a time; 0 is the recipe's.
+        overrides: `key=value` texts for the recipe.
+        grace_seconds: after a stop, attempts may go on for so long before they are released.
+        log_level: of its log on stderr.
+    """
+    command = [python or sys.executable, "-m", "lightningrl.runner.process", str(recipe)]
+    command += ["--server", server_url, "--concurrency", str(concurrency), "--parent-is-stdin"]
+    command += ["--grace-seconds", str(grace_seconds), "--log-level", log_level]
+    return [*command, *(part for one in overrides for part in ("--override", one))]
+
+
+def worker_environment(key: str | None) -> dict[str, str]:
+    """This process's environment, with `key` and no other as the runner's key."""
+    environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+    return environment if key is None else {**environment, KEY_VARIABLE: key}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +142,7 @@ async def _work(
     loop = asyncio.get_running_loop()
     stop_on_signals(loop, worker.stop)
     if parent_fd is not None:
-        when_closed(parent_fd, lambda: loop.call_soon_threadsafe(worker.stop))
+        stop_with_parent(loop, parent_fd, worker.stop)
     guard = LoopGuard(loop, seconds=max(60.0, 2 * limits.lease_seconds))
     guard.start()
     try:
@@ -116,26 +151,6 @@ async def _work(
         guard.stop()
         await store.close()
     return worker.tainted
-
-
-def stop_on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    """Call `stop` in the loop on SIGTERM and SIGINT."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        try:
-            loop.add_signal_handler(number, stop)
-        except NotImplementedError:  # Windows: its loops know no signals, `signal` does
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
-
-
-def when_closed(descriptor: int, call: Callable[[], object]) -> None:
-    """Call `call`, in a thread, when the other end of the pipe is closed: the parent has ended."""
-
-    def watch() -> None:
-        while os.read(descriptor, 1024):
-            pass
-        call()
-
-    threading.Thread(target=watch, name="lightningrl-parent", daemon=True).start()
 
 
 def _keep_stdin() -> int:
@@ -153,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--server", required=True, help="URL of lightningrl serve")
     parser.add_argument("--concurrency", type=int, default=0, help="0: the recipe's")
     parser.add_argument("--override", action="append", default=[], help="key=value")
-    parser.add_argument("--grace-seconds", type=float, default=20.0)
+    parser.add_argument("--grace-seconds", type=float, default=GRACE_SECONDS)
     parser.add_argument("--parent-is-stdin", action="store_true", help="stop when stdin closes")
     parser.add_argument("--log-level", default="warning")
     return parser

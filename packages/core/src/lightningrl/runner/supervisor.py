@@ -7,18 +7,21 @@ watches a pipe that its parent holds open, so that even `kill -9` ends all below
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lightningrl.ending import when_closed
 from lightningrl.runner.guard import EXIT_REPLACE
-from lightningrl.runner.process import EXIT_CONFIG, KEY_VARIABLE, when_closed
+from lightningrl.runner.process import (
+    EXIT_CONFIG,
+    GRACE_SECONDS,
+    worker_command,
+    worker_environment,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -52,20 +55,22 @@ class Supervisor:
     processes: int
     grace_seconds: float
     """How long workers get to finish what they hold; they are killed a little later."""
-    _stopping: threading.Event = field(default_factory=threading.Event)
+    _stopping: bool = field(default=False, init=False)
+    """A plain flag: a signal handler that sets an `Event` may find its lock held, by the very thread
+    that it interrupted."""
 
     def stop(self) -> None:
         """Stop all workers; `run` returns when they have ended. Safe in signal handlers."""
-        self._stopping.set()
+        self._stopping = True
 
     def run(self) -> int:
         """Return 0 after `stop`, or a worker's status if starting it again would not help."""
         slots = [_Slot() for _ in range(self.processes)]
         status = 0
         try:
-            while status == 0 and not self._stopping.is_set():
+            while status == 0 and not self._stopping:
                 status = max(self._tend(slot) for slot in slots)
-                self._stopping.wait(_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)
         finally:
             self._reap([slot.process for slot in slots if slot.process is not None])
         return status
@@ -130,7 +135,7 @@ def run_workers(
     parent_fd: int | None = None,
     python: str | None = None,
     overrides: Sequence[str] = (),
-    grace_seconds: float = 20.0,
+    grace_seconds: float = GRACE_SECONDS,
     log_level: str = "warning",
 ) -> int:
     """Run worker processes until SIGTERM, SIGINT, or the end of the parent.
@@ -150,16 +155,16 @@ def run_workers(
     Returns:
         0, or the exit status of a worker whose recipe or agent is wrong.
     """
-    environment = dict(os.environ)
-    environment.pop(KEY_VARIABLE, None)
-    if key is not None:
-        environment[KEY_VARIABLE] = key
-    command = [python or sys.executable, "-m", "lightningrl.runner.process", str(recipe_path)]
-    command += ["--server", server_url, "--concurrency", str(concurrency)]
-    command += ["--grace-seconds", str(grace_seconds), "--log-level", log_level]
-    command += [part for one in overrides for part in ("--override", one)]
-    command += ["--parent-is-stdin"]
-    supervisor = Supervisor(command, environment, processes, grace_seconds)
+    command = worker_command(
+        recipe_path,
+        server_url,
+        python=python,
+        concurrency=concurrency,
+        overrides=overrides,
+        grace_seconds=grace_seconds,
+        log_level=log_level,
+    )
+    supervisor = Supervisor(command, worker_environment(key), processes, grace_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
     if parent_fd is not None:

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lightningrl.errors import StoreUnavailable
+from lightningrl.errors import LightningError, StoreUnavailable
 from lightningrl.runner.attempt import AttemptRunner
 from lightningrl.runner.threads import abandoned_threads
 from lightningrl.schema import AttemptId, Claim
@@ -22,6 +22,9 @@ from lightningrl.store.base import Store
 _log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 1.0
+_GATHER_SECONDS = 0.05
+"""How long a busy worker whose slots were all taken waits for more of them to be free, so that attempts
+which end one after the other are replaced by one poll: a poll for each cost a third of the server's CPU."""
 _STORE_PAUSE_SECONDS = 1.0
 """Between tries while the store is away."""
 _OVERDUE_SECONDS = 1.0
@@ -82,15 +85,25 @@ class Worker:
         return abandoned_threads() > 0
 
     async def run(self) -> None:
-        """Work until `stop`, or until this process should be replaced and holds nothing."""
+        """Work until `stop`, or until this process should be replaced and holds nothing.
+
+        Raises:
+            Exception: what ended the renewing of leases or the storing of steps, without which
+                nothing can be run; what ran was wound down.
+        """
         service = [asyncio.create_task(self._beat()), asyncio.create_task(self._flush())]
+        for task in service:
+            task.add_done_callback(lambda _: self.stop())
         try:
             await self._lease()
             await self._wind_down()
         finally:
             for task in service:
                 task.cancel()
-            await asyncio.gather(*service, return_exceptions=True)
+            ends = await asyncio.gather(*service, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
 
     async def _lease(self) -> None:
         while not self._stop.is_set():
@@ -100,6 +113,8 @@ class Worker:
                     return  # tainted and idle
                 self._freed.clear()
                 await self._freed.wait()
+                if self._running:
+                    await self._pause(_GATHER_SECONDS)
                 continue
             for claim in await self._claim(free):
                 if self._stop.is_set():
@@ -152,7 +167,7 @@ class Worker:
             try:
                 await self._renew(overdue)
                 pause = min([period, *(one.overdue_at - now for one in self._running.values())])
-            except StoreUnavailable as error:
+            except LightningError as error:
                 _log.warning("leases can't be renewed now: %s", error)
                 pause = _STORE_PAUSE_SECONDS
             await asyncio.sleep(min(period, max(pause, _OVERDUE_SECONDS)))
@@ -180,7 +195,7 @@ class Worker:
             await asyncio.sleep(_FLUSH_SECONDS)
             try:
                 await self.runner.flusher.flush()
-            except StoreUnavailable as error:
+            except LightningError as error:
                 _log.warning("steps can't be stored now: %s", error)
 
     async def _wind_down(self) -> None:

@@ -12,9 +12,7 @@ import contextlib
 import ipaddress
 import logging
 import os
-import signal
 import socket
-import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +20,7 @@ from typing import Protocol
 import uvicorn
 
 from lightningrl.clock import Clock, SystemClock
+from lightningrl.ending import stop_on_signals, stop_with_parent
 from lightningrl.errors import ConfigError, LightningError
 from lightningrl.gateway import Gateway
 from lightningrl.gateway.asgi import Receive, Scope, Send
@@ -139,9 +138,10 @@ async def _serve(
         application = _application(store, clock, admin_key)
         await store.renew_all_leases(RESTART_LEASE_SECONDS)
         stop = asyncio.Event()
-        _stop_on_signals(stop)
+        loop = asyncio.get_running_loop()
+        stop_on_signals(loop, stop.set)
         if parent_fd is not None:
-            _stop_with_parent(stop, parent_fd)
+            stop_with_parent(loop, parent_fd, stop.set)
         async with _expiring(store):
             await run(application, listener, stop, lambda: ready(url) if ready else None)
     finally:
@@ -234,28 +234,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None]:
         """Signals end the server through `stop`, which drains in our order."""
         yield
-
-
-def _stop_on_signals(stop: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        try:
-            loop.add_signal_handler(one, stop.set)
-        except NotImplementedError:  # Windows: its loop has no signal handlers
-            signal.signal(one, lambda *_: loop.call_soon_threadsafe(stop.set))
-
-
-def _stop_with_parent(stop: asyncio.Event, parent_fd: int) -> None:
-    loop = asyncio.get_running_loop()
-
-    def wait() -> None:
-        while os.read(parent_fd, 1):
-            pass
-        with contextlib.suppress(RuntimeError):  # the server has ended by itself
-            loop.call_soon_threadsafe(stop.set)
-
-    # A thread, because Windows can't wait for a pipe in its event loop.
-    threading.Thread(target=wait, name="lightningrl-parent", daemon=True).start()
 
 
 @contextlib.asynccontextmanager

@@ -206,7 +206,9 @@ class Store(Protocol):
     ) -> Progress:
         """Counts for one iteration; returns at once unless exactly `seen` rollouts have ended.
 
-        Waits up to `wait_seconds` for that number to change. `variant=None` counts every variant.
+        Waits up to `wait_seconds` for that number to change. The end of the last one is told at once;
+        ends before it may be told a tenth of a second late, together with those that came meanwhile.
+        `variant=None` counts every variant.
         """
         ...
 

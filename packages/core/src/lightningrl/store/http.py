@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from lightningrl.errors import LightningError, StoreUnavailable, error_from_code
+from lightningrl.errors import ConfigError, LightningError, StoreUnavailable, error_from_code
 from lightningrl.schema import (
     Attempt,
     AttemptId,
@@ -90,6 +90,7 @@ class HttpStore:
 
         Raises:
             StoreUnavailable: the server can't be reached, or has no store to write to.
+            ConfigError: the server's URL is none.
             LightningError: what the store raised.
         """
         body, headers = self._request(name, arguments)
@@ -133,6 +134,10 @@ class HttpStore:
                 kind = response.content_type
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
             raise _Lost(str(error) or type(error).__name__) from error
+        except aiohttp.InvalidURL as error:
+            raise ConfigError(f"{self.url!r} is no URL of a server") from error
+        except aiohttp.ClientError as error:
+            raise StoreUnavailable(f"{url} is no store: what answers there is no HTTP") from error
         if again:
             raise _Lost("it is stopping")
         if kind != "application/msgpack":

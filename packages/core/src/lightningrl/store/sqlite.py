@@ -46,6 +46,10 @@ T = TypeVar("T")
 _LOOK_SECONDS = 0.25
 """How often a read-only store looks for progress: nobody in this process can wake it."""
 
+GATHER_SECONDS = 0.1
+"""How long `progress` gathers further ends before it tells of the first: without it, rollouts that end
+one after the other would cost a round trip each."""
+
 
 class SqliteStore:
     """Implements `Store`; made by `open`."""
@@ -57,12 +61,14 @@ class SqliteStore:
         secret: bytes,
         lock: WriterLock | None,
         writer: Session | None,
+        gather_seconds: float,
     ) -> None:
         """For `open`, which see."""
         self.path = path
         self._clock = clock
         self._secret = secret
         self._lock = lock
+        self._gather_seconds = gather_seconds
         self._wakes = Wakes()
         self._readers = Readers(path)
         self._writer = None if writer is None else Writer(writer, self._wakes.wake)
@@ -75,6 +81,7 @@ class SqliteStore:
         clock: Clock | None = None,
         read_only: bool = False,
         synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
+        gather_seconds: float = GATHER_SECONDS,
     ) -> SqliteStore:
         """Open the store at `path`; a writer makes it where there is none.
 
@@ -83,6 +90,7 @@ class SqliteStore:
             clock: By which leases and deadlines are judged; the machine's own unless given.
             read_only: Take no lock and refuse every write. Works while another process writes.
             synchronous: SQLite's setting of that name; see the module.
+            gather_seconds: How late `progress` may tell that some rollouts, and not all, have ended.
 
         Raises:
             StoreLocked: another process writes it; the message names its URL.
@@ -100,7 +108,8 @@ class SqliteStore:
             raise
         if read_only:
             session.connection.close()
-        return cls(path, clock or SystemClock(), secret, lock, None if read_only else session)
+        writer = None if read_only else session
+        return cls(path, clock or SystemClock(), secret, lock, writer, gather_seconds)
 
     def announce(self, url: str) -> None:
         """Note for others who would write that this process serves the store at `url`."""
@@ -257,12 +266,17 @@ class SqliteStore:
     ) -> Progress:
         """See `Store.progress`."""
         patience = Patience(wait_seconds)
+        gathering = Patience(0.0)  # what changed before the call is told at once
         while True:
             change = self._next_end()
             progress = await self._readers.read(
                 lambda session: reading.progress(session, run, mode, iteration, variant)
             )
-            if progress.ended != seen or not await patience.wait(change):
+            if progress.ended == seen:
+                if not await patience.wait(change):
+                    return progress
+                gathering = Patience(min(self._gather_seconds, patience.left))
+            elif progress.ended == progress.total or not await gathering.wait(change):
                 return progress
 
     def _next_end(self) -> asyncio.Future[None]:

@@ -40,10 +40,14 @@ class Patience:
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + wait_seconds
 
+    @property
+    def left(self) -> float:
+        """Seconds; 0 or less when none are left."""
+        return self._until - self._loop.time()
+
     async def wait(self, change: asyncio.Future[None]) -> bool:
         """Wait for `change`; False, at once, where no time is left."""
-        left = self._until - self._loop.time()
-        if left <= 0:
+        if self.left <= 0:
             return False
-        await asyncio.wait({change}, timeout=left)
+        await asyncio.wait({change}, timeout=self.left)
         return True

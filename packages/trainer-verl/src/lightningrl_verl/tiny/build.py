@@ -13,17 +13,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers.utils import logging as transformers_logging
 
 from lightningrl.errors import RunError
+from lightningrl_verl.quiet import without_progress_bars
 from lightningrl_verl.tiny.model import build_model
 from lightningrl_verl.tiny.spec import TinySpec
 from lightningrl_verl.tiny.tokenizer import build_tokenizer
@@ -102,7 +100,7 @@ def _write(
     tokenizer = build_tokenizer(spec.words, context=spec.context)
     model = build_model(spec, len(tokenizer), seed=seed)
     result = warm_start(model, tokenizer, spec, seed=seed, threads=threads, progress=progress)
-    with _without_progress_bar():
+    with without_progress_bars():
         model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     record = {
@@ -118,18 +116,6 @@ def _write(
         "files": {file.name: _file_digest(file) for file in sorted(draft.iterdir())},
     }
     (draft / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _without_progress_bar() -> Generator[None]:
-    """Keep transformers from drawing a bar for the one file that it writes."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _figures(result: WarmStart) -> dict[str, float | int]:

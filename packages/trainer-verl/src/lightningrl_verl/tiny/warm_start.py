@@ -25,8 +25,9 @@ from lightningrl_verl.tiny.spec import TinySpec
 Progress = Callable[[int, int, float], None]
 """Called as (updates done, updates in all, action loss of the last update)."""
 
-_BUCKET_BATCHES = 16
-"""Batches drawn at once and sorted by length, so that a batch holds rows of similar length."""
+_BUCKET_BATCHES = 4
+"""Batches drawn at once and sorted by length. More would save padding, but then the shortest batches
+hold one kind of demonstration only, which unsettles the training."""
 _LOSS_WINDOW = 50
 """Updates over which the final loss is averaged."""
 _FINAL_RATE = 0.05
@@ -54,6 +55,8 @@ class _Batch:
     """Which tokens are actions: they alone enter the loss."""
     tokens: int
     """Tokens without padding."""
+    mean_actions: float
+    """Action tokens in a batch, on average over the batches drawn at once."""
 
 
 def warm_start(
@@ -102,12 +105,13 @@ def _update(model: PreTrainedModel, optimiser: torch.optim.Optimizer, batch: _Ba
     """Make one update and return the mean loss of the batch's action tokens."""
     logits = model(input_ids=batch.ids[:, :-1], use_cache=False).logits
     action = batch.action[:, 1:]
-    loss = F.cross_entropy(logits[action], batch.ids[:, 1:][action])
+    loss = F.cross_entropy(logits[action], batch.ids[:, 1:][action], reduction="sum")
     optimiser.zero_grad()
-    loss.backward()
+    # A token weighs the same in a batch of short rows, which has few of them, as in one of long rows.
+    (loss / batch.mean_actions).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
-    return float(loss.detach())
+    return float(loss.detach()) / int(action.sum())
 
 
 def _rate(update: int, spec: TinySpec) -> float:
@@ -122,10 +126,11 @@ def _batches(tokenizer: PreTrainedTokenizerFast, spec: TinySpec, seed: int) -> I
     while True:
         rows = [_encode(tokenizer, spec, rng) for _ in range(spec.batch_size * _BUCKET_BATCHES)]
         rows.sort(key=lambda row: len(row[0]))
+        mean_actions = sum(sum(actions) for _, actions in rows) / _BUCKET_BATCHES
         starts = list(range(0, len(rows), spec.batch_size))
         rng.shuffle(starts)
         for start in starts:
-            yield _pad(rows[start : start + spec.batch_size])
+            yield _pad(rows[start : start + spec.batch_size], mean_actions)
 
 
 def _encode(
@@ -146,7 +151,7 @@ def _encode(
     return ids, actions
 
 
-def _pad(rows: list[tuple[list[int], list[bool]]]) -> _Batch:
+def _pad(rows: list[tuple[list[int], list[bool]]], mean_actions: float) -> _Batch:
     """Return rows as one batch, padded on the right with token 0."""
     length = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -154,7 +159,7 @@ def _pad(rows: list[tuple[list[int], list[bool]]]) -> _Batch:
     for n, (row, actions) in enumerate(rows):
         ids[n, : len(row)] = torch.tensor(row)
         action[n, : len(row)] = torch.tensor(actions)
-    return _Batch(ids, action, sum(len(row) for row, _ in rows))
+    return _Batch(ids, action, sum(len(row) for row, _ in rows), mean_actions)
 
 
 @contextmanager

@@ -25,12 +25,11 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a checkpoint says beside the weights."""
 
     iteration: int
-    """The last iteration whose update is in the weights."""
-    policy_version: int
+    """The last iteration that was trained; also the version of the weights."""
     metrics: dict[str, Any]
     """The iteration's metrics as far as they were known; the line itself is written later."""
     history: tuple[tuple[int, str], ...]
-    """Per update in the weights: its iteration, and a digest of the rollout ids it trained on."""
+    """Per trained iteration: its number, and a digest of the ids of the rollouts that it took."""
 
 
 class Checkpoints:
@@ -57,8 +56,8 @@ class Checkpoints:
             state = msgspec.json.decode((path / _STATE).read_bytes(), type=State)
         except (OSError, msgspec.DecodeError) as error:
             raise RunError(
-                f"the checkpoint {str(path)!r} is damaged ({error}); remove it to go on from the"
-                " one before"
+                f"the checkpoint {str(path)!r} is damaged ({error}); restore it, or start a new run"
+                " under another 'name'"
             ) from error
         return path, state
 
@@ -73,7 +72,9 @@ class Checkpoints:
         draft.rename(path)
         _sync(self._folder)
         for old in self._all()[: -self._keep]:
-            shutil.rmtree(old)
+            # Out of sight first: what has a checkpoint's name is whole.
+            doomed = old.rename(self._folder / f".writing-{old.name}")
+            shutil.rmtree(doomed)
         return path
 
     def _all(self) -> list[Path]:

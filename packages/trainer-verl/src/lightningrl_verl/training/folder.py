@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -105,8 +106,8 @@ class RunFolder:
             ConfigError: the folder belongs to a run of another recipe; the message names the keys.
         """
         if not self.recipe.exists():
-            self.recipe.write_text(dump_recipe(loaded.recipe), encoding="utf-8")
-            self.info.write_text(json.dumps(_origin(loaded), indent=2) + "\n", encoding="utf-8")
+            _write(self.info, json.dumps(_origin(loaded), indent=2) + "\n")
+            _write(self.recipe, dump_recipe(loaded.recipe))
             return
         there = parse_recipe(
             yaml.safe_load(self.recipe.read_text(encoding="utf-8")), where=str(self.recipe)
@@ -117,6 +118,37 @@ class RunFolder:
                 f"{str(self.path)!r} holds a run of another recipe: {', '.join(changed)} differ."
                 " Undo the change to resume it, or give the new run another 'name'"
             )
+
+    def check_base(self, model: Path) -> None:
+        """Remember the weights that the run starts from, or check that they are still the same.
+
+        Raises:
+            ConfigError: the folder's run started from other weights, which would be a second set
+                under version 0.
+        """
+        origin = json.loads(self.info.read_text(encoding="utf-8"))
+        digest = _weights_digest(model)
+        if origin.setdefault("base_weights", digest) != digest:
+            raise ConfigError(
+                f"{str(self.path)!r} holds a run that started from other weights than those in"
+                f" {str(model)!r}; bring those back, or give the new run another 'name'"
+            )
+        _write(self.info, json.dumps(origin, indent=2) + "\n")
+
+
+def _weights_digest(model: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(model.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file whole."""
+    draft = path.with_name(f".{path.name}.new")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def _origin(loaded: LoadedRecipe) -> dict[str, object]:

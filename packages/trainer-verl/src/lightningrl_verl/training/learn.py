@@ -1,4 +1,4 @@
-"""From taken groups to an update: traces, credit, rows. Pure but for the trainer's own backend."""
+"""From taken groups to an update: traces, credit, rows. Pure."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def check_models(groups: Sequence[Group], policies: dict[str, PolicyRecipe]) -> 
         for group in groups
         for trace in group.traces
         for one in trace.calls
-        if one.call is not None and one.call.model not in policies
+        if one.call is not None
     )
     if len(seen) > 1:
         listing = ", ".join(f"{model!r} ({count} calls)" for model, count in seen.most_common())

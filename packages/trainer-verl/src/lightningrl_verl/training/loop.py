@@ -18,9 +18,10 @@ from lightningrl.clock import Clock
 from lightningrl.credit import CreditAssigner
 from lightningrl.curve import draw_curve
 from lightningrl.recipe import Algorithm, Recipe
-from lightningrl.schema import AttemptState, Mode, NewRollout, Progress, TakenGroup
-from lightningrl.store.base import Store
+from lightningrl.schema import AttemptState, Mode, NewRollout, Progress
+from lightningrl.store.base import RolloutQuery, Store
 from lightningrl.traces import read_traces
+from lightningrl_verl.probe import ProbeResult
 from lightningrl_verl.training.batches import (
     GREEDY,
     SAMPLED,
@@ -97,10 +98,13 @@ class TrainingLoop:
         self._checkpoints = Checkpoints(folder.checkpoints, keep=recipe.trainer.keep_checkpoints)
         self._history: tuple[tuple[int, str], ...] = ()
 
-    async def run(self) -> None:
-        """Go on from the newest checkpoint to the last iteration."""
+    async def run(self, probed: ProbeResult) -> None:
+        """Go on from the newest checkpoint to the last iteration.
+
+        Args:
+            probed: what the probe of the weights that the engine started with found.
+        """
         done, metrics = await self._resume()
-        probed = await self._policy.open(self._learner)
         if self._log.last_iteration < done:
             metrics["probe/max_abs_difference"] = probed.max_abs_difference
             self._watcher.begin(done)
@@ -145,22 +149,21 @@ class TrainingLoop:
                 updated = await self._learner.update(lesson.rows)
             metrics |= {f"actor/{name}": value for name, value in updated.items()}
         self._history = (*self._history, (iteration, digest(taken)))
-        with self._phase(watch, "checkpoint", verl=True):
-            await self._checkpoint(iteration, metrics)
+        with self._phase(watch, "checkpoint"):
+            await self._checkpoint(iteration, metrics, watch)
         self._write_drift(update_drift(self._read_drift(), iteration, lesson))
         with self._phase(watch, "sync"):
             probed = await self._policy.sync(self._learner, iteration)
         metrics["probe/max_abs_difference"] = probed.max_abs_difference
-        return metrics | watch.metrics(await self._attempts(taken))
+        return metrics | watch.metrics(await self._attempts(iteration))
 
-    async def _checkpoint(self, iteration: int, metrics: Metrics) -> None:
+    async def _checkpoint(self, iteration: int, metrics: Metrics, watch: Stopwatch) -> None:
         """Write the checkpoint, then commit the ledger."""
-        state = State(
-            iteration=iteration, policy_version=iteration, metrics=metrics, history=self._history
-        )
+        state = State(iteration=iteration, metrics=metrics, history=self._history)
 
         def save(folder: Path) -> None:
-            self._learner.backend.save(folder)
+            with watch.phase("save", verl=True):
+                self._learner.backend.save(folder)
             if self._record.exists():
                 shutil.copy(self._record, folder / "huggingface")
 
@@ -204,10 +207,12 @@ class TrainingLoop:
         progress = await self._store.progress(self._recipe.name, Mode.TRAIN, iteration)
         return progress.failed
 
-    async def _attempts(self, taken: Sequence[TakenGroup]) -> list[Interval]:
-        """When attempts of the iteration ran, the failed ones of its rollouts included."""
-        ids = [one.rollout.id for group in taken for one in group.rollouts]
-        attempts = await self._store.attempts(ids)
+    async def _attempts(self, iteration: int) -> list[Interval]:
+        """When attempts of the iteration ran, those that failed included."""
+        rollouts = await self._store.rollouts(
+            RolloutQuery(run=self._recipe.name, mode=Mode.TRAIN, iteration=iteration)
+        )
+        attempts = await self._store.attempts([rollout.id for rollout in rollouts])
         return [
             (attempt.started_at, attempt.ended_at)
             for attempt in attempts

@@ -19,15 +19,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lightningrl.errors import ConfigError
 from lightningrl.gateway.control import GatewayClient
-from lightningrl.recipe import Engine, PolicyRecipe, Recipe
+from lightningrl.recipe import Engine, PolicyRecipe, Recipe, Trainer
 from lightningrl.schema import Endpoint, Policy
 from lightningrl.trajectory import Row
 from lightningrl_verl.backend import VerlBackend
 from lightningrl_verl.backend_config import BackendConfig
 from lightningrl_verl.engine import EngineServer, TorchEngine, serve_engine
 from lightningrl_verl.probe import ProbeResult, probe
+from lightningrl_verl.quiet import without_progress_bars
 
 _Result = TypeVar("_Result")
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+_PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+"""Largest difference in nats; engine and trainer sum in different orders, which bf16 shows."""
+
+_ALIVE_SECONDS = 1.0
+"""How often the engine is asked whether it still works."""
 
 
 class Learner:
@@ -79,17 +88,24 @@ class ServedPolicy:
         self._alias = alias
         self._gateway = gateway
         self.engine = load_engine(
-            model, recipe.policies[alias], recipe.engine, recipe.trainer.device, version
+            model, recipe.policies[alias], recipe.engine, recipe.trainer, version
         )
         self._server: EngineServer | None = None
 
-    async def start(self) -> None:
-        """Serve the engine on a loopback port and register the policy with its version."""
+    async def open(self, learner: Learner) -> ProbeResult:
+        """Serve the engine on a loopback port, probe its weights, register them, let calls pass.
+
+        A hold that a killed trainer left behind ends here.
+
+        Raises:
+            RunError: the engine's log-probs are not the trainer's; nothing was registered.
+        """
         settings = self._recipe.policies[self._alias]
         self.engine.start()
         self._server = serve_engine(
             self.engine, model_name=self._alias, parser=settings.tool_parser
         )
+        result = await self.probe(learner)
         await self._gateway.register(
             Policy(
                 name=self._alias,
@@ -101,6 +117,8 @@ class ServedPolicy:
                 agents=settings.agents,
             )
         )
+        await self._gateway.release(self._recipe.name, self._alias)
+        return result
 
     async def sync(self, learner: Learner, version: int) -> ProbeResult:
         """Hold the gateway, swap the weights in, probe them, publish the version.
@@ -121,26 +139,25 @@ class ServedPolicy:
         await self._gateway.publish(run, self._alias, version)
         return result
 
-    async def open(self, learner: Learner) -> ProbeResult:
-        """Probe the weights that the engine started with, then let calls pass.
-
-        A hold that a killed trainer left behind ends here.
-
-        Raises:
-            RunError: the engine's log-probs are not the trainer's; calls stay held.
-        """
-        result = await self.probe(learner)
-        await self._gateway.release(self._recipe.name, self._alias)
-        return result
-
     async def probe(self, learner: Learner) -> ProbeResult:
         """Compare the engine's log-probs with the trainer's.
 
         Raises:
             RunError: they differ by more than `trainer.probe_tolerance`.
         """
-        tolerance = self._recipe.trainer.probe_tolerance
+        trainer = self._recipe.trainer
+        tolerance = trainer.probe_tolerance or _PROBE_TOLERANCE[trainer.dtype]
         return await learner.call(lambda one: probe(self.engine.score, one, tolerance=tolerance))
+
+    async def watch(self) -> None:
+        """Never return; raise when the engine has died.
+
+        Raises:
+            EngineError: with the cause.
+        """
+        while True:
+            await asyncio.sleep(_ALIVE_SECONDS)
+            self.engine.check_alive()
 
     def close(self) -> None:
         """Stop serving."""
@@ -185,13 +202,14 @@ def backend_config(recipe: Recipe, model: Path) -> BackendConfig:
 
 
 def load_engine(
-    model: Path, policy: PolicyRecipe, settings: Engine, device: str, version: int
+    model: Path, policy: PolicyRecipe, settings: Engine, trainer: Trainer, version: int
 ) -> TorchEngine:
     """An engine for a Hugging Face folder, not started yet."""
-    weights: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, attn_implementation="sdpa"
-    )
-    weights.to(torch.device(device))  # pyright: ignore[reportArgumentType] - transformers' wrapper hides `self`
+    with without_progress_bars():
+        weights: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model, dtype=_DTYPES[trainer.dtype], attn_implementation="sdpa"
+        )
+    weights.to(torch.device(trainer.device))  # pyright: ignore[reportArgumentType] - transformers' wrapper hides `self`
     return TorchEngine(
         weights,
         AutoTokenizer.from_pretrained(model),

@@ -2,7 +2,8 @@
 
 Invariants:
 - A child exits when its parent's end of a pipe closes, so `kill -9` of the trainer leaves none.
-- A child that dies is started again; one that keeps dying ends the run with its last lines.
+- A child that dies is started again; one that says that this is pointless, or that keeps dying,
+  ends the run with its last lines.
 - Children are in process groups of their own: Ctrl-C reaches the trainer alone, which ends them.
 """
 
@@ -12,9 +13,10 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,18 +24,17 @@ from typing import Self
 
 from lightningrl.errors import RunError
 
-_RESTARTS = 5
-"""Deaths within `_WINDOW_SECONDS` after which a child is given up."""
-_WINDOW_SECONDS = 60.0
-_STOP_SECONDS = 10.0
-"""Time that a child has between SIGTERM and SIGKILL."""
+_USELESS = 2
+"""Exit code by which our commands say that the user's settings are wrong."""
+_RESTARTS = 6
+"""Deaths in a row, each soon after its start, after which a child is given up."""
+_SOON_SECONDS = 60.0
+_LONGEST_PAUSE_SECONDS = 8.0
+"""With the shorter ones before it, long enough for a former server to let go of the store."""
 
 
 class Child:
-    """One child process, kept alive.
-
-    `argv` may change between starts (the server's second start is given its first one's port).
-    """
+    """One child process, kept alive by a thread until the `async with` block ends."""
 
     def __init__(
         self,
@@ -43,38 +44,41 @@ class Child:
         log: Path,
         environment: Mapping[str, str],
         on_line: Callable[[str], None] | None = None,
+        stop_seconds: float = 15.0,
     ) -> None:
         """Prepare a child; nothing is started yet.
 
         Args:
             name: for messages.
-            argv: the command, given the number of the pipe whose closing tells it to exit.
+            argv: the command, asked for at each start, given the number of the pipe whose closing
+                tells the child to exit.
             log: file that its output is appended to.
             environment: variables added to this process's own.
-            on_line: called with each line of its standard output instead of logging it.
+            on_line: called in the event loop with each line of its standard output, which is then
+                not logged.
+            stop_seconds: time between SIGTERM and SIGKILL.
         """
         self.name = name
         self._argv = argv
         self._log = log
         self._environment = environment
         self._on_line = on_line
-        self._deaths: deque[float] = deque()
-        self._process: asyncio.subprocess.Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._pipe: tuple[int, int] | None = None
-        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stop_seconds = stop_seconds
+        self._loop = asyncio.get_running_loop()
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._keeper = threading.Thread(
+            target=self._keep, name=f"keeper of the {name}", daemon=True
+        )
+        self._pipe: tuple[int, int] = (-1, -1)
+        self.failure: asyncio.Future[None] = self._loop.create_future()
         """Fails when the child is given up."""
-
-    @property
-    def pid(self) -> int | None:
-        """The process id; `None` while it isn't running."""
-        return self._process.pid if self._process is not None else None
 
     async def __aenter__(self) -> Self:
         """Start it."""
         self._pipe = os.pipe()
-        await self._start()
-        self._keeper = asyncio.create_task(self._keep())
+        self._keeper.start()
         return self
 
     async def __aexit__(
@@ -83,68 +87,88 @@ class Child:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End it: SIGTERM, and SIGKILL for what is left ten seconds later."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-        process = self._process
-        if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-        if self._pipe is not None:
-            for end in self._pipe:
-                os.close(end)
-        if not self.failure.done():
-            self.failure.cancel()
+        """End it, with SIGTERM and then SIGKILL; being cancelled does not cut this short."""
+        await asyncio.shield(asyncio.to_thread(self._stop))
 
-    async def _start(self) -> None:
-        assert self._pipe is not None
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopping.set()
+            process = self._process
+        if process is not None:
+            _signal_group(process, signal.SIGTERM)
+            try:
+                process.wait(self._stop_seconds)
+            except subprocess.TimeoutExpired:
+                _signal_group(process, signal.SIGKILL)
+        self._keeper.join()
+        for end in self._pipe:
+            os.close(end)
+
+    def _keep(self) -> None:
+        """Start it again and again; the only place where its errors are caught."""
+        try:
+            self._restart_until_given_up()
+        except Exception as error:  # noqa: BLE001 - whatever ends the keeper ends the run
+            self._fail(f"the {self.name} can't be kept running: {error!r}")
+
+    def _restart_until_given_up(self) -> None:
+        deaths = 0
+        while True:
+            started = time.monotonic()
+            with self._lock:
+                if self._stopping.is_set():
+                    return
+                self._process = process = self._start()
+            self._read_lines(process)
+            code = process.wait()
+            if self._stopping.is_set():
+                return
+            deaths = deaths + 1 if time.monotonic() - started < _SOON_SECONDS else 1
+            if code == _USELESS or deaths >= _RESTARTS:
+                self._fail(
+                    f"the {self.name} ended with exit code {code}, {deaths} time(s) in a row. Its"
+                    f" last lines, from {self._log}:\n{last_lines(self._log)}"
+                )
+                return
+            if self._stopping.wait(min(0.5 * 2 ** (deaths - 1), _LONGEST_PAUSE_SECONDS)):
+                return
+
+    def _start(self) -> subprocess.Popen[bytes]:
         reading_end = self._pipe[0]
         with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._argv(reading_end),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE if self._on_line is not None else log,
+            return subprocess.Popen(
+                self._argv(reading_end),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if self._on_line is not None else log,
                 stderr=log,
                 env={**os.environ, **self._environment},
                 pass_fds=(reading_end,),
                 start_new_session=True,
             )
 
-    async def _keep(self) -> None:
-        while True:
-            process = self._process
-            assert process is not None
-            await self._read_lines(process)
-            code = await process.wait()
-            now = time.monotonic()
-            self._deaths.append(now)
-            while self._deaths and now - self._deaths[0] > _WINDOW_SECONDS:
-                self._deaths.popleft()
-            if len(self._deaths) >= _RESTARTS:
-                self.failure.set_exception(
-                    RunError(
-                        f"the {self.name} ended {_RESTARTS} times within {_WINDOW_SECONDS:.0f} s"
-                        f" (last exit code {code}). Its last lines, from {self._log}:\n"
-                        + last_lines(self._log)
-                    )
-                )
-                return
-            await asyncio.sleep(0.2 * len(self._deaths))
-            await self._start()
-
-    async def _read_lines(self, process: asyncio.subprocess.Process) -> None:
+    def _read_lines(self, process: subprocess.Popen[bytes]) -> None:
         if self._on_line is None or process.stdout is None:
             return
-        async for line in process.stdout:
-            self._on_line(line.decode(errors="replace").rstrip("\n"))
+        with process.stdout:
+            for line in process.stdout:
+                text = line.decode(errors="replace").rstrip("\n")
+                self._in_loop(lambda said=text: self._on_line(said) if self._on_line else None)
+
+    def _fail(self, message: str) -> None:
+        def set_failure() -> None:
+            if not self.failure.done():
+                self.failure.set_exception(RunError(message))
+
+        self._in_loop(set_failure)
+
+    def _in_loop(self, function: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+            self._loop.call_soon_threadsafe(function)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def python_module(module: str, *arguments: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -20,14 +21,17 @@ from lightningrl_verl.training.metrics import Metrics
 class Display:
     """A `Watcher` for people."""
 
-    def __init__(self, console: Console, *, name: str, iterations: int) -> None:
+    def __init__(
+        self, console: Console, name: str, iterations: int, lines: Sequence[Metrics] = ()
+    ) -> None:
+        """Prepare; `lines` are the metrics of former starts of the run."""
         self._console = console
         self._name = name
         self._iterations = iterations
         self._iteration = 0
         self._phase = "starting"
         self._rollouts = Progress()
-        self._lines: list[Metrics] = []
+        self._lines: list[Metrics] = list(lines)
         self._started = time.monotonic()
         self._phase_started = self._started
         self._trained_since: float | None = None
@@ -133,4 +137,4 @@ class Display:
         if self._trained_since is None or not self._trained:
             return ""
         per_iteration = (time.monotonic() - self._trained_since) / self._trained
-        return f", about {per_iteration * (self._iterations - self._trained):.0f} s left"
+        return f", about {per_iteration * (self._iterations - self._iteration + 1):.0f} s left"

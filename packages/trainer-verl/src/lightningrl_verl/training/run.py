@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from lightningrl.clock import SystemClock
+from lightningrl.curve import draw_curve
 from lightningrl_verl.engine import tool_parser
 from lightningrl_verl.tiny.build import RECORD
 from lightningrl_verl.training.checkpoint import Checkpoints
@@ -36,15 +39,15 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
         RunError: the run can't go on.
     """
     started = time.monotonic()
-    console = Console()
+    # Bound to this stream: verl's own prints are silenced by replacing `sys.stdout`.
+    console = Console(file=sys.stdout)
     tool_parser(plan.policy.tool_parser)
     folder = RunFolder(plan.loaded.run_folder)
     with folder.locked():
         folder.adopt(plan.loaded)
         if MetricsLog(folder.metrics).last_iteration < plan.iterations:
-            task = asyncio.ensure_future(_train(plan, overrides, folder, console))
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+            task = asyncio.create_task(_train(plan, overrides, folder, console))
+            _cancel_on_signals(task)
             try:
                 await task
             except asyncio.CancelledError:
@@ -52,28 +55,47 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
                     f"Stopped. The same command goes on from {str(folder.checkpoints)!r}."
                 )
                 return _INTERRUPTED
+        draw_curve(folder.metrics, folder.curve, plan.recipe.name)
         elapsed = time.monotonic() - started
         print_summary(console, plan.recipe, folder, plan.alias, wall_seconds=elapsed)
     return 0
 
 
+def _cancel_on_signals(task: asyncio.Task[None]) -> None:
+    """Cancel the work at the first signal; a second one must not cut the cleaning up short."""
+
+    def stop() -> None:
+        if not task.cancelling():
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
 async def _train(plan: Plan, overrides: Sequence[str], folder: RunFolder, console: Console) -> None:
     """Do the work, unless a child process is given up first."""
     async with site(plan.loaded, overrides, folder) as here:
-        work = asyncio.ensure_future(_work(plan, folder, here, console))
-        watch = asyncio.ensure_future(here.watch())
-        try:
-            await asyncio.wait([work, watch], return_when=asyncio.FIRST_COMPLETED)
-            await (work if work.done() else watch)
-        finally:
-            for one in (work, watch):
-                one.cancel()
-            await asyncio.gather(work, watch, return_exceptions=True)
+        await first(_work(plan, folder, here, console), here.watch())
+
+
+async def first(work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, None]) -> None:
+    """Do `work` until it ends or `watch` raises; whichever is left is cancelled and waited for."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(watch)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for one in done:
+            one.result()
+    finally:
+        for one in tasks:
+            one.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _work(plan: Plan, folder: RunFolder, here: Site, console: Console) -> None:
     base = await initial_model(plan.loaded, plan.policy, console)
-    with Display(console, name=plan.recipe.name, iterations=plan.iterations) as display:
+    folder.check_base(base)
+    lines = MetricsLog(folder.metrics).lines
+    with Display(console, plan.recipe.name, plan.iterations, lines) as display:
         await _loop(plan, folder, here, base, display)
 
 
@@ -95,8 +117,8 @@ async def _loop(plan: Plan, folder: RunFolder, here: Site, base: Path, display: 
             version=version,
         )
         try:
-            await policy.start()
-            await TrainingLoop(
+            probed = await policy.open(learner)
+            loop = TrainingLoop(
                 recipe,
                 folder,
                 store=here.store,
@@ -107,8 +129,10 @@ async def _loop(plan: Plan, folder: RunFolder, here: Site, base: Path, display: 
                 record=base / RECORD,
                 watcher=display,
                 clock=SystemClock(),
-            ).run()
+            )
+            async with here.runners:
+                await first(loop.run(probed), policy.watch())
         finally:
-            policy.close()
+            await asyncio.shield(asyncio.to_thread(policy.close))
     finally:
-        learner.close()
+        await asyncio.shield(asyncio.to_thread(learner.close))

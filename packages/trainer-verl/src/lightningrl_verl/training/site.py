@@ -17,18 +17,24 @@ from lightningrl_verl.training.processes import Child, last_lines, python_module
 
 _CLI = "lightningrl.cli"
 
-_READY_SECONDS = 30.0
+_READY_SECONDS = 60.0
 """Longest time that the server may take to listen."""
+
+
+_GRACE_SECONDS = 3.0
+"""How long agents may go on when the run is stopped; then their rollouts are given back."""
 
 
 @dataclass(frozen=True)
 class Site:
     """What the trainer talks to."""
 
-    url: str
     store: HttpStore
     gateway: GatewayClient
-    children: tuple[Child, ...]
+    server: Child
+    """Running."""
+    runners: Child
+    """Not started: an engine must answer before agents are run."""
 
     async def watch(self) -> None:
         """Never return; raise when a child is given up.
@@ -37,7 +43,7 @@ class Site:
             RunError: with the child's last lines.
         """
         done, _ = await asyncio.wait(
-            [child.failure for child in self.children], return_when=asyncio.FIRST_EXCEPTION
+            [self.server.failure, self.runners.failure], return_when=asyncio.FIRST_COMPLETED
         )
         for one in done:
             one.result()
@@ -47,22 +53,13 @@ class Site:
 async def site(
     loaded: LoadedRecipe, overrides: Sequence[str], folder: RunFolder
 ) -> AsyncGenerator[Site]:
-    """Start the server, then the runners; end both when the block ends.
+    """Start the server and prepare the runners; end the server when the block ends.
 
     Raises:
         RunError: the server did not come up; the message has its last lines.
     """
-    recipe = loaded.recipe
     key = secrets.token_urlsafe(24)
-    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    port = [recipe.gateway.port]
-
-    def on_line(line: str) -> None:
-        if not ready.done():
-            url = line.rsplit(" ", 1)[1]
-            port[0] = int(url.rsplit(":", 1)[1])
-            ready.set_result(url)
-
+    listening = _Listening(loaded.recipe.gateway.port)
     server = Child(
         "server",
         lambda pipe: python_module(
@@ -70,50 +67,68 @@ async def site(
             "serve",
             str(folder.store),
             "--port",
-            str(port[0]),
+            str(listening.port),
             "--parent-fd",
             str(pipe),
         ),
         log=folder.logs / "server.log",
         environment={"LIGHTNINGRL_ADMIN_KEY": key},
-        on_line=on_line,
+        on_line=listening.read,
     )
     async with server:
-        url = await _ready(server, ready, folder)
-        runners = Child(
-            "runner",
-            lambda pipe: python_module(
-                _CLI,
-                "runner",
-                str(loaded.path),
-                *overrides,
-                "--server",
-                url,
-                "--parent-fd",
-                str(pipe),
-            ),
-            log=folder.logs / "runner.log",
-            environment={"LIGHTNINGRL_KEY": key},
-        )
+        url = await _ready(server, listening.url, folder)
         async with contextlib.AsyncExitStack() as stack:
             store = HttpStore.connect(url, key=key)
             stack.push_async_callback(store.close)
             gateway = GatewayClient(url, key)
             stack.push_async_callback(gateway.close)
-            await stack.enter_async_context(runners)
-            yield Site(url, store, gateway, (server, runners))
+            yield Site(store, gateway, server, _runners(loaded, overrides, folder, url, key))
 
 
-async def _ready(server: Child, ready: asyncio.Future[str], folder: RunFolder) -> str:
-    log = folder.logs / "server.log"
+class _Listening:
+    """Where the server listens, once it says so; a restarted one is given the same port."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def read(self, line: str) -> None:
+        """Read a line of the server's: `serving STORE at URL`."""
+        url = line.rpartition(" ")[2]
+        if not self.url.done() and url.startswith("http://"):
+            self.port = int(url.rpartition(":")[2])
+            self.url.set_result(url)
+
+
+def _runners(
+    loaded: LoadedRecipe, overrides: Sequence[str], folder: RunFolder, url: str, key: str
+) -> Child:
+    return Child(
+        "runner",
+        lambda pipe: python_module(
+            _CLI,
+            "runner",
+            str(loaded.path),
+            *overrides,
+            *("--server", url, "--parent-fd", str(pipe)),
+            *("--grace-seconds", str(_GRACE_SECONDS)),
+        ),
+        log=folder.logs / "runner.log",
+        environment={"LIGHTNINGRL_KEY": key},
+        # The supervisor gives its workers their grace, then time to give their rollouts back.
+        stop_seconds=2 * _GRACE_SECONDS + 15,
+    )
+
+
+async def _ready(server: Child, url: asyncio.Future[str], folder: RunFolder) -> str:
     done, _ = await asyncio.wait(
-        [ready, server.failure], timeout=_READY_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        [url, server.failure], timeout=_READY_SECONDS, return_when=asyncio.FIRST_COMPLETED
     )
     if server.failure in done:
         server.failure.result()
-    if ready not in done:
+    if url not in done:
         raise RunError(
             f"the server was not ready within {_READY_SECONDS:.0f} s. Its last lines:\n"
-            + last_lines(log)
+            + last_lines(folder.logs / "server.log")
         )
-    return ready.result()
+    return url.result()

@@ -19,6 +19,7 @@ from lightningrl.capture.adapter import find_adapters
 from lightningrl.capture.client import install_client_patch
 from lightningrl.ending import stop_on_signals, stop_with_parent
 from lightningrl.errors import ConfigError
+from lightningrl.event_loop import loop_factory
 from lightningrl.recipe import LoadedRecipe, Recipe, load_recipe
 from lightningrl.runner.attempt import AttemptRunner
 from lightningrl.runner.flush import EventFlusher
@@ -94,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lease_seconds=recipe.runner.lease_seconds,
         grace_seconds=options.grace_seconds,
     )
-    tainted = asyncio.run(_work(loaded, agent, options.server, key, limits, parent))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        tainted = runner.run(_work(loaded, agent, options.server, key, limits, parent))
     return EXIT_REPLACE if tainted else 0
 
 

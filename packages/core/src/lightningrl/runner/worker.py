@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.0
 _GATHER_SECONDS = 0.05
 """How long a busy worker whose slots were all taken waits for more of them to be free, so that attempts
-which end one after the other are replaced by one poll: a poll for each cost a third of the server's CPU."""
+which end one after the other are replaced by one poll and not by one each."""
 _STORE_PAUSE_SECONDS = 1.0
 """Between tries while the store is away."""
 _OVERDUE_SECONDS = 1.0

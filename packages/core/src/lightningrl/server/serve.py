@@ -22,6 +22,7 @@ import uvicorn
 from lightningrl.clock import Clock, SystemClock
 from lightningrl.ending import stop_on_signals, stop_with_parent
 from lightningrl.errors import ConfigError, LightningError
+from lightningrl.event_loop import loop_factory
 from lightningrl.gateway import Gateway
 from lightningrl.gateway.asgi import Receive, Scope, Send
 from lightningrl.server.app import Application
@@ -67,7 +68,7 @@ def serve(
         StoreLocked: another process writes the store; the message names its URL.
     """
     listener = listen(host, port, admin_key)
-    with contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with contextlib.closing(listener), asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_serve(Path(store_path), listener, admin_key, ready, parent_fd))
 
 
@@ -112,15 +113,6 @@ def listen(host: str, port: int, admin_key: str | None) -> socket.socket:
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """The loop of uvloop where that is installed; without it a request costs 0.02 ms more."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 async def _serve(

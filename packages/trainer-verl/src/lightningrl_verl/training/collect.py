@@ -67,5 +67,7 @@ async def _why_all_failed(store: Store, run: str, mode: Mode, iteration: int) ->
             " learn from. What they failed of:",
             *lines,
             "Try the agent alone with: lightningrl try RECIPE --policy URL --tasks 1",
+            "Rollouts that failed stay failed: when it is mended, give the run another 'name', or"
+            " remove its folder.",
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
     from lightningrl_verl.training.preflight import check
 
     plan = check(load_recipe(recipe, overrides))
+    share_cores()
     # Only now: torch and verl take seconds to load.
     from lightningrl_verl.training.run import train_run
 
@@ -34,6 +36,7 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Copy the model to this new folder.")
 def tiny(recipe: Path, overrides: tuple[str, ...], out: Path | None) -> None:
     """Build the tiny policy of RECIPE, or find it in the cache."""
+    share_cores()
     from lightningrl_verl.training.models import build_policy, copy_policy
 
     loaded = load_recipe(recipe, overrides)
@@ -42,3 +45,12 @@ def tiny(recipe: Path, overrides: tuple[str, ...], out: Path | None) -> None:
     if out is not None:
         copy_policy(policy, out)
         console.print(f"Copied to {out}")
+
+
+def share_cores() -> None:
+    """Let torch's threads sleep while they wait; must be called before torch is loaded.
+
+    By default they spin, which on a machine whose cores are also wanted by the runners made an update
+    of a tiny policy on two threads seven times slower (1.2 s against 0.16 s).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

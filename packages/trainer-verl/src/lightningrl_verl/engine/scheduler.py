@@ -19,6 +19,13 @@ from lightningrl_verl.engine.slot_model import SlotModel
 PREFILL_TOKENS = 4096
 """Most tokens, padding included, in one prefill pass (one longer prompt goes alone)."""
 
+TURNS_PER_ADMISSION = 4
+"""Turns over which new requests are gathered, so that they share a prefill: on a small model a prefill
+of one request costs as much as a decode step of all."""
+
+ADMIT_AT_ONCE = 8
+"""With fewer active requests than this nobody is kept waiting."""
+
 
 @dataclass(frozen=True, slots=True)
 class WeightSpan:
@@ -141,6 +148,7 @@ class Scheduler:
         self.reused_tokens = 0
         self.finished = 0
         self._pool = SlotPool(model.slots)
+        self._turns_since_admission = 0
         self._outcomes: list[tuple[Request, Outcome]] = []
 
     def has_work(self) -> bool:
@@ -150,8 +158,11 @@ class Scheduler:
     def turn(self) -> list[tuple[Request, Outcome]]:
         """Admits what fits, draws one token for every active request; returns those that ended."""
         self._drop_cancelled()
-        for batch in self._admit():
-            self._prefill(batch)
+        self._turns_since_admission += 1
+        if len(self.active) < ADMIT_AT_ONCE or self._turns_since_admission >= TURNS_PER_ADMISSION:
+            self._turns_since_admission = 0
+            for batch in self._admit():
+                self._prefill(batch)
         if self.active:
             self._decode()
         outcomes, self._outcomes = self._outcomes, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -347,7 +348,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreModel = StoreMachine.TestCase
 TestStoreModel.settings = settings(
-    max_examples=25,
+    max_examples=int(os.environ.get("LIGHTNINGRL_EXAMPLES", "25")),
     stateful_step_count=50,
     deadline=None,
     # Shrinking replays thousands of stores, which takes minutes; fifty moves can be read as they are.

@@ -41,7 +41,7 @@ format: setup ## put the code in form
 	$(RUN) ruff format
 
 types: setup ## check types
-	$(RUN) basedpyright
+	$(RUN) basedpyright --project pyproject.toml
 
 build: setup ## build every package's wheel and sdist into dist/
 	rm -rf dist

@@ -41,11 +41,13 @@ def test_an_unknown_key_names_the_nearest():
     [
         ("trainer.total_epochs", 3, "our loop takes the place of verl's trainer"),
         ("data.train_batch_size", 8, "the recipe's `data`"),
-        ("algorithm.adv_estimator", "gae", "the recipe's `credit`"),
+        ("algorithm.adv_estimator", "gae", "the recipe's `algorithm.credit`"),
         ("rollout.gpu_memory_utilization", 0.5, "`engine` and `sampling`"),
         ("actor.loss_agg_mode", "token-mean", "the token sum that weights define"),
-        ("actor.optim.lr_scheduler_type", "cosine", "`lr_schedule`"),
+        ("actor.optim.lr_scheduler_type", "cosine", "`optimiser.schedule`"),
         ("actor.policy_loss.loss_mode", "sapo", "does not aggregate as a token sum"),
+        ("actor.entropy_coeff", 0.1, "set `optimiser.entropy_coeff`"),
+        ("actor.kl_loss_coef", 0.1, "set `optimiser.kl_coeff`"),
         ("model.lora_rank", 8, "adapters are not supported"),
         ("actor_rollout_ref.actor.optim.lr", 1.0, "leave out the prefix"),
     ],
@@ -61,7 +63,7 @@ def test_a_key_that_our_loop_does_not_honour_is_refused_with_the_reason(key, val
         ("actor.optim.weight_decay", "much"),
         ("actor.calculate_entropy", 1),
         ("actor.kl_loss_type", 3),
-        ("actor.entropy_coeff", True),
+        ("actor.optim.clip_grad", True),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(key, value):

@@ -1,8 +1,8 @@
 """Check and measure log-probs, updates, generation and weight swaps on one device.
 
 Builds a randomly initialised model (Qwen2.5-0.5B's shape, or a tiny one), so nothing is downloaded.
-Fails if fp32 log-probs differ from a plain transformers forward pass by more than 1e-4, if engine and
-trainer disagree after a swap, or if a weight swap changes nothing. Everything else is reported: a
+Fails if the trainer's or the engine's fp32 log-probs differ from a plain transformers forward pass by more
+than 1e-4, if engine and trainer disagree after a swap, or if a weight swap changes nothing. Everything else is reported: a
 table on the terminal, and rows of {case, system, metric, value, unit, runs, spread} as JSON.
 """
 
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,23 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from lightningrl.credit import broadcast
+from lightningrl.schema import (
+    Attempt,
+    AttemptId,
+    AttemptState,
+    Mode,
+    NewRollout,
+    Rollout,
+    RolloutId,
+    RolloutState,
+    StepId,
+    StepKind,
+    group_id,
+    rollout_id,
+)
+from lightningrl.trajectory import Row, merge, with_credit
+from lightningrl.transition import Group, Trace, Transition
 from lightningrl_verl.backend import VerlBackend
 from lightningrl_verl.backend_config import BackendConfig
 from lightningrl_verl.engine import Completion, SamplingParams, TorchEngine
@@ -87,16 +105,6 @@ TINY = Size(
     micro_batch_tokens=256,
     runs=1,
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training sequence; see `lightningrl_verl.batch.TrainingRow`."""
-
-    token_ids: NDArray[np.int32]
-    mask: NDArray[np.bool_]
-    advantages: NDArray[np.float32]
-    rollout_id: str
 
 
 class Report:
@@ -191,8 +199,57 @@ def random_rows(size: Size, count: int) -> list[Row]:
     length = size.prompt_tokens + size.answer_tokens
     mask = np.arange(length) >= size.prompt_tokens
     ids = draw.integers(0, size.shape["vocab_size"], (count, length)).astype(np.int32)
+    weights = mask.astype(np.float32) / length
     return [
-        Row(one, mask, mask.astype(np.float32) / length, f"random-{i}") for i, one in enumerate(ids)
+        Row(RolloutId(f"random-{i}"), one, mask, np.zeros(length, np.float32), weights, ())
+        for i, one in enumerate(ids)
+    ]
+
+
+def rows_of(prompts: Sequence[list[int]], answers: Sequence[Completion]) -> list[Row]:
+    """The answers through core's own layers: transitions, broadcast credit, merged rows, weights.
+
+    All answers form one group, in which every second one is rewarded.
+    """
+    now = datetime.now(UTC)
+    group = group_id("gpu-check", Mode.TRAIN, 1, "task")
+    traces: list[Trace] = []
+    for member, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        name = rollout_id(group, member)
+        spec = NewRollout(
+            id=name,
+            run="gpu-check",
+            mode=Mode.TRAIN,
+            iteration=1,
+            task_id="task",
+            group_id=group,
+            member=member,
+            task={},
+        )
+        reward = float(member % 2)
+        rollout = Rollout(spec, RolloutState.SUCCEEDED, 1, reward, now, now)
+        attempt = Attempt(
+            AttemptId(name), name, 1, AttemptState.SUCCEEDED, "check", now, now, now, None, None
+        )
+        step = Transition(
+            step_id=StepId(name),
+            rollout_id=name,
+            attempt_id=attempt.id,
+            kind=StepKind.LLM,
+            name="policy",
+            agent=None,
+            parent_id=None,
+            started_at=now,
+            prompt_ids=np.array(prompt, np.int32),
+            token_ids=np.array(answer.token_ids, np.int32),
+            logprobs=np.array(answer.logprobs, np.float32),
+        )
+        traces.append(Trace(rollout, attempt, (step,), reward))
+    (credit,) = broadcast([Group(group, tuple(traces))])
+    return [
+        row
+        for trace, credit_T in zip(traces, credit, strict=True)
+        for row in with_credit(merge(trace.transitions).rows, credit_T, len(traces))
     ]
 
 
@@ -200,6 +257,7 @@ def check_log_probs(report: Report, folder: Path, device: str, size: Size) -> No
     """Compare the trainer's log-probs with a plain forward pass in fp32, in both precisions."""
     rows = random_rows(size, 4)
     plain = plain_log_probs(folder, device, rows)
+    check_engine(report, folder, device, rows, plain)
     for dtype in ("fp32", "bf16"):
         backend = VerlBackend(backend_config(folder, device, dtype, size))
         scored = backend.log_probs(rows)
@@ -208,6 +266,34 @@ def check_log_probs(report: Report, folder: Path, device: str, size: Size) -> No
         report.add(f"trainer {dtype}", "max_log_prob_difference", "nats", [gap])
         if dtype == "fp32" and not gap <= FP32_TOLERANCE:
             raise SystemExit(f"fp32 log-probs differ from transformers' by {gap:.3g} nats")
+
+
+def check_engine(
+    report: Report,
+    folder: Path,
+    device: str,
+    rows: Sequence[Row],
+    plain: Sequence[NDArray[np.float32]],
+) -> None:
+    """The same for the engine, in fp32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    longest = max(64, *(len(row.token_ids) for row in rows))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    engine = TorchEngine(model, tokenizer, slots=1, max_model_len=longest)
+    engine.start()
+    try:
+        gaps: list[float] = []
+        for row, expected in zip(rows, plain, strict=True):
+            start = int(row.mask.argmax())
+            scored = engine.score(row.token_ids[:start].tolist(), row.token_ids[start:].tolist())
+            gaps.append(float(np.abs(np.array(scored) - expected[start:]).max()))
+    finally:
+        engine.close()
+    report.add("engine fp32", "max_log_prob_difference", "nats", [max(gaps)])
+    if not max(gaps) <= FP32_TOLERANCE:
+        raise SystemExit(
+            f"the engine's fp32 log-probs differ from transformers' by {max(gaps):.3g}"
+        )
 
 
 def plain_log_probs(folder: Path, device: str, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
@@ -273,15 +359,8 @@ def measure_generation(
         seconds = time.perf_counter() - started
     sampled = sum(len(answer.token_ids) for answer in answers)
     report.add("generation", "throughput", "tokens/s", [sampled / seconds])
-    rows: list[Row] = []
-    old: list[NDArray[np.float32]] = []
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        ids = np.array([*prompt, *answer.token_ids], np.int32)
-        mask = np.arange(len(ids)) >= len(prompt)
-        advantage = np.float32((1 if i % 2 else -1) / len(prompts))
-        rows.append(Row(ids, mask, mask.astype(np.float32) * advantage, f"generated-{i}"))
-        old.append(np.array([*([0.0] * len(prompt)), *answer.logprobs], np.float32))
-    return rows, old
+    rows = rows_of(prompts, answers)
+    return rows, [row.logprobs for row in rows]
 
 
 def measure_swap(
@@ -290,9 +369,10 @@ def measure_swap(
     """Give the engine the updated weights, and check that it serves them."""
     prompt, answer = [1, 2, 3, 4], [5, 6, 7, 8]
     before = engine.score(prompt, answer)
-    started = time.perf_counter()
-    engine.swap_weights(backend.named_parameters(), 1)
-    report.add("weight_swap", "duration", "s", [time.perf_counter() - started])
+    with report.peak_memory("weight_swap"):
+        started = time.perf_counter()
+        engine.swap_weights(backend.named_parameters(), 1)
+        report.add("weight_swap", "duration", "s", [time.perf_counter() - started])
     if engine.score(prompt, answer) == before:
         raise SystemExit("the engine scores as before the swap: it serves stale weights")
     result = probe(engine.score, backend, tolerance=tolerance)

@@ -22,6 +22,7 @@ def test_the_gpu_check_runs_on_a_cpu_and_reports_every_part(tmp_path: Path):
     rows = json.loads(output.read_text())
     measured = {(row["case"], row["metric"]): row["value"] for row in rows}
     assert measured.keys() == {
+        ("engine fp32", "max_log_prob_difference"),
         ("trainer fp32", "max_log_prob_difference"),
         ("trainer bf16", "max_log_prob_difference"),
         ("generation", "throughput"),
@@ -31,6 +32,7 @@ def test_the_gpu_check_runs_on_a_cpu_and_reports_every_part(tmp_path: Path):
         ("weight_swap", "duration"),
         ("weight_swap", "max_log_prob_difference"),
     }
+    assert measured["engine fp32", "max_log_prob_difference"] <= 1e-4
     assert measured["trainer fp32", "max_log_prob_difference"] <= 1e-4
     assert measured["weight_swap", "max_log_prob_difference"] <= 1e-4
     assert "weight_swap" in done.stdout

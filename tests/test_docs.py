@@ -102,14 +102,14 @@ def test_the_readmes_program_is_at_most_20_lines() -> None:
 def test_python_blocks_compile(page: Path) -> None:
     for block in blocks(page):
         if block.language == "python" and not block.fragment:
-            compile(block.text, str(page), "exec")
+            assert compile(block.text, str(page), "exec")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_yaml_blocks_are_recipes(page: Path) -> None:
     for block in blocks(page):
         if block.language == "yaml" and not block.fragment:
-            parse_recipe(yaml.safe_load(block.text), where=str(page))
+            assert parse_recipe(yaml.safe_load(block.text), where=str(page)).name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

@@ -174,3 +174,13 @@ def test_other_initial_weights_are_refused(tmp_path: Path) -> None:
     folder.check_base(tmp_path / "one")
     with pytest.raises(ConfigError, match="started from other weights"):
         folder.check_base(tmp_path / "two")
+
+
+def test_without_validation_there_is_nothing_to_draw_before_the_first_training_reward(
+    tmp_path: Path,
+) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append({"iteration": 0, "policy_version": 0})
+    assert not log.has_rewards
+    log.append({"iteration": 1, "train/reward": 0.0})
+    assert log.has_rewards

@@ -187,7 +187,7 @@ class TrainingLoop:
         line |= {f"timing/{name}_seconds": round(s, 4) for name, s in watch.seconds.items()}
         self._log.append(line)
         self._watcher.end(line)
-        if due:
+        if due and self._log.has_rewards:
             draw_curve(self._folder.metrics, self._folder.curve, self._recipe.name)
 
     async def _scores(self, mode: Mode, iteration: int, variant: str, name: str) -> Metrics:

@@ -29,6 +29,15 @@ class MetricsLog:
         """The iteration of the last line; -1 without one."""
         return self.lines[-1]["iteration"] if self.lines else -1
 
+    @property
+    def has_rewards(self) -> bool:
+        """Whether there is a reward to draw: without a validation split iteration 0 has none."""
+        return any(
+            line.get(name) is not None
+            for line in self.lines
+            for name in ("train/reward", "val/reward")
+        )
+
     def cut(self, *, after: int) -> None:
         """Drop lines of iterations > `after`, and a torn last line."""
         self.lines = [line for line in self.lines if line["iteration"] <= after]

@@ -55,7 +55,8 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
                     f"Stopped. The same command goes on from {str(folder.checkpoints)!r}."
                 )
                 return _INTERRUPTED
-        draw_curve(folder.metrics, folder.curve, plan.recipe.name)
+        if MetricsLog(folder.metrics).has_rewards:
+            draw_curve(folder.metrics, folder.curve, plan.recipe.name)
         elapsed = time.monotonic() - started
         print_summary(console, plan.recipe, folder, plan.alias, wall_seconds=elapsed)
     return 0

@@ -1,6 +1,7 @@
 # The whole developer interface; CI calls the same targets. `make help` lists them.
 .DEFAULT_GOAL := help
 SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
 
 # uv as installed, else one of our own in a hidden folder, made from the package registry.
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
@@ -10,7 +11,7 @@ TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
 RECIPE ?= benchmarks/math/recipes/cpu.yaml
 ARGS ?=
 
-.PHONY: help setup train test test-long lint format types build docs clean
+.PHONY: help setup train test test-long test-oldest test-latest bench-adapters bench bench-store bench-store-postgres bench-gateway lint format types build docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -31,6 +32,26 @@ test: setup ## run the test suite
 test-long: setup ## run it with full counts of fault runs, fuzzing and seeds
 	LIGHTNINGRL_FAULT_RUNS=50 LIGHTNINGRL_EXAMPLES=2000 $(TESTS) -m "long or not long" $(ARGS)
 
+bench: bench-store bench-store-postgres bench-gateway bench-assembly bench-adapters ## run every performance benchmark
+
+bench-store: setup ## measure the store, side by side with Agent Lightning's (ARGS="--long" for memory)
+	$(RUN) python benchmarks/performance/store.py $(ARGS)
+
+bench-store-postgres: setup ## measure the store on PostgreSQL
+	$(RUN) python benchmarks/performance/store_postgres.py $(ARGS)
+
+bench-gateway: setup ## measure the gateway, side by side with direct calls and Agent Lightning's
+	$(RUN) python benchmarks/performance/gateway.py $(ARGS)
+
+test-oldest: setup ## prove each adapter on the oldest version of its framework that it claims
+	$(RUN) python scripts/framework_versions.py oldest $(ARGS)
+
+test-latest: setup ## report on the newest versions of the frameworks in the registry
+	$(RUN) python scripts/framework_versions.py latest $(ARGS)
+
+bench-adapters: setup ## measure what capture adds to a model call, by framework
+	$(RUN) python benchmarks/performance/adapters.py $(ARGS)
+
 lint: setup ## check style and the dependency rule
 	$(RUN) ruff check
 	$(RUN) ruff format --check
@@ -41,7 +62,7 @@ format: setup ## put the code in form
 	$(RUN) ruff format
 
 types: setup ## check types
-	$(RUN) basedpyright --project pyproject.toml
+	$(RUN) basedpyright --project pyproject.toml | awk '{print} /No source files found/ {exit 1}'
 
 build: setup ## build every package's wheel and sdist into dist/
 	rm -rf dist
@@ -51,6 +72,21 @@ build: setup ## build every package's wheel and sdist into dist/
 docs: setup ## write the generated references anew
 	$(RUN) python scripts/recipe_reference.py
 	$(RUN) python scripts/cli_reference.py
+	$(RUN) python scripts/adapter_reference.py
+	$(RUN) python scripts/settings_reference.py
+	$(RUN) python scripts/algorithms_reference.py
+	$(RUN) python scripts/gateway_fields_reference.py
 
 clean: ## remove what the targets above made, runs excepted
 	rm -rf dist .pytest_cache .ruff_cache .venv .uv
+
+.PHONY: bench-credit bench-assembly bench-ray
+bench-credit: setup ## compare credit assigners on controlled tasks (about ten minutes on two cores)
+	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory run
+	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory report
+
+bench-assembly: setup ## measure the way from stored events to packed rows
+	$(RUN) python benchmarks/performance/assembly.py $(ARGS)
+
+bench-ray: setup ## measure what Ray costs on this machine: start-up and memory
+	$(RUN) python benchmarks/performance/ray_cost.py $(ARGS)

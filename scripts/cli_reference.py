@@ -22,16 +22,9 @@ HEADER = """\
 
 `train` and `tiny` come with the distribution `lightningrl-verl`; the others with `lightningrl`, which
 needs no torch. Exit status: 0 went well; 1 something went wrong, and the message on stderr says what;
-2 the arguments, the recipe or a setting are wrong; 130 Ctrl-C.
+2 the arguments, the recipe or a setting are wrong; 3 a guard stopped training; 130 Ctrl-C.
 
-| environment variable | read by | meaning |
-|---|---|---|
-| `LIGHTNINGRL_ADMIN_KEY` | `serve` | the key that store API and policy control then demand; needed for an address that other machines reach |
-| `LIGHTNINGRL_KEY` | `runner`, `show`, `doctor`, live rollouts | the server's key |
-| `LIGHTNINGRL_SERVER` | live rollouts | URL of the server |
-| `LIGHTNINGRL_POLICY_KEY` | `try` | the endpoint's API key |
-| `LIGHTNINGRL_CACHE` | `train`, `tiny` | folder of tiny policies; else the user's cache folder |
-| `LIGHTNINGRL_DEBUG` | all | `1`: show tracebacks of errors |
+What the environment sets stands in [settings](settings.md).
 """
 
 

@@ -2,10 +2,11 @@
 # Check and measure the trainer on one NVIDIA GPU, with nothing from a hub and no network.
 #
 #   scripts/gpu_check.sh                     with what is installed in the current environment
-#   scripts/gpu_check.sh --wheels FOLDER     in a fresh environment on top of the machine's torch and
-#                                            transformers, from the wheels in FOLDER alone
+#   scripts/gpu_check.sh --wheels FOLDER     in a fresh environment on top of the machine's own packages,
+#                                            with all wheels in FOLDER and nothing else
 #
-# Other arguments go to gpu_check.py. Fill FOLDER on a machine with a network and the same Python:
+# Other arguments go to scripts/gpu_check. Fill FOLDER on a machine with a network and the same Python, with
+# what the GPU machine lacks:
 #   uv build --all-packages --wheel -o FOLDER && pip download -d FOLDER FOLDER/lightningrl_verl-*.whl
 set -euo pipefail
 
@@ -17,9 +18,10 @@ if [[ "${1:-}" == "--wheels" ]]; then
     shift 2
     environment="$(mktemp -d)"
     trap 'rm -rf "$environment"' EXIT
-    "$python" -m venv --system-site-packages "$environment"
-    python="$environment/bin/python"
-    "$python" -m pip install --quiet --no-index --find-links "$wheels" lightningrl-verl
+    # Not a virtual environment: if the machine's Python is in one, its packages would be out of sight.
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$environment" "$wheels"/*.whl
+    export PYTHONPATH="$environment${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
-"$python" "$here/gpu_check.py" "$@"
+export COLUMNS="${COLUMNS:-140}"
+PYTHONPATH="$here/../benchmarks/performance${PYTHONPATH:+:$PYTHONPATH}" "$python" "$here/gpu_check" "$@"

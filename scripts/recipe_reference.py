@@ -9,6 +9,7 @@ Run it with `python scripts/recipe_reference.py`.
 from __future__ import annotations
 
 import ast
+import enum
 import inspect
 import json
 import sys
@@ -24,7 +25,7 @@ from lightningrl import recipe, schema
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "recipe.md"
 
 HEADER = """\
-<!-- Written by scripts/recipe_reference.py; edit the docstrings of lightningrl/recipe.py instead. -->
+<!-- Written by scripts/recipe_reference.py; edit the docstrings of lightningrl/recipe/ instead. -->
 # Recipe reference
 
 A recipe is one YAML mapping. Every key below may also be given on the command line, as
@@ -33,7 +34,7 @@ error that names the key and the nearest valid one. Paths and modules are relati
 folder, except `folder` itself, which is relative to the working directory.
 
 `name` and one of `agent` and `command` are required. `lightningrl train` also needs `data`,
-`algorithm`, `optimiser` and exactly one trainable policy.
+`algorithm`, `optimiser` and at least one trainable policy.
 
 Of the sampling keys the update knows the temperature alone: in `sampling.train` leave `top_p`, `top_k`
 and the penalties off, or its log-probs are not those that the tokens were sampled at.
@@ -41,13 +42,12 @@ and the penalties off, or its log-probs are not those that the tokens were sampl
 
 MEANINGS = {
     "data": "The tasks: one source per split.",
-    "data.train": "What is trained on.",
     "data.val": "Scored every `validation.every` iterations. Null: never.",
     "policies": "Alias → policy. An alias is also a model name that the agent may use.",
-    "policies.NAME.trainable": "Training takes exactly one policy, with `true`.",
+    "guards": "When a run stops by itself, because training has collapsed.",
+    "guards.patience": "Iterations in a row.",
     "algorithm": "Needed by `lightningrl train`.",
     "algorithm.iterations": "Iterations of the whole run.",
-    "algorithm.tasks_per_iteration": "Tasks that one iteration collects.",
     "algorithm.credit_args": "Keyword arguments of the credit assigner.",
     "optimiser": "Needed by `lightningrl train`.",
     "optimiser.learning_rate": "AdamW's rate in the first iteration.",
@@ -68,7 +68,6 @@ MEANINGS = {
     "trainer.dtype": "Of the update's forward and backward pass; weights stay fp32.",
     "trainer.keep_checkpoints": "How many of the newest checkpoints stay on disk.",
     "engine": "The embedded inference engine.",
-    "engine.threads": "Torch threads of the engine. Null: torch's default.",
     "runner": "The processes that run agents.",
     "runner.processes": "How many.",
     "runner.lease_seconds": "A worker that is silent for longer loses its attempts.",
@@ -181,6 +180,8 @@ def _type(kind: Any) -> str:
         return "mapping" if _struct_of(kind) is None else "alias → section"
     if _struct_of(kind) is not None:
         return "section"
+    if issubclass(kind, enum.Enum):
+        return ", ".join(f"`{one.value}`" for one in kind)
     return {str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}[kind]
 
 

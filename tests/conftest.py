@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +14,16 @@ from user_project import Project, make_project
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tiny policies are kept, so that they are built once per session."""
-    return tmp_path_factory.mktemp("cache")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all of pytest's processes share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def cache(shared: Path) -> Path:
+    """Where tiny policies are kept, so that they are built once."""
+    return shared / "cache"
 
 
 @pytest.fixture
@@ -28,9 +37,15 @@ def project(tmp_path: Path, cache: Path) -> Iterator[Project]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Project:
-    """A project whose run is finished."""
-    project = make_project(tmp_path_factory.mktemp("trained"), cache)
-    done = project.cli("train", str(project.recipe()))
-    assert done.returncode == 0, done.stdout + done.stderr
+def trained(shared: Path, cache: Path) -> Project:
+    """A project whose run is finished; tests look at it, in several processes at once."""
+    folder = shared / "trained"
+    folder.mkdir(exist_ok=True)
+    with (shared / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        project = make_project(folder, cache)
+        if not (folder / "finished").exists():
+            done = project.cli("train", str(project.recipe()))
+            assert done.returncode == 0, done.stdout + done.stderr
+            (folder / "finished").touch()
     return project

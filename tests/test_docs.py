@@ -173,7 +173,25 @@ def test_each_guard_is_a_test_file() -> None:
             assert "def test_" in text or "(AdapterContract)" in text, row
 
 
-@pytest.mark.parametrize("script", ["recipe_reference", "cli_reference"])
+def test_each_decision_has_a_number_of_its_own_which_its_title_repeats() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    numbers = [page.name.partition("-")[0] for page in pages]
+    assert len(set(numbers)) == len(numbers) > 0
+    for page, number in zip(pages, numbers, strict=True):
+        assert page.read_text().startswith(f"# {number}"), page.name
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "adapter_reference",
+        "recipe_reference",
+        "cli_reference",
+        "algorithms_reference",
+        "gateway_fields_reference",
+        "settings_reference",
+    ],
+)
 def test_the_reference_is_up_to_date(script: str) -> None:
     written = _load(script)
     assert written.PAGE.read_text(encoding="utf-8") == written.render(), (

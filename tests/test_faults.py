@@ -16,18 +16,18 @@ import time
 
 import psutil
 import pytest
-from user_project import Project
+from exact_run import check_exact, wait_for_metrics
+from user_project import HALF_FLAT, Project
 
-from lightningrl.schema import TERMINAL, Mode
+from lightningrl.schema import Mode
 from lightningrl.store import RolloutQuery, open_store
-from lightningrl_verl.training.checkpoint import Checkpoints
-from lightningrl_verl.training.folder import RunFolder
 
 RUNS = int(os.environ.get("LIGHTNINGRL_FAULT_RUNS", "1"))
 """Seeded runs per kind of victim."""
 
-# The trainer with a display that kills it where a phase of iteration 2 begins.
-_DIES_AT = """
+# The trainer with a display that kills it in iteration 2, where a phase begins or it collects more than so
+# many rollouts.
+DIES_AT = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from lightningrl.recipe import load_recipe
@@ -35,6 +35,7 @@ from lightningrl_verl.training import run
 from lightningrl_verl.training.preflight import check
 
 class Deadly(run.Display):
+    deadly = False
     def begin(self, iteration):
         self.deadly = iteration == 2
         super().begin(iteration)
@@ -42,6 +43,10 @@ class Deadly(run.Display):
         if self.deadly and name == sys.argv[2]:
             os.kill(os.getpid(), signal.SIGKILL)
         super().phase(name)
+    def rollouts(self, progress):
+        if self.deadly and progress.total > int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().rollouts(progress)
 
 run.Display = Deadly
 asyncio.run(run.train_run(check(load_recipe(Path(sys.argv[1]))), ()))
@@ -49,56 +54,96 @@ asyncio.run(run.train_run(check(load_recipe(Path(sys.argv[1]))), ()))
 
 
 @pytest.mark.parametrize(
-    "phase",
+    "phases",
     [
-        pytest.param("credit", marks=pytest.mark.long),
-        "checkpoint",
-        "sync",
-        pytest.param("validate", marks=pytest.mark.long),
+        pytest.param(("checkpoint", "sync"), id="checkpoint, then sync"),
+        pytest.param(("credit", "validate"), id="credit, then validate", marks=pytest.mark.long),
     ],
 )
-def test_a_trainer_killed_at_a_phase_goes_on_exactly(project: Project, phase: str) -> None:
+def test_a_trainer_killed_at_one_phase_and_then_at_another_goes_on_exactly(
+    project: Project, phases: tuple[str, str]
+) -> None:
+    """The second start makes the iteration anew that the first one did not end."""
     recipe = str(project.recipe())
+    first, second = phases
+    _dies(project, recipe, phase=first)
+    _dies(project, recipe, phase=second)
+    _goes_on(project, recipe)
+    asyncio.run(check_exact(project))
+
+
+def test_a_trainer_killed_while_it_collects_further_tasks_goes_on_exactly(project: Project) -> None:
+    (project.folder / "half_flat.py").write_text(HALF_FLAT, encoding="utf-8")
+    recipe = project.recipe(
+        reward="half_flat:score",
+        algorithm={"iterations": 3, "tasks_per_iteration": 4, "group_size": 4, "further_tasks": 8},
+    )
+    # The iteration's own four tasks have 16 rollouts: more than these are of further tasks.
+    _dies(project, str(recipe), rollouts=16)
+    _goes_on(project, str(recipe))
+    asyncio.run(check_exact(project))
+    asyncio.run(_check_skipped(project))
+
+
+async def _check_skipped(project: Project) -> None:
+    """The ledger skipped the groups without signal and no others, and the metrics say how many."""
+    store = open_store(project.run / "store.db", read_only=True)
+    try:
+        ledger = await store.ledger("quick")
+        rollouts = await store.rollouts(RolloutQuery(run="quick", mode=Mode.TRAIN))
+    finally:
+        await store.close()
+    rewards: dict[str, set[float | None]] = {}
+    for rollout in rollouts:
+        rewards.setdefault(rollout.spec.group_id, set()).add(rollout.reward)
+    skipped = {entry.group_id for entry in ledger if entry.status == "skipped"}
+    assert skipped == {group for group, of_group in rewards.items() if len(of_group - {None}) < 2}
+    assert {entry.group_id for entry in ledger} == set(rewards)
+    for line in project.metrics()[1:]:
+        of_iteration = [one for one in ledger if one.iteration == line["iteration"]]
+        assert line["train/groups_skipped"] == sum(one.group_id in skipped for one in of_iteration)
+        assert len(of_iteration) == 4 + line["train/further_tasks"]
+
+
+def _dies(project: Project, recipe: str, *, phase: str = "", rollouts: int = sys.maxsize) -> None:
+    """Train until the trainer kills itself."""
     killed = subprocess.run(
-        [sys.executable, "-c", _DIES_AT, recipe, phase],
+        [sys.executable, "-c", DIES_AT, recipe, phase, str(rollouts)],
         cwd=project.folder, env=project.environment, check=False, timeout=200,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
+
+
+def _goes_on(project: Project, recipe: str) -> None:
+    """Train by the same command to the end."""
     done = project.cli("train", recipe)
     assert done.returncode == 0, done.stdout + done.stderr
-    asyncio.run(_check(project))
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
 @pytest.mark.parametrize(
-    "victim", ["server", "runner", pytest.param("trainer", marks=pytest.mark.long)]
-)
+    "victims", [("server", "runner"), pytest.param(("trainer",), marks=pytest.mark.long)],
+    ids=" and ".join,
+)  # fmt: skip
 def test_a_run_with_killed_processes_ends_complete_and_exact(
-    project: Project, victim: str, seed: int
+    project: Project, victims: tuple[str, ...], seed: int
 ) -> None:
     recipe = str(project.recipe())
-    moment = random.Random(f"{victim}/{seed}").uniform(0.0, 2.0)
+    choice = random.Random(f"{victims}/{seed}")
     with project.start("train", recipe) as process:
         try:
-            _wait_for_metrics(project, process)
-            time.sleep(moment)
-            _kill(process, victim)
+            wait_for_metrics(project, process)
+            for victim in choice.sample(victims, len(victims)):
+                time.sleep(choice.uniform(0.0, 2.0))
+                _kill(process, victim)
             code = process.wait(timeout=200)
         finally:
             process.kill()
-    if victim == "trainer":
+    if "trainer" in victims:
         assert code in (-signal.SIGKILL, 0)
         code = project.cli("train", recipe).returncode
     assert code == 0, project.output
-    asyncio.run(_check(project))
-
-
-def _wait_for_metrics(project: Project, process: subprocess.Popen[bytes]) -> None:
-    """Wait until iteration 0 is scored."""
-    metrics = project.run / "metrics.jsonl"
-    while not metrics.exists() or not metrics.read_text():
-        assert process.poll() is None, project.output
-        time.sleep(0.05)
+    asyncio.run(check_exact(project))
 
 
 def _kill(process: subprocess.Popen[bytes], victim: str) -> None:
@@ -106,46 +151,9 @@ def _kill(process: subprocess.Popen[bytes], victim: str) -> None:
         process.kill()
         return
     module = {"server": "serve", "runner": "lightningrl.runner.process"}[victim]
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if module in child.cmdline():
-            child.send_signal(signal.SIGKILL)
-
-
-async def _check(project: Project) -> None:
-    lines = project.metrics()
-    assert [line["iteration"] for line in lines] == [0, 1, 2, 3]
-    assert "test/reward" in lines[-1]
-    newest = Checkpoints(RunFolder(project.run).checkpoints, keep=10).newest()
-    assert newest is not None
-    assert [iteration for iteration, _ in newest[1].history] == [1, 2, 3]
-    store = open_store(project.run / "store.db", read_only=True)
     try:
-        rollouts = await store.rollouts(RolloutQuery(run="quick"))
-        ledger = await store.ledger("quick")
-    finally:
-        await store.close()
-    assert all(rollout.state in TERMINAL for rollout in rollouts)
-    assert all(entry.committed for entry in ledger)
-    taken = [one for entry in ledger for one in entry.rollout_ids]
-    assert len(taken) == len(set(taken))
-    trained = {one.id for one in rollouts if one.spec.mode is Mode.TRAIN}
-    # Three iterations of four tasks with four rollouts each.
-    assert len(trained) == 3 * 4 * 4
-    assert set(taken) <= trained
-    assert sum(line["train/rollouts"] for line in lines[1:]) == len(taken)
-    assert _left_over(project) == []
-
-
-def _left_over(project: Project) -> list[str]:
-    """Processes of the run that are still there after the time that they have to end."""
-    names = [str(project.folder), "runs/quick"]
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            words = " ".join(process.cmdline())
-            if process.cwd() == str(project.folder) and any(name in words for name in names):
-                found.append(process)
-        except psutil.Error:
-            continue
-    _, alive = psutil.wait_procs(found, timeout=30)
-    return [" ".join(process.cmdline()) for process in alive]
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if module in child.cmdline():
+                child.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        pass  # the run was faster

@@ -31,7 +31,8 @@ def project(member: Path) -> dict[str, Any]:
 def test_the_public_names_are_sorted_and_pinned() -> None:
     assert lightningrl.__all__ == sorted(lightningrl.__all__)
     assert lightningrl.__all__ == [
-        "Reward", "bind", "final_reward", "load_recipe", "reward", "rollout", "step",
+        "Reward", "bind", "feedback", "final_reward", "load_recipe", "record", "redact_texts",
+        "resource", "reward", "rollout", "state", "step",
     ]  # fmt: skip
     for name in lightningrl.__all__:
         assert callable(getattr(lightningrl, name))
@@ -79,13 +80,24 @@ def test_every_registered_adapter_passes_the_contract_in_its_own_tests() -> None
         assert contracts, f"{member.name}: no test class derives from AdapterContract"
 
 
+def test_an_adapters_package_asks_for_the_versions_that_the_adapter_works_with() -> None:
+    for entry in entry_points(group=GROUP):
+        adapter: type[Adapter] = entry.load()
+        first, last = adapter.versions
+        wanted = f"{adapter.framework}>={first},<{last}"
+        assert wanted in project(ROOT / "packages" / f"adapter-{entry.name}")["dependencies"]
+
+
 @pytest.mark.parametrize(
     ("imported", "absent"),
     [
         ("lightningrl", (*HEAVY, *FRAMEWORKS, "numpy", "aiohttp", "apsw")),
         ("lightningrl.cli, lightningrl.server, lightningrl.runner.process", (*HEAVY, *FRAMEWORKS)),
         ("lightningrl.credit, lightningrl.trajectory, lightningrl.traces", (*HEAVY, *FRAMEWORKS)),
+        ("lightningrl_agent_framework", HEAVY),
         ("lightningrl_autogen", HEAVY),
+        ("lightningrl_langchain", (*HEAVY, "langchain", "langgraph", "langchain_openai", "openai")),
+        ("lightningrl_openai_agents", HEAVY),
         ("lightningrl_bench_math.agent", (*HEAVY, "lightningrl", "lightningrl_autogen")),
     ],
 )

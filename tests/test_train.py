@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -46,7 +47,24 @@ def test_updates_had_signal_and_every_later_turn_merged(trained: Project) -> Non
 def test_every_metric_is_defined_in_the_docs(trained: Project) -> None:
     docs = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
     for line in trained.metrics():
-        assert [name for name in line if f"`{name}`" not in docs] == []
+        named = [name.replace("step_reward/length", "step_reward/RULE") for name in line]
+        assert [name for name in named if f"`{name}`" not in docs] == []
+
+
+def test_step_rewards_are_computed_in_training_and_again_from_the_store(trained: Project) -> None:
+    lines = trained.metrics()[1:]
+    assert all(line["step_reward/length_missing"] == 0.0 for line in lines)
+    means = [line["step_reward/length"] for line in lines]
+    done = trained.cli("rescore", "quick")
+    assert done.returncode == 0, done.stderr
+    assert f"{means[-1]:.3f}" in done.stdout
+
+
+def test_methods_are_compared_on_a_finished_run(trained: Project) -> None:
+    done = trained.cli("credit", "quick", "--with", "gigpo,step_reward", "--iteration", "1")
+    assert done.returncode == 0, done.stderr
+    for name in ("broadcast", "gigpo", "step_reward"):
+        assert name in done.stdout
 
 
 def test_the_trained_model_is_a_hugging_face_folder(trained: Project) -> None:
@@ -90,3 +108,18 @@ def test_export_writes_a_folder_with_a_model_card(trained: Project, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "warm-started" in (out / "README.md").read_text(encoding="utf-8")
     assert AutoModelForCausalLM.from_pretrained(out).num_parameters() > 1000
+
+
+def test_the_drift_report_accounts_for_every_rollout_and_row(trained: Project) -> None:
+    lines = trained.metrics()[1:]
+    for line in lines:
+        name = f"iteration-{line['iteration']:06d}.jsonl"
+        report = (trained.run / "drift" / name).read_text(encoding="utf-8").splitlines()
+        rollouts = [json.loads(one) for one in report]
+        assert len(rollouts) == line["train/rollouts"]
+        gaps = [row["gap"] for one in rollouts for row in one["rows"] if row["gap"] is not None]
+        assert len(gaps) == line["train/rows_with_signal"]
+        # Engine and trainer compute alike, on the same weights.
+        assert 0 < max(gap["max"] for gap in gaps) == line["actor/log_prob_gap_max"] < 1e-4
+    shown = trained.cli("drift", "quick", "--rollout", rollouts[0]["rollout"])
+    assert rollouts[0]["rollout"] in shown.stdout, shown.stderr

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from uv_tool import ROOT, needs_uv, uv
 
-ROOT = Path(__file__).resolve().parent.parent
-_LOCAL_UV = ROOT / ".uv" / "bin" / "uv"
-UV = shutil.which("uv") or str(_LOCAL_UV)
-
-pytestmark = pytest.mark.skipif(
-    not Path(UV).is_file(), reason="uv, which `make` installs, is neither here nor on the path"
-)
-
-
-def uv(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run uv to its end."""
-    environment = {name: text for name, text in os.environ.items() if name != "VIRTUAL_ENV"}
-    return subprocess.run(
-        [UV, *arguments],
-        cwd=ROOT, env=environment, timeout=280, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+pytestmark = needs_uv
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +24,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_every_package_builds_a_typed_wheel(wheels: dict[str, Path]) -> None:
     assert wheels.keys() == {
-        "lightningrl", "lightningrl_autogen", "lightningrl_bench_math", "lightningrl_testkit",
-        "lightningrl_verl",
+        "lightningrl", "lightningrl_agent_framework", "lightningrl_autogen", "lightningrl_bench_math",
+        "lightningrl_langchain", "lightningrl_openai_agents", "lightningrl_testkit", "lightningrl_verl",
     }  # fmt: skip
     for name, wheel in wheels.items():
         assert f"{name}/py.typed" in ZipFile(wheel).namelist()
@@ -90,6 +74,24 @@ def alone(package: str, *command: str) -> subprocess.CompletedProcess[str]:
             "['autogen']",
         ),
         (
+            "lightningrl-agent-framework",
+            "from lightningrl.capture.adapter import find_adapters as find;"
+            "print([one.name for one in find()])",
+            "['agent-framework']",
+        ),
+        (
+            "lightningrl-langchain",
+            "from lightningrl.capture.adapter import find_adapters as find;"
+            "print([one.name for one in find()])",
+            "['langchain']",
+        ),
+        (
+            "lightningrl-openai-agents",
+            "from lightningrl.capture.adapter import find_adapters as find;"
+            "print([one.name for one in find()])",
+            "['openai-agents']",
+        ),
+        (
             "lightningrl-testkit",
             "import lightningrl_testkit.adapter, lightningrl_testkit.store; print('whole')",
             "whole",
@@ -106,7 +108,8 @@ def test_a_package_runs_with_what_it_declares_alone(
 def test_core_alone_has_its_commands_and_says_where_training_comes_from() -> None:
     shown = alone("lightningrl", "lightningrl", "--help")
     commands = re.findall(r"^  (\w+)  ", shown.stdout.split("Commands:")[1], re.MULTILINE)
-    assert commands == ["doctor", "export", "plot", "runner", "serve", "show", "try"]
+    told = "credit db delete doctor drift export import plot rescore retry runner serve show try"
+    assert commands == told.split()
     refused = alone("lightningrl", "lightningrl", "train", "recipe.yaml")
     assert refused.returncode == 2
     assert "pip install lightningrl-verl" in refused.stderr

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ def short(task, output, trace):
     return float(len(output) % 2 == 0)
 """
 
+HALF_FLAT = """
+def score(task, output, trace):
+    return float(len(output) % 2) if len(task["question"]) % 2 else 0.25
+"""
+"""The module `half_flat`: a reward that is the same for half of the tasks, whatever the answer."""
+
 
 @dataclass(frozen=True)
 class Project:
@@ -31,11 +38,13 @@ class Project:
 
     folder: Path
     environment: dict[str, str]
+    name: str = "quick"
+    """Of the run."""
 
     @property
     def run(self) -> Path:
         """The run's folder."""
-        return self.folder / "runs" / "quick"
+        return self.folder / "runs" / self.name
 
     def recipe(self, **changes: Any) -> Path:
         """Write the recipe, with sections or keys replaced."""
@@ -54,12 +63,21 @@ class Project:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a command of ours; `output` is what it printed."""
+    def start(
+        self, *arguments: str, through: Sequence[str] = (), own_group: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """Start a command of ours; `output` is what it printed.
+
+        Args:
+            arguments: of the command line.
+            through: another command, which is given ours.
+            own_group: in a process group of its own, as a shell starts what it hands the terminal.
+        """
         with (self.folder / "output.txt").open("ab") as output:
             return subprocess.Popen(
-                self.command(*arguments), cwd=self.folder, env=self.environment,
+                [*through, *self.command(*arguments)], cwd=self.folder, env=self.environment,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                process_group=0 if own_group else None,
             )  # fmt: skip
 
     @property
@@ -88,7 +106,10 @@ def _recipe() -> dict[str, Any]:
             "policy": {"tiny": "quick_project:spec", "tool_parser": "compact", "max_model_len": 256}
         },
         "sampling": {"train": {"max_tokens": 16}, "val": {"temperature": 0.0, "max_tokens": 16}},
+        "step_rewards": [{"rule": "length", "weight": -0.1, "args": {"limit": 4}}],
         "algorithm": {"iterations": 3, "tasks_per_iteration": 4, "group_size": 4},
+        # So small a policy may unlearn its tool within a few updates of so few rollouts.
+        "guards": {"min_tool_calls": None},
         "optimiser": {"learning_rate": 1.0e-3},
         "validation": {"every": 2},
         "trainer": {"threads": 1, "keep_checkpoints": 10},

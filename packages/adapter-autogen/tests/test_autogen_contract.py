@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-
+import pytest
 from autogen_agentchat.agents import AssistantAgent
+from autogen_agentchat.conditions import TextMentionTermination
 from autogen_agentchat.messages import TextMessage, ToolCallSummaryMessage
+from autogen_agentchat.teams import Swarm
 from autogen_agentchat.tools import AgentTool
-from autogen_core.models import ModelInfo
+from autogen_core.memory import ListMemory, MemoryContent, MemoryMimeType
 from autogen_core.tools import FunctionTool
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 
 from lightningrl_autogen import AutoGenAdapter
-from lightningrl_testkit.adapter import LOOKUP_DESCRIPTION, MODEL, AdapterContract, lookup
-
-
-@asynccontextmanager
-async def model_client() -> AsyncGenerator[OpenAIChatCompletionClient]:
-    """A client as users build one: address and key come from the environment."""
-    info = ModelInfo(
-        vision=False,
-        function_calling=True,
-        json_output=False,
-        family="unknown",
-        structured_output=False,
-    )
-    client = OpenAIChatCompletionClient(model=MODEL, model_info=info, max_retries=0)
-    try:
-        yield client
-    finally:
-        await client.close()
+from lightningrl_testkit.adapter import AdapterContract
+from lightningrl_testkit.autogen_client import autogen_client
+from lightningrl_testkit.examples import ExampleAgents
+from lightningrl_testkit.lab import LOOKUP_DESCRIPTION, lookup
 
 
 def worker(
@@ -55,25 +41,50 @@ async def answer(agent: AssistantAgent, prompt: str) -> str:
     return message.content
 
 
-class TestAutoGen(AdapterContract):
-    """Each claim of the contract, on AutoGen AgentChat."""
+class AutoGenAgents(ExampleAgents):
+    """Agents and their clients keep a conversation, so each prompt gets its own."""
+
+    packages = ("autogen_core", "autogen_agentchat", "autogen_ext")
 
     def make_adapter(self) -> AutoGenAdapter:
         return AutoGenAdapter()
 
     async def ask(self, prompt: str, *, stream: bool = False) -> str:
-        async with model_client() as client:
+        async with autogen_client() as client:
             agent = AssistantAgent("asker", model_client=client, model_client_stream=stream)
             return await answer(agent, prompt)
 
     async def ask_with_tool(self, prompt: str, *, stream: bool = False) -> str:
-        async with model_client() as client:
+        async with autogen_client() as client:
             return await answer(worker("worker", client, stream=stream), prompt)
 
     async def ask_through_sub_agent(self, prompt: str) -> str:
-        async with model_client() as client:
+        async with autogen_client() as client:
             inner = AgentTool(worker("inner", client), return_value_as_last_message=True)
             outer = AssistantAgent(
                 "outer", model_client=client, tools=[inner], max_tool_iterations=3
             )
             return await answer(outer, prompt)
+
+    async def hand_off(self, prompt: str) -> str:
+        async with autogen_client() as client:
+            first = AssistantAgent("first", model_client=client, handoffs=["second"])
+            second = AssistantAgent("second", model_client=client)
+            done = TextMentionTermination("done:", sources=["second"])
+            team = Swarm([first, second], termination_condition=done)
+            result = await team.run(task=prompt)
+            message = result.messages[-1]
+            assert isinstance(message, TextMessage)
+            return message.content
+
+    async def retrieve(self, query: str) -> None:
+        found = MemoryContent(content=f"found: {query}", mime_type=MemoryMimeType.TEXT)
+        await ListMemory("archive", [found]).query(query)
+
+
+class TestAutoGen(AdapterContract):
+    """Each claim of the contract, on AutoGen AgentChat."""
+
+    @pytest.fixture
+    def agents(self) -> AutoGenAgents:
+        return AutoGenAgents()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +13,19 @@ from autogen_agentchat.conditions import MaxMessageTermination
 from autogen_agentchat.messages import BaseChatMessage, TextMessage
 from autogen_agentchat.teams import RoundRobinGroupChat, SelectorGroupChat, Swarm
 from autogen_core import CancellationToken, SingleThreadedAgentRuntime
-from autogen_core.models import ChatCompletionClient, ModelInfo
+from autogen_core.models import ChatCompletionClient
 from autogen_core.tools import FunctionTool
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 from autogen_ext.models.replay import ReplayChatCompletionClient
 
 import lightningrl
-from lightningrl.capture.client import install_client_patch, uninstall_client_patch
 from lightningrl.capture.context import current, in_rollout
 from lightningrl.errors import AgentError, ConfigError
 from lightningrl.schema import StepKind
 from lightningrl_autogen import AutoGenAdapter, capture_client
-from lightningrl_testkit.adapter import MODEL, CaptureLab, Recorded, open_lab
-from lightningrl_testkit.model_server import Answer, ToolCall
+from lightningrl_testkit.autogen_client import autogen_client
+from lightningrl_testkit.lab import CaptureLab, Recorded
+from lightningrl_testkit.model_server import Answer, Script, ToolCall
 
 
 def script(request: dict[str, Any]) -> Answer:
@@ -45,47 +42,8 @@ def script(request: dict[str, Any]) -> Answer:
 
 
 @pytest.fixture
-def adapter() -> Iterator[AutoGenAdapter]:
-    adapter = AutoGenAdapter()
-    adapter.install()
-    yield adapter
-    adapter.uninstall()
-
-
-@pytest.fixture
-async def lab(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: AutoGenAdapter
-) -> AsyncIterator[CaptureLab]:
-    install_client_patch()
-    async with open_lab(tmp_path, script) as lab:
-        monkeypatch.setenv("OPENAI_BASE_URL", f"{lab.rig.url}/v1")
-        monkeypatch.setenv("OPENAI_API_KEY", "lightningrl-placeholder")
-        yield lab
-    uninstall_client_patch()
-
-
-@asynccontextmanager
-async def model_client() -> AsyncGenerator[OpenAIChatCompletionClient]:
-    info = ModelInfo(
-        vision=False,
-        function_calling=True,
-        json_output=False,
-        family="unknown",
-        structured_output=False,
-    )
-    client = OpenAIChatCompletionClient(model=MODEL, model_info=info, max_retries=0)
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-def agents_of(found: Recorded) -> list[str | None]:
-    return [one.agent for one in found.calls]
-
-
-def joined(found: Recorded) -> bool:
-    return [one.step_id for one in found.calls] == [one.step_id for one in found.of(StepKind.LLM)]
+def model() -> Script:
+    return script
 
 
 # -- teams and runtimes ----------------------------------------------------------------------------
@@ -93,19 +51,19 @@ def joined(found: Recorded) -> bool:
 
 async def test_each_member_of_a_team_has_its_own_steps(lab: CaptureLab) -> None:
     async def agent() -> None:
-        async with model_client() as client:
+        async with autogen_client() as client:
             members = [AssistantAgent(name, model_client=client) for name in ("alice", "bob")]
             await RoundRobinGroupChat(members, max_turns=2).run(task="hello")
 
     found = await lab.record(agent)
-    assert agents_of(found) == ["alice", "bob"]
+    assert found.callers == ["alice", "bob"]
     assert [one.name for one in found.of(StepKind.AGENT)] == ["alice", "bob"]
-    assert joined(found)
+    assert found.whole
 
 
 async def test_a_speaker_is_selected_by_the_manager_not_by_a_member(lab: CaptureLab) -> None:
     async def agent() -> None:
-        async with model_client() as client:
+        async with autogen_client() as client:
             members = [
                 AssistantAgent(name, model_client=client, description=name)
                 for name in ("alice", "bob", "carol")
@@ -113,8 +71,8 @@ async def test_a_speaker_is_selected_by_the_manager_not_by_a_member(lab: Capture
             await SelectorGroupChat(members, model_client=client, max_turns=1).run(task="hello")
 
     found = await lab.record(agent)
-    assert agents_of(found) == ["SelectorGroupChatManager", "bob"]
-    assert joined(found)
+    assert found.callers == ["SelectorGroupChatManager", "bob"]
+    assert found.whole
 
 
 async def test_rollouts_on_one_runtime_that_outlives_them_never_mix(lab: CaptureLab) -> None:
@@ -127,20 +85,20 @@ async def test_rollouts_on_one_runtime_that_outlives_them_never_mix(lab: Capture
         team = RoundRobinGroupChat(members, max_turns=2, runtime=runtime)
         return index, await lab.record(lambda: team.run(task=f"task-{index}"))
 
-    async with model_client() as client:
+    async with autogen_client() as client:
         results = await asyncio.gather(*(rollout(index, client) for index in range(8)))
     await runtime.stop()
     for index, found in results:
-        assert agents_of(found) == ["alice", "bob"]
+        assert found.callers == ["alice", "bob"]
         assert all(f"task-{index}" in one.request.decode() for one in found.calls)
-        assert joined(found)
+        assert found.whole
 
 
 async def test_a_runtime_started_in_a_rollout_does_not_keep_it(lab: CaptureLab) -> None:
     runtime = SingleThreadedAgentRuntime()
     async with lab.attempt() as first:
         runtime.start()
-        async with model_client() as client:
+        async with autogen_client() as client:
             with in_rollout(None):
                 team = RoundRobinGroupChat(
                     [AssistantAgent("alice", model_client=client)], max_turns=1, runtime=runtime
@@ -180,7 +138,7 @@ async def test_a_custom_agent_is_one_step_however_it_is_run(lab: CaptureLab) -> 
 
 async def tool_run(lab: CaptureLab, prompt: str, tool: Any) -> Recorded:
     async def agent() -> None:
-        async with model_client() as client:
+        async with autogen_client() as client:
             await AssistantAgent("worker", model_client=client, tools=[tool]).run(task=prompt)
 
     return await lab.record(agent)
@@ -219,7 +177,7 @@ async def test_calls_that_never_reach_a_tool_are_steps_with_errors(
 
 async def test_a_handoff_is_a_handoff(lab: CaptureLab) -> None:
     async def agent() -> None:
-        async with model_client() as client:
+        async with autogen_client() as client:
             triage = AssistantAgent("triage", model_client=client, handoffs=["spanish"])
             spanish = AssistantAgent("spanish", model_client=client)
             swarm = Swarm([triage, spanish], termination_condition=MaxMessageTermination(3))
@@ -230,7 +188,7 @@ async def test_a_handoff_is_a_handoff(lab: CaptureLab) -> None:
         ("transfer_to_spanish", "triage")
     ]
     assert found.of(StepKind.TOOL) == []
-    assert agents_of(found) == ["triage", "spanish"]
+    assert found.callers == ["triage", "spanish"]
 
 
 async def test_cancelling_ends_every_step_with_an_error(lab: CaptureLab) -> None:
@@ -244,7 +202,7 @@ async def test_cancelling_ends_every_step_with_an_error(lab: CaptureLab) -> None
             left.set()
         return "never"
 
-    async with lab.attempt() as context, model_client() as client:
+    async with lab.attempt() as context, autogen_client() as client:
         tool = FunctionTool(wait, description="wait")
         agent = AssistantAgent("worker", model_client=client, tools=[tool])
         token, before = CancellationToken(), asyncio.all_tasks()
@@ -272,15 +230,15 @@ async def test_a_captured_client_names_its_agent_and_patches_nothing(
     adapter.uninstall()
 
     async def agent() -> None:
-        async with model_client() as client:
+        async with autogen_client() as client:
             captured = capture_client(client, agent="critic")
             await AssistantAgent("anyone", model_client=captured).run(task="hello")
             stream = AssistantAgent("anyone", model_client=captured, model_client_stream=True)
             await stream.run(task="hello")
 
     found = await lab.record(agent)
-    assert agents_of(found) == ["critic", "critic"]
-    assert joined(found)
+    assert found.callers == ["critic", "critic"]
+    assert found.whole
 
 
 async def test_a_client_of_another_provider_is_a_step_without_a_call(lab: CaptureLab) -> None:
@@ -319,7 +277,7 @@ async def test_a_fresh_object_is_run_and_its_last_message_is_the_output(lab: Cap
     outputs: list[Any] = []
 
     async def agent() -> None:
-        async with model_client() as client:
+        async with autogen_client() as client:
             call = AutoGenAdapter().wrap(AssistantAgent("a", model_client=client), fresh=True)
             assert call is not None
             outputs.append(await call("hello"))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
+import anthropic
 import openai
 import pytest
 from openai._base_client import BaseClient
@@ -18,10 +19,17 @@ from lightningrl.capture.client import (
     install_client_patch,
     uninstall_client_patch,
 )
-from lightningrl.capture.context import RolloutContext, in_rollout, inside, start_step
+from lightningrl.capture.context import (
+    RolloutContext,
+    end_step,
+    in_rollout,
+    inside,
+    start_step,
+)
 from lightningrl.capture.sink import BufferSink
 from lightningrl.errors import ConfigError
-from lightningrl.schema import AttemptId, LogEvent, LogTopic, RolloutId
+from lightningrl.schema import LogEvent, LogTopic, RolloutId
+from lightningrl_testkit.contexts import rollout_context
 
 ORIGINAL = BaseClient.__dict__["_build_request"]
 
@@ -86,9 +94,8 @@ def patched() -> Iterator[None]:
 
 def make_context(server_url: str, *aliases: str) -> tuple[RolloutContext, BufferSink]:
     sink = BufferSink()
-    context = RolloutContext(
+    context = rollout_context(
         rollout_id=RolloutId("r/1"),
-        attempt_id=AttemptId("a1"),
         server_url=server_url,
         key="attempt-key",
         sink=sink,
@@ -153,15 +160,41 @@ def test_outside_a_rollout_nothing_is_touched(wire: Wire) -> None:
         assert headers["authorization"] == "Bearer users-key"
 
 
-def test_a_call_names_its_model_step_and_agent(wire: Wire) -> None:
+def test_a_call_names_its_model_step_agent_and_state(wire: Wire) -> None:
     context, _ = make_context(wire.url)
     with in_rollout(context):
         step = start_step("llm", "m", agent="Prüfer")
         with inside(step):
+            lightningrl.state("hall")
             ask(f"{wire.url}/v1")
     [(_, headers)] = wire.requests
     assert headers["x-lightningrl-step"] == step.id
     assert headers["x-lightningrl-agent"] == "Pr%C3%BCfer"
+    assert headers["x-lightningrl-state"] == "hall"
+
+
+def test_a_model_step_stands_for_one_call_and_its_retries(wire: Wire) -> None:
+    context, _ = make_context(wire.url)
+    wire.fail = 1
+    with in_rollout(context):
+        step = start_step("llm", "m")
+        with inside(step):
+            ask(f"{wire.url}/v1", max_retries=1)
+            ask(f"{wire.url}/v1")  # a client that asks twice: the second answer supersedes nothing
+    first, retry, second = [headers["x-lightningrl-step"] for _, headers in wire.requests]
+    assert first == retry == step.id
+    assert second != step.id
+
+
+def test_a_model_step_that_ended_stands_for_no_later_call(wire: Wire) -> None:
+    context, _ = make_context(wire.url)
+    with in_rollout(context):
+        step = start_step("llm", "m")
+        end_step(step)
+        with inside(step):
+            ask(f"{wire.url}/v1")
+    [(_, headers)] = wire.requests
+    assert headers["x-lightningrl-step"] != step.id
 
 
 def test_without_a_model_step_a_call_shares_an_id_with_its_retries_alone(wire: Wire) -> None:
@@ -202,5 +235,48 @@ def test_another_signature_is_refused_at_install() -> None:
 
     for method in (_build_request, None):
         with pytest.raises(ConfigError, match=f"openai {openai.__version__}.*can't be captured"):
-            check_signature(method)
-    check_signature(ORIGINAL)
+            check_signature(method, "openai", "1.66")
+    check_signature(ORIGINAL, "openai", "1.66")
+
+
+# -- other routes and clients ------------------------------------------------------------------
+
+
+def test_responses_go_to_the_attempt_as_chat_completions_do(wire: Wire) -> None:
+    context, _ = make_context(wire.url)
+    with (
+        in_rollout(context),
+        openai.OpenAI(base_url=f"{wire.url}/v1", api_key="users-key") as client,
+    ):
+        client.responses.create(model="m", input="x")
+    assert [path for path, _ in wire.requests] == ["/rollouts/r%2F1/attempts/a1/v1/responses"]
+
+
+def ask_anthropic(base_url: str, model: str = "m") -> None:
+    with anthropic.Anthropic(base_url=base_url, api_key="users-key", max_retries=0) as client:
+        client.messages.create(
+            model=model, max_tokens=9, messages=[{"role": "user", "content": "x"}]
+        )
+
+
+def test_an_anthropic_client_goes_to_the_attempt_under_its_key(wire: Wire) -> None:
+    context, _ = make_context(wire.url, "policy")
+    with in_rollout(context):
+        ask_anthropic(wire.url)
+        ask_anthropic("http://127.0.0.1:9", "policy")
+    for path, headers in wire.requests:
+        assert path == "/rollouts/r%2F1/attempts/a1/v1/messages"
+        assert headers["authorization"] == "Bearer attempt-key"
+        assert headers["x-api-key"] == "attempt-key"
+    assert context.model_calls == 2
+
+
+def test_another_anthropic_host_is_left_alone_and_named(wire: Wire) -> None:
+    context, sink = make_context("http://127.0.0.1:9", "policy")
+    with in_rollout(context):
+        ask_anthropic(wire.url, "judge")
+    [(path, headers)] = wire.requests
+    assert path == "/v1/messages"
+    assert "users-key" in headers["authorization"]
+    [log] = [one for one in sink.events if isinstance(one, LogEvent)]
+    assert log.message.startswith("the agent called 'judge' at '127.0.0.1'")

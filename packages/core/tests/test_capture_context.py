@@ -15,6 +15,7 @@ from lightningrl.capture.context import (
     current,
     end_step,
     in_rollout,
+    inside,
     start_step,
     stream_inside,
 )
@@ -29,15 +30,15 @@ from lightningrl.schema import (
     StepKind,
     StepStartEvent,
 )
+from lightningrl_testkit.contexts import rollout_context
 
 
 def make_context(name: str = "one") -> tuple[RolloutContext, BufferSink]:
     sink = BufferSink()
-    context = RolloutContext(
+    context = rollout_context(
         rollout_id=RolloutId(f"rollout-{name}"),
         attempt_id=AttemptId(f"attempt-{name}"),
         server_url="http://127.0.0.1:1/",
-        key="key",
         sink=sink,
     )
     return context, sink
@@ -122,6 +123,35 @@ def test_when_the_attempt_has_ended_nothing_more_is_recorded() -> None:
         assert current() is None
         lightningrl.final_reward(1.0)
     assert [type(one) for one in sink.events] == [StepStartEvent]
+
+
+def test_a_step_that_has_ended_is_current_nowhere() -> None:
+    context, sink = make_context()
+    with in_rollout(context), lightningrl.step("agent", "outer", agent="outer"):
+        inner = start_step("tool", "search", agent="inner")
+        with inside(inner):
+            end_step(inner)  # as a framework does that tells of it while its code still runs
+            lightningrl.reward(1.0)
+            later = start_step("tool", "later")
+    outer = starts(sink)[0].step_id
+    assert rewards(sink) == [(1.0, outer, "reward", 0)]
+    assert (starts(sink)[2].parent_id, later.agent) == (outer, "outer")
+
+
+def test_what_is_open_when_the_attempt_ends_is_ended_the_innermost_first() -> None:
+    context, sink = make_context()
+    with in_rollout(context):
+        outer = start_step("agent", "a")
+        inner = start_step("tool", "slow")
+        end_step(start_step("tool", "quick"))
+    context.close()
+    end_step(inner, output="too late")
+    cut = [
+        one.step_id for one in ends(sink) if one.error == "the attempt ended before this step did"
+    ]
+    assert cut == [inner.id, outer.id]
+    assert len(ends(sink)) == 3
+    assert context.closed
 
 
 @pytest.mark.parametrize(
@@ -268,10 +298,12 @@ def test_a_reward_is_the_current_steps_or_the_named_ones() -> None:
         lightningrl.reward(0.5)
         lightningrl.reward(1, step="s-other", name="format")
         lightningrl.reward(2.0, step=step, name="style")
+        lightningrl.reward(3.0, step="resp_s-1")  # the id of a response, as the agent got it
     assert rewards(sink) == [
         (0.5, step.id, "reward", 0),
         (1.0, "s-other", "format", 0),
         (2.0, step.id, "style", 0),
+        (3.0, "s-1", "reward", 0),
     ]
 
 

@@ -40,12 +40,27 @@ def raising(error: Exception) -> Commands:
 def test_help_lists_every_command_with_a_line_about_it() -> None:
     result = run("--help", group=with_commands())
     assert result.exit_code == 0
-    for name in ("doctor", "export", "plot", "runner", "serve", "show", "try"):
+    for name in (
+        "delete",
+        "doctor",
+        "drift",
+        "export",
+        "import",
+        "plot",
+        "retry",
+        "runner",
+        "serve",
+        "show",
+        "try",
+    ):
         (line,) = [one for one in result.output.splitlines() if one.startswith(f"  {name} ")]
         assert len(line.split(maxsplit=1)[1]) > 20
 
 
-@pytest.mark.parametrize("command", ["doctor", "export", "plot", "runner", "serve", "show", "try"])
+@pytest.mark.parametrize(
+    "command",
+    ["delete", "doctor", "export", "import", "plot", "retry", "runner", "serve", "show", "try"],
+)
 def test_every_command_explains_itself(command: str) -> None:
     result = run(command, "-h")
     assert result.exit_code == 0

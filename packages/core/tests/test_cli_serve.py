@@ -1,22 +1,29 @@
 """`lightningrl serve` as a process, and the commands that look at a run through it."""
 
 import asyncio
+import gzip
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
+import openai
 import pytest
 from click.testing import CliRunner, Result
 
 from lightningrl.cli import commands
 from lightningrl.gateway import GatewayClient
-from lightningrl.schema import AttemptState, Endpoint, Policy
-from lightningrl.store import open_store
+from lightningrl.schema import AttemptState, Endpoint, Mode, Policy
+from lightningrl.store import RolloutQuery, open_store
+from lightningrl_testkit.model_server import ModelServer
 from lightningrl_testkit.records import call, group, reward
 
 PROGRAM = Path(sys.executable).with_name("lightningrl")
@@ -24,16 +31,18 @@ PROGRAM = Path(sys.executable).with_name("lightningrl")
 
 @contextmanager
 def served(folder: Path, *options: str, **variables: str) -> Generator[tuple[str, Path]]:
-    """The URL of a server process, and its URL file; ended by SIGTERM."""
+    """The URL of a server process, and its URL file; ended by SIGTERM. Its log is `folder/log`."""
     url_file = folder / "url"
     arguments = [str(folder / "new" / "store.db"), "--port", "0", "--url-file", str(url_file)]
+    log = (folder / "log").open("w")
     process = subprocess.Popen(
         [PROGRAM, "serve", *arguments, *options],
         stdout=subprocess.PIPE,
+        stderr=log,
         text=True,
         env=os.environ | variables,
     )
-    with process:
+    with log, process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("serving "), line
@@ -67,6 +76,39 @@ def test_a_served_run_is_shown_by_its_name(tmp_path: Path) -> None:
         unknown = program("show", "rnu", "--server", url)
         assert unknown.exit_code == 1
         assert f"{url} has no run 'rnu'. Did you mean 'run'?" in unknown.stderr
+
+
+def test_a_server_deletes_what_is_old_or_too_much(tmp_path: Path) -> None:
+    async def fill(url: str) -> None:
+        await one_rollout(url)
+        store = open_store(url)
+        await store.enqueue(group(2, mode=Mode.LIVE))
+        await store.enqueue(group(2, mode=Mode.VAL))
+        for mode in (Mode.LIVE, Mode.VAL):
+            await store.cancel([one.id for one in group(2, mode=mode)])
+        await store.close()
+
+    async def modes_after(url: str, expected: int) -> list[str]:
+        store = open_store(url)
+        found = await store.rollouts(RolloutQuery())
+        while len(found) > expected:  # the server may not be through yet
+            found = await store.rollouts(RolloutQuery())
+        await store.close()
+        return sorted(one.spec.mode.value for one in found)
+
+    with served(tmp_path) as (url, _):
+        asyncio.run(fill(url))
+        assert asyncio.run(modes_after(url, 5)) == ["live", "live", "train", "val", "val"]
+    with served(tmp_path, "--delete-older-than", "0s", "--delete-mode", "live") as (url, _):
+        assert asyncio.run(modes_after(url, 3)) == ["train", "val", "val"]
+    variables = {"LIGHTNINGRL_DELETE_DOWN_TO": "0", "LIGHTNINGRL_DELETE_MODE": "live val"}
+    with served(tmp_path, "--log-level", "info", **variables) as (url, _):
+        assert asyncio.run(modes_after(url, 1)) == ["train"]
+    assert "deleted 2 rollouts by age or size" in (tmp_path / "log").read_text()
+    wrong = program("serve", str(tmp_path / "s.db"), "--delete-mode", "live")
+    assert (wrong.exit_code, "--delete-mode goes with" in wrong.output) == (2, True)
+    wrong = program("serve", str(tmp_path / "s.db"), "--delete-older-than", "long")
+    assert (wrong.exit_code, "--delete-older-than 'long' is no age" in wrong.output) == (2, True)
 
 
 def test_the_doctor_looks_at_all_runs_of_a_server_and_at_its_engines(tmp_path: Path) -> None:
@@ -116,3 +158,56 @@ def test_other_machines_are_let_in_only_with_a_key(
     result = program("serve", str(tmp_path / "store.db"), "--host", "0.0.0.0", "--port", "0")
     assert result.exit_code == 2
     assert "set LIGHTNINGRL_ADMIN_KEY, or listen on 127.0.0.1" in result.stderr
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes what OpenTelemetry sends."""
+
+    bodies: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        assert self.path == "/v1/traces"
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.bodies.append(
+            gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body
+        )
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Say nothing."""
+
+
+async def one_call(url: str, engine: str) -> str:
+    """Have one model call recorded; return its event's id."""
+    policy = Policy(name="policy", run="run", version=0, endpoints=(Endpoint(engine),))
+    async with GatewayClient(url) as gateway:
+        await gateway.register(policy)
+    store = open_store(url)
+    await store.enqueue(group(1))
+    (claim,) = await store.claim("worker", run="run")
+    async with openai.AsyncOpenAI(base_url=f"{url}/keys/{claim.key}/v1", api_key="none") as agent:
+        await agent.chat.completions.create(
+            model="policy", messages=[{"role": "user", "content": "Hi"}]
+        )
+    [[event]] = await store.events([claim.attempt.id])
+    await store.close()
+    return event.id
+
+
+def test_a_recorded_call_is_logged_as_json_and_exported_as_a_span(tmp_path: Path) -> None:
+    collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{collector.server_port}"
+    options = ("--log-level", "info", "--log-format", "json", "--otel")
+    with (
+        ModelServer() as engine,
+        served(tmp_path, *options, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as (url, _),
+    ):
+        call_id = asyncio.run(one_call(url, engine.url))
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    [line] = [line for line in lines if line["logger"] == "lightningrl.gateway.call_log"]
+    assert (line["call"], line["run"], line["http_status"]) == (call_id, "run", 200)
+    collector.shutdown()
+    collector.server_close()
+    assert any(call_id.encode() in body for body in Collector.bodies)

@@ -27,6 +27,9 @@ async def ask(model, question):
 async def solve(task):
     return await ask("gpt-x", task["question"])
 
+async def solve_silently(task):
+    await solve(task)
+
 async def ask_two(task):
     await ask("gpt-y", task["question"])
     return await ask("gpt-x", task["question"])
@@ -73,6 +76,21 @@ def test_an_agent_that_is_wired_up_exits_with_0(recipe: Path) -> None:
     assert "redirected: 2 calls for model 'gpt-x' to policy 'big'" in result.output
     assert "trainable: 2 calls" in result.output
     assert asked == {"big"}  # what the endpoint calls its model
+
+
+def test_rewards_that_come_later_are_not_waited_for(recipe: Path) -> None:
+    with ModelServer() as engine:
+        feedback = attempt(recipe, engine.url, "--tasks", "2", "await_rewards=[user]")
+        final = attempt(
+            recipe, engine.url, "--tasks", "1", "await_rewards=[final]", "await_seconds=60",
+            "reward=null", "agent=agent_of_the_trial:solve_silently",
+        )  # fmt: skip
+    assert feedback.exit_code == 0, feedback.output
+    assert "2 of 2 rollouts have a reward" in feedback.output
+    assert "awaited: rewards user, which nobody gives here" in feedback.output
+    assert final.exit_code == 0, final.output
+    assert "0 of 1 rollouts have a reward, 1 a joined model call" in final.output
+    assert "awaited: rewards final" in final.output
 
 
 def test_several_models_of_which_none_is_declared_are_listed(recipe: Path) -> None:

@@ -3,75 +3,29 @@
 import math
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from lightningrl.credit import CreditAssigner, assign, broadcast, find_assigner
-from lightningrl.errors import ConfigError, RunError
-from lightningrl.schema import (
-    Attempt,
-    AttemptId,
-    AttemptState,
-    GroupId,
-    Mode,
-    NewRollout,
-    Rollout,
-    RolloutId,
-    RolloutState,
-    StepId,
-    StepKind,
+from lightningrl.credit import (
+    Credit,
+    CreditAssigner,
+    Outcome,
+    State,
+    StatefulAssigner,
+    Values,
+    assign,
+    assign_with,
+    broadcast,
+    find_assigner,
 )
-from lightningrl.transition import Group, Trace, Transition
-
-START = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def trace(reward: float, transitions: int) -> Trace:
-    spec = NewRollout(
-        id=RolloutId("r"),
-        run="run",
-        mode=Mode.TRAIN,
-        iteration=1,
-        task_id="t",
-        group_id=GroupId("g"),
-        member=0,
-        task={},
-    )
-    return Trace(
-        rollout=Rollout(spec, RolloutState.SUCCEEDED, 1, reward, START, START),
-        attempt=Attempt(
-            id=AttemptId("a"),
-            rollout_id=spec.id,
-            number=1,
-            state=AttemptState.SUCCEEDED,
-            worker="w",
-            lease_expires_at=START,
-            started_at=START,
-            ended_at=START,
-            failure=None,
-            output=None,
-        ),
-        transitions=tuple(
-            Transition(
-                step_id=StepId(f"s{index}"),
-                rollout_id=spec.id,
-                attempt_id=AttemptId("a"),
-                kind=StepKind.LLM,
-                name="m",
-                agent=None,
-                parent_id=None,
-                started_at=START,
-            )
-            for index in range(transitions)
-        ),
-        reward=reward,
-    )
+from lightningrl.errors import ConfigError, RunError
+from lightningrl.transition import Group, Trace
+from lightningrl_testkit.traces import Did, group, trace
 
 
-def group(*traces: Trace) -> Group:
-    return Group(GroupId("g"), traces)
+def rollout(reward: float, transitions: int) -> Trace:
+    return trace(reward, *[Did("s")] * transitions)
 
 
 # -- broadcast ----------------------------------------------------------------------------------
@@ -80,25 +34,27 @@ def group(*traces: Trace) -> Group:
 def test_every_transition_gets_its_rollouts_advantage() -> None:
     # rewards 1, 0, 0, 1: mean 0.5, sample deviation sqrt(4 * 0.25 / 3) = 0.57735
     # (1 - 0.5) / 0.57735 = 0.86603, less a millionth for the epsilon
-    (credit,) = broadcast([group(trace(1, 2), trace(0, 1), trace(0, 3), trace(1, 0))])
+    (credit,) = broadcast([group(rollout(1, 2), rollout(0, 1), rollout(0, 3), rollout(1, 0))])
     high = 0.5 / (math.sqrt(1 / 3) + 1e-6)
     assert high == pytest.approx(0.866024, abs=1e-6)
-    assert credit == [[high] * 2, [-high], [-high] * 3, []]
+    assert credit == [
+        [pytest.approx(one)] * n for one, n in ((high, 2), (-high, 1), (-high, 3), (high, 0))
+    ]
 
 
 def test_by_mean_the_deviation_is_left_out() -> None:
-    (credit,) = broadcast([group(trace(1, 1), trace(0, 1))], normalise="mean")
+    (credit,) = broadcast([group(rollout(1, 1), rollout(0, 1))], normalise="mean")
     assert credit == [[0.5], [-0.5]]
 
 
 def test_mean_and_deviation_are_over_rollouts_not_over_transitions() -> None:
-    (few,) = broadcast([group(trace(1, 1), trace(0, 1))])
-    (many,) = broadcast([group(trace(1, 9), trace(0, 1))])
+    (few,) = broadcast([group(rollout(1, 1), rollout(0, 1))])
+    (many,) = broadcast([group(rollout(1, 9), rollout(0, 1))])
     assert few[0][0] == many[0][0]
 
 
 def test_groups_do_not_touch_each_other() -> None:
-    low, high = group(trace(0, 1), trace(1, 1)), group(trace(10, 1), trace(11, 1))
+    low, high = group(rollout(0, 1), rollout(1, 1)), group(rollout(10, 1), rollout(11, 1))
     both = broadcast([low, high])
     assert both[0] == both[1]  # equal but for an offset that the mean takes away
 
@@ -106,7 +62,7 @@ def test_groups_do_not_touch_each_other() -> None:
 @pytest.mark.parametrize("normalise", ["std", "mean"])
 def test_a_group_of_one_and_one_of_equal_rewards_teach_nothing(normalise: str) -> None:
     credit = broadcast(
-        [group(trace(0.7, 2)), group(trace(0.1, 1), trace(0.1, 1), trace(0.1, 1))],
+        [group(rollout(0.7, 2)), group(rollout(0.1, 1), rollout(0.1, 1), rollout(0.1, 1))],
         normalise=normalise,  # type: ignore[arg-type]  # a str on purpose
     )
     assert credit == [[[0.0, 0.0]], [[0.0], [0.0], [0.0]]]
@@ -118,7 +74,7 @@ def test_no_group_and_an_empty_group_give_empty_lists() -> None:
 
 
 def test_an_unknown_normalisation_is_refused() -> None:
-    with pytest.raises(ValueError, match="not 'max'"):
+    with pytest.raises(ConfigError, match="no form 'max'"):
         broadcast([], normalise="max")  # type: ignore[arg-type]  # wrong on purpose
 
 
@@ -137,7 +93,7 @@ def test_any_function_is_found_by_its_module_beside_the_recipe(
         "def zero(groups):\n    return [[[0.0] * len(t.transitions) for t in g.traces] for g in groups]\n"
     )
     assigner = find_assigner("my_credit_of_this_test:zero", {}, folder=tmp_path)
-    assert assign(assigner, [group(trace(1, 2))], {}) == [[[0.0, 0.0]]]
+    assert assign(assigner, [group(rollout(1, 2))], {}) == [[[0.0, 0.0]]]
 
 
 def test_a_name_nearly_right_gets_the_right_one_suggested() -> None:
@@ -173,9 +129,66 @@ def test_credit_that_does_not_fit_stops_the_run(
     credit: list[list[list[float]]], complaint: str
 ) -> None:
     with pytest.raises(RunError, match=complaint):
-        assign(constant(credit), [group(trace(1, 2))], {})
+        assign(constant(credit), [group(rollout(1, 2))], {})
 
 
 def test_the_complaint_names_the_assigner() -> None:
     with pytest.raises(RunError, match=r"constant\.<locals>\.assigner"):
-        assign(constant([]), [group(trace(1, 2))], {})
+        assign(constant([]), [group(rollout(1, 2))], {})
+
+
+# -- methods with a state -----------------------------------------------------------------------
+
+
+class Counting(StatefulAssigner):
+    def __init__(self, step: int = 1) -> None:
+        self.step = step
+
+    def initial_state(self) -> State:
+        return {"seen": 0}
+
+    def assign(
+        self,
+        groups: Sequence[Group],
+        *,
+        state: State,
+        values: Values | None,
+        ends: Values | None = None,
+    ) -> Outcome:
+        seen = state["seen"] + self.step
+        shape = [[[float(seen)] * len(t.transitions) for t in g.traces] for g in groups]
+        return Outcome(Credit(shape, {"seen": seen}), {"seen": seen})
+
+
+def test_a_class_is_made_with_the_recipes_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "counting_of_this_test", sys.modules[__name__])
+    assigner = find_assigner("counting_of_this_test:Counting", {"step": 2})
+    assert isinstance(assigner, Counting)
+    first = assign_with(assigner, [group(rollout(1, 1))], {}, state=assigner.initial_state())
+    second = assign_with(assigner, [group(rollout(1, 1))], {}, state=first.state)
+    assert (first.credit, second.credit) == ([[[2.0]]], [[[4.0]]])
+    with pytest.raises(ConfigError, match=r"takes no 'stap'.*Did you mean 'step'"):
+        find_assigner("counting_of_this_test:Counting", {"stap": 2})
+
+
+def test_a_function_leaves_the_state_as_it_is() -> None:
+    outcome = assign_with(broadcast, [group(rollout(1, 1))], {}, state={"kept": 1})
+    assert (outcome.state, outcome.targets) == ({"kept": 1}, None)
+
+
+def test_a_method_with_a_critic_is_refused_without_its_values() -> None:
+    with pytest.raises(RunError, match="there is no critic"):
+        assign_with(find_assigner("gae", {}), [group(rollout(1, 1))], {}, state={})
+
+
+def test_wrong_values_of_parameters_are_refused_before_any_rollout() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'mean'"):
+        find_assigner("broadcast", {"normalise": "means"})
+    with pytest.raises(ConfigError, match="from 0 to below 1"):
+        find_assigner("running_baseline", {"decay": 1.0})
+
+
+def test_metrics_of_an_assigner_come_with_its_credit() -> None:
+    # one group of two has no differences, the other has
+    groups = [group(rollout(1, 1), rollout(1, 1)), group(rollout(1, 1), rollout(0, 1))]
+    assert assign(broadcast, groups, {}).metrics == {"groups_without_credit": 0.5}

@@ -85,7 +85,11 @@ async def test_a_call_is_recorded_with_the_engines_own_bytes(rig: GatewayRig) ->
     with ModelServer(in_turn("Yo"), version=3) as engine:
         await rig.register(engine.url, version=3)
         claim = await rig.claim(Sampling())
-        headers = {"x-lightningrl-step": "s-1", "x-lightningrl-agent": "J%C3%BCrgen"}
+        headers = {
+            "x-lightningrl-step": "s-1",
+            "x-lightningrl-agent": "J%C3%BCrgen",
+            "x-lightningrl-state": "T%C3%BCr%203",
+        }
         async with agent(rig, claim) as client:
             reply = await client.chat.completions.create(
                 model="gpt-5", messages=HI, extra_headers=headers
@@ -94,7 +98,7 @@ async def test_a_call_is_recorded_with_the_engines_own_bytes(rig: GatewayRig) ->
     assert reply.choices[0].message.content == "Yo"
     [call] = await rig.calls(claim)
     assert reply._request_id == call.id
-    assert (call.step_id, call.agent) == ("s-1", "Jürgen")
+    assert (call.step_id, call.agent, call.state) == ("s-1", "Jürgen", "Tür 3")
     assert (call.policy, call.model, call.endpoint) == ("policy", "gpt-5", engine.url)
     assert call.prompt_ids == int32(*HI_IDS)
     [choice] = call.choices

@@ -223,6 +223,13 @@ async def test_policy_control_checks_what_it_is_told(rig: GatewayRig) -> None:
             await control.release("run", "policy/2")
         with pytest.raises(ConfigError, match="more than drain_seconds"):
             await control.hold("run", "policy/1", hold_seconds=5, drain_seconds=5)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{rig.url}/gateway/v1/policies/run/p", data=b'{"endpoint": []}') as response,
+    ):
+        message = (await response.json())["error"]["message"]
+    assert response.status == 400
+    assert "Policy has no field 'endpoint'. Did you mean 'endpoints'?" in message
 
 
 # -- other refusals ----------------------------------------------------------------------------
@@ -233,9 +240,14 @@ async def test_policy_control_checks_what_it_is_told(rig: GatewayRig) -> None:
     [
         (b"{", "invalid_json", "not JSON"),
         (b'{"model": "m", "messages": ["\xff"]}', "invalid_json", "not JSON"),
-        (b"[]", "invalid_request", "Expected `object`"),
-        (b'{"messages": []}', "invalid_request", "`model`"),
-        (b'{"model": "m", "messages": [], "max_tokens": "x"}', "invalid_request", "$.max_tokens"),
+        (b'{"model": "m", "messages": [], "x": %s}' % (b"[" * 99999), "invalid_json", "not JSON"),
+        (b"[]", "invalid_type", "expected object, but got array"),
+        (b'{"messages": []}', "missing_required_parameter", "Missing required parameter: 'model'"),
+        (
+            b'{"model": "m", "messages": [], "max_tokens": "x"}',
+            "invalid_type",
+            "for 'max_tokens': expected integer or null, but got string",
+        ),
     ],
 )
 async def test_a_bad_request_is_told_what_is_wrong(
@@ -255,26 +267,54 @@ async def test_a_bad_request_is_told_what_is_wrong(
 async def test_an_unknown_path_is_told_the_routes(rig: GatewayRig) -> None:
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"{rig.url}/v1/responses", json={}) as response,
+        session.post(f"{rig.url}/v1/embeddings", json={}) as response,
     ):
         message = (await response.json())["error"]["message"]
     assert response.status == 404
     assert "POST /v1/chat/completions" in message
-    assert "instead of the Responses API" in message
+    assert "a base URL and key of its own" in message
 
 
 async def test_limits_of_body_and_of_calls_per_attempt(tmp_path: Path) -> None:
-    limits = GatewayLimits(body_bytes=200, calls_per_attempt=1)
+    limits = GatewayLimits(body_bytes=500, calls_per_attempt=1)
     with ModelServer() as engine:
         async with open_rig(tmp_path, limits=limits) as rig:
             await rig.register(engine.url)
             claim = await rig.claim()
-            too_long = await refused(f"{rig.url}/v1", claim.key, user="u" * 200)
+            too_long = await refused(f"{rig.url}/v1", claim.key, user="u" * 500)
             assert too_long[:2] == (413, "body_too_long")
             assert (await post(f"{rig.url}/v1", claim.key))[0] == 200
             assert (await refused(f"{rig.url}/v1", claim.key))[:2] == (429, "call_limit")
             another = await rig.claim()
             assert (await post(f"{rig.url}/v1", another.key))[0] == 200
+
+
+async def test_limit_of_tokens_per_attempt(tmp_path: Path) -> None:
+    limits = GatewayLimits(tokens_per_attempt=1)
+    with ModelServer() as engine:
+        async with open_rig(tmp_path, limits=limits) as rig:
+            await rig.register(engine.url)
+            claim = await rig.claim()
+            assert (await post(f"{rig.url}/v1", claim.key))[0] == 200  # it goes beyond, unasked
+            assert (await refused(f"{rig.url}/v1", claim.key))[:2] == (429, "token_limit")
+            another = await rig.claim()
+            assert (await post(f"{rig.url}/v1", another.key))[0] == 200
+
+
+async def test_limits_hold_beyond_a_restart(tmp_path: Path) -> None:
+    limits = GatewayLimits(calls_per_attempt=1)
+    with ModelServer() as engine:
+        async with open_rig(tmp_path, limits=limits) as rig:
+            await rig.register(engine.url)
+            claim = await rig.claim()
+            assert (await post(f"{rig.url}/v1", claim.key))[0] == 200
+        async with open_rig(tmp_path, limits=limits) as rig:
+            for _ in range(2):
+                status, code, message = await refused(f"{rig.url}/v1", claim.key)
+                assert (status, code) == (429, "call_limit")
+                assert "LIGHTNINGRL_GATEWAY_CALLS_PER_ATTEMPT" in message
+            assert engine.calls == 2  # the store was asked once
+            assert len(await rig.calls(claim)) == 1
 
 
 async def test_limit_of_concurrent_calls_of_an_attempt(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ async def test_a_drain_lets_running_calls_finish_and_new_ones_wait(rig: GatewayR
             late = asyncio.create_task(ask(rig, claim))
             status = await held(control, waiting=1)
             assert (status.in_flight, status.version) == (1, 0)
-            with pytest.raises(Conflict, match="still has 1 calls in flight"):
+            with pytest.raises(Conflict, match="still has calls in flight"):
                 await control.publish(RUN, "policy", 1)
             engine.unblock()
             await running
@@ -308,8 +308,7 @@ async def test_a_call_that_comes_while_its_policy_is_registered_is_drained_too(
     tmp_path: Path,
 ) -> None:
     async with open_rig(tmp_path) as rig:
-        clock, limits = SystemClock(), GatewayLimits()
-        contexts = Contexts(rig.store, clock, limits)
+        contexts = Contexts(rig.store, SystemClock(), GatewayLimits())
 
         class Slow:
             """The rig's store, whose answer to `put_policy` takes until a call has come."""
@@ -322,7 +321,7 @@ async def test_a_call_that_comes_while_its_policy_is_registered_is_drained_too(
                 calls.append(await policies.resolve(RUN, "policy", None))
 
         calls: list[Served] = []
-        policies = Policies(cast("Store", Slow()), clock, contexts)
+        policies = Policies(cast("Store", Slow()), contexts)
         await policies.register(Policy("policy", RUN, 0, (Endpoint("http://engine/v1"),)))
         [served] = calls
         assert policies.get(RUN, "policy") is served

@@ -186,7 +186,7 @@ async def test_the_endpoints_key_is_sent_to_the_engine_only(rig: GatewayRig) -> 
 async def test_a_call_that_cannot_be_recorded_is_not_answered(
     rig: GatewayRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def unavailable(events: object) -> None:
+    async def unavailable(events: object, limits: object) -> None:
         raise StoreUnavailable("the disk is full")
 
     with ModelServer() as engine:

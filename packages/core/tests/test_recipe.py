@@ -1,10 +1,13 @@
 """Recipes are checked before anything starts: every wrong key or value is named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from lightningrl.errors import ConfigError
+from lightningrl.presets import PRESETS
 from lightningrl.recipe import LoadedRecipe, changed_keys, dump_recipe, load_recipe, parse_recipe
 
 RECIPE = """
@@ -94,6 +97,13 @@ def test_an_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tree", "complaint"),
     [
+        ({"trainer": {"ranks": 2}}, "several 'trainer.ranks'.*need 'cluster: ray'"),
+        ({"cluster_address": "auto"}, "need 'cluster: ray'"),
+        (
+            {"cluster": "ray", "trainer": {"ranks": 3, "nodes": 2}},
+            "3 can't be spread evenly over 2 nodes",
+        ),
+        ({"engine": {"replicas": 0}}, "engine.replicas: must be at least 1"),
         ({"nmae": "x"}, r"unknown recipe key 'nmae'.*Did you mean 'name'"),
         (
             {"data": {"train": {"source": "x", "limits": 3}}},
@@ -106,13 +116,25 @@ def test_an_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
         ({"sampling": {"train": {"temprature": 1}}}, r"in 'sampling.train'.*'temperature'"),
         ({"command": ["run"]}, "exactly one of 'agent' and 'command'"),
         ({"agent": None}, "exactly one of 'agent' and 'command'"),
-        ({"policies": {"p": {}}}, r"policies\.p: give exactly one of 'model' and 'tiny'"),
+        ({"policies": {"p": {}}}, r"policies\.p: give exactly one of 'model', 'tiny' and 'url'"),
         (
             {"policies": {"p": {"tiny": "m:f", "model": "x"}}},
-            r"policies\.p: give exactly one of 'model' and 'tiny'",
+            r"policies\.p: give exactly one of 'model', 'tiny' and 'url'",
         ),
         ({"seed": "zero"}, "Expected `int`"),
         ({"validation": {"every": 0}}, "validation.every: must be at least 1"),
+        (
+            {"policies": {"p": {"url": "http://x/v1"}}},
+            r"policies\.p: a policy at a 'url' can't be trained",
+        ),
+        (
+            {
+                "policies": {
+                    "p": {"tiny": "m:f", "optimiser": {"learning_rate": 1, "ppo_epochs": 0}}
+                }
+            },
+            r"policies\.p\.optimiser\.ppo_epochs: must be at least 1",
+        ),
         (
             {"algorithm": {"iterations": 0, "tasks_per_iteration": 1, "group_size": 1}},
             "algorithm.iterations: must be at least 1",
@@ -165,3 +187,121 @@ def test_changed_keys_are_named_by_their_whole_path(tmp_path: Path) -> None:
     assert "algorithm.group_size" in changed
     assert "policies.judge.model" in changed
     assert "algorithm.iterations" not in changed
+
+
+# -- presets ------------------------------------------------------------------------------------
+
+
+def test_a_preset_fills_the_keys_that_the_recipe_leaves_out(tmp_path: Path) -> None:
+    gspo = load(tmp_path, RECIPE, "algorithm.preset=gspo", "optimiser.clip_high=0.1").recipe
+    assert gspo.algorithm is not None
+    assert gspo.optimiser is not None
+    assert (gspo.algorithm.loss, gspo.algorithm.rows) == ("gspo", "calls")
+    assert (gspo.optimiser.clip_low, gspo.optimiser.clip_high) == (3e-4, 0.1)
+    assert gspo.optimiser.learning_rate == 1e-3
+
+
+def test_another_credit_assigner_does_not_get_the_presets_arguments(tmp_path: Path) -> None:
+    recipe = load(tmp_path, RECIPE, "algorithm.preset=grpo", "algorithm.credit=gigpo").recipe
+    assert recipe.algorithm is not None
+    assert recipe.algorithm.credit_args == {}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_recipe_that_stays_the_same_when_written_out(
+    tmp_path: Path, name: str
+) -> None:
+    recipe = load(tmp_path, RECIPE, f"algorithm.preset={name}").recipe
+    again = parse_recipe(yaml.safe_load(dump_recipe(recipe)))
+    assert changed_keys(recipe, again) == []
+
+
+def test_an_unknown_preset_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no 'grop'.*'grpo'"):
+        load(tmp_path, RECIPE, "algorithm.preset=grop")
+
+
+# -- which engines can be placed where ----------------------------------------------------------
+
+TINY = {"policies": {"p": {"tiny": "m:f"}}}
+ON_RAY = {**TINY, "cluster": "ray"}
+ON_GPUS = {**ON_RAY, "trainer": {"ranks": 4, "device": "cuda"}}
+COLOCATED = {"backend": "vllm", "placement": "colocated", "replicas": 2, "tensor_parallel": 2}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {**ON_RAY, "trainer": {"ranks": 2}, "engine": {"placement": "colocated", "replicas": 2}},
+        {**ON_RAY, "engine": {"placement": "separate", "replicas": 3}},
+        {**ON_GPUS, "engine": {**COLOCATED, "vllm": {"enforce_eager": True}}},
+        {**ON_GPUS, "engine": {**COLOCATED, "placement": "separate", "replicas": 1}},
+        {**ON_GPUS, "engine": COLOCATED, "policies": {"p": {"tiny": "m:f", "tool_parser": "xlam"}}},
+    ],
+)
+def test_engines_may_be_managed_by_verl(tree: dict[str, Any]) -> None:
+    assert parse_recipe({"name": "x", "agent": "a:b", **tree}).engine.managed
+
+
+@pytest.mark.parametrize(
+    ("tree", "complaint"),
+    [
+        (
+            {**TINY, "engine": {"backend": "vllm"}},
+            "engine.backend: vLLM is started by verl in a Ray",
+        ),
+        ({**TINY, "engine": {"tensor_parallel": 2}}, "engine.tensor_parallel: only vLLM reads it"),
+        ({**TINY, "engine": {"gpu_memory_share": 0.4}}, "engine.gpu_memory_share: only vLLM"),
+        ({**TINY, "engine": {"vllm": {"enforce_eager": True}}}, "engine.vllm: only vLLM reads it"),
+        (
+            {**ON_GPUS, "engine": {**COLOCATED, "vllm": {"max-model-len": 8}}},
+            r"engine\.vllm: 'max-model-len' follows 'policies\.NAME\.max_model_len'",
+        ),
+        ({**TINY, "engine": {"placement": "colocated"}}, "set 'cluster: ray'"),
+        (
+            {**ON_GPUS, "engine": {"placement": "separate"}},
+            "engine.backend: in a cluster the torch engine runs on CPUs",
+        ),
+        (
+            {**ON_RAY, "engine": {"backend": "vllm", "placement": "separate"}},
+            "engine.backend: verl's vLLM runs on GPUs",
+        ),
+        (
+            {**ON_RAY, "trainer": {"ranks": 2}, "engine": {"placement": "colocated"}},
+            "engine.replicas: colocated engines share the devices of all ranks.*'trainer.ranks: 2'",
+        ),
+        (
+            {
+                **ON_RAY,
+                "trainer": {"ranks": 4, "nodes": 2, "device": "cuda"},
+                "engine": {**COLOCATED, "replicas": 1, "tensor_parallel": 4},
+            },
+            "engine.tensor_parallel: the 2 rank",
+        ),
+        (
+            {**ON_GPUS, "engine": {**COLOCATED, "threads": 2}},
+            "engine.threads: only the torch engine",
+        ),
+        ({**ON_GPUS, "engine": {**COLOCATED, "gpu_memory_share": 1.0}}, "must be between 0 and 1"),
+        (
+            {
+                **ON_GPUS,
+                "engine": COLOCATED,
+                "policies": {"p": {"tiny": "m:f", "tool_parser": "compact"}},
+            },
+            r"policies\.p\.tool_parser: vLLM has no parser 'compact'",
+        ),
+        (
+            {
+                **ON_GPUS,
+                "engine": COLOCATED,
+                "policies": {"p": {"tiny": "m:f"}, "q": {"tiny": "m:f", "trainable": False}},
+            },
+            "verl manages the engines of one policy",
+        ),
+        ({**ON_GPUS, "engine": {**COLOCATED, "tensor_parallel": 0}}, "must be at least 1"),
+    ],
+)
+def test_engines_that_cannot_be_placed_are_refused(tree: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        parse_recipe({"name": "x", "agent": "a:b", **tree})

@@ -27,11 +27,14 @@ from lightningrl.schema import (
     FailureKind,
     LogEvent,
     RewardEvent,
+    RewardsFrom,
     RolloutState,
     StepEndEvent,
 )
-from lightningrl_testkit.gateway import GatewayRig, open_rig
+from lightningrl.store.base import RolloutQuery
+from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig
 from lightningrl_testkit.model_server import ModelServer
+from lightningrl_testkit.records import group
 
 
 @pytest.fixture
@@ -85,9 +88,9 @@ def make_runner(
 
 
 async def attempt_of(
-    rig: GatewayRig, agent: Any = None, **options: Any
+    rig: GatewayRig, agent: Any = None, *, of: Claim | None = None, **options: Any
 ) -> tuple[Attempt, list[Event]]:
-    claim = await rig.claim()
+    claim = of or await rig.claim()
     await make_runner(rig, agent, **options).run(claim)
     _, attempt = await rig.store.attempt(claim.attempt.id)
     [events] = await rig.store.events([claim.attempt.id])
@@ -343,6 +346,8 @@ PROGRAM = """
 import json, os, sys, urllib.request
 task = json.load(open(os.environ["LIGHTNINGRL_TASK_FILE"]))
 assert os.environ["LIGHTNINGRL_ATTEMPT_URL"] == os.environ["OPENAI_BASE_URL"]
+assert os.environ["ANTHROPIC_BASE_URL"] + "/v1" == os.environ["OPENAI_BASE_URL"]
+assert os.environ["ANTHROPIC_API_KEY"] == os.environ["OPENAI_API_KEY"]
 assert "LIGHTNINGRL_KEY" not in os.environ
 body = {"model": "policy", "messages": [{"role": "user", "content": "hello"}]}
 request = urllib.request.Request(
@@ -370,6 +375,18 @@ async def test_a_command_gets_its_task_and_returns_json(rig: GatewayRig) -> None
     assert rewards(events) == [(5.0, None, "agent")]
 
 
+async def test_a_command_sends_no_traces_with_the_attempts_key(
+    rig: GatewayRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenAI's Agents SDK would, to OpenAI; whoever wants it says so."""
+    result = "os.environ['OPENAI_AGENTS_DISABLE_TRACING']"
+    attempt, _ = await attempt_of(rig, command=program(result), reward=lambda *_: 1.0)
+    assert attempt.output is True
+    monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "0")
+    attempt, _ = await attempt_of(rig, command=program(result), reward=lambda *_: 1.0)
+    assert attempt.output == 0
+
+
 async def test_a_commands_text_is_scored_by_the_recipe(rig: GatewayRig) -> None:
     def score(_task: Any, output: Any, trace: AttemptTrace) -> float:
         return float(output == "hello" and len(trace.events) == 1)  # the one call
@@ -390,3 +407,47 @@ async def test_a_command_that_does_not_exist_is_named(rig: GatewayRig) -> None:
     attempt, _ = await attempt_of(rig, command=("./no-such-program",))
     assert attempt.failure is not None
     assert "'./no-such-program' can't be started" in attempt.failure.message
+
+
+async def test_a_command_posts_its_reward_where_the_rollout_says_so(rig: GatewayRig) -> None:
+    claim = await rig.claim(rewards=RewardsFrom.EMITTED)
+    rewarding = """
+url = os.environ["LIGHTNINGRL_ATTEMPT_URL"] + "/rewards"
+headers = {"authorization": "Bearer " + os.environ["OPENAI_API_KEY"]}
+urllib.request.urlopen(urllib.request.Request(url, b'{"value": 0.75}', headers))
+"""
+    command = (sys.executable, "-c", PROGRAM.replace("RESULT", "'done'") + rewarding)
+    attempt, events = await attempt_of(rig, of=claim, command=command)
+    assert (attempt.failure, attempt.output) == (None, "done")
+    assert rewards(events) == [(0.75, None, "agent")]
+
+
+async def test_an_agent_whose_final_reward_is_awaited_needs_none(rig: GatewayRig) -> None:
+    await rig.store.enqueue(group(run=RUN, await_rewards=("final",)))
+    (claim,) = await rig.store.claim("rig")
+
+    async def agent(_: Any) -> str | None:
+        return await ask()
+
+    attempt, events = await attempt_of(rig, agent, of=claim)
+    assert (attempt.state, rewards(events)) == (AttemptState.SUCCEEDED, [])
+    (found,) = await rig.store.rollouts(RolloutQuery(ids=(claim.rollout.id,)))
+    assert not found.complete
+
+
+async def test_agents_and_commands_get_the_resources_of_their_rollout(rig: GatewayRig) -> None:
+    await rig.store.put_resource(RUN, "prompt", {"system": "Be brief."})
+
+    async def agent(_: Any) -> lightningrl.Reward:
+        await ask()
+        return lightningrl.Reward(len(lightningrl.resource("prompt")["system"]))
+
+    await rig.store.enqueue(group(2, run=RUN, resources={"prompt": 1}))
+    in_python, in_command = await rig.store.claim("rig", limit=2)
+    _, events = await attempt_of(rig, agent, of=in_python)
+    assert rewards(events) == [(9.0, None, "agent")]  # "Be brief."
+    result = 'json.dumps(json.load(open(os.environ["LIGHTNINGRL_RESOURCES_FILE"])))'
+    attempt, _ = await attempt_of(
+        rig, of=in_command, command=program(result), reward=lambda *_: 1.0
+    )
+    assert attempt.output == {"prompt": {"system": "Be brief."}}

@@ -13,21 +13,26 @@ from typing import Any
 
 import openai
 import pytest
+from msgspec.structs import replace
 
 import lightningrl
 from lightningrl.capture.client import uninstall_client_patch
 from lightningrl.capture.context import current
 from lightningrl.errors import ConfigError
 from lightningrl.gateway import GatewayClient
+from lightningrl.recorder import process
 from lightningrl.schema import (
     Attempt,
     AttemptState,
     CallEvent,
     Endpoint,
+    LiveTerms,
     Mode,
     Policy,
+    RewardsFrom,
     Rollout,
     RolloutState,
+    Sampling,
 )
 from lightningrl.store import RolloutQuery, Store, open_store
 from lightningrl_testkit.model_server import ModelServer
@@ -59,13 +64,15 @@ class Site:
 
 @pytest.fixture
 async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    monkeypatch.setattr(process, "_called", False)
+    monkeypatch.setattr(process, "_recorder", None)
     command = [sys.executable, "-c", SERVER, str(tmp_path / "store.db")]
     with (
         ModelServer() as model,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,  # noqa: ASYNC220 - a fixture
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,  # noqa: ASYNC220 - a fixture
     ):
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
         monkeypatch.setenv("LIGHTNINGRL_SERVER", url)
         store = open_store(url)
         async with GatewayClient(url) as control:
@@ -74,7 +81,8 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             )
         yield Site(url, store)
         await store.close()
-        process.terminate()
+        process._sender(url, None).close()
+        server.terminate()
     uninstall_client_patch()
 
 
@@ -99,6 +107,42 @@ async def test_a_block_is_a_rollout(site: Site) -> None:
     assert (rollout.spec.mode, rollout.spec.task) == (Mode.LIVE, {"question": "x"})
     assert (rollout.state, rollout.reward) == (RolloutState.SUCCEEDED, 0.5)
     assert (attempt.output, calls) == ("hello", 1)
+
+
+async def test_a_runner_of_the_same_run_is_not_handed_a_live_rollout(site: Site) -> None:
+    waiting = asyncio.create_task(site.store.claim("runner", run="live", wait_seconds=60.0))
+    while not await site.store.workers():  # until it has looked once
+        continue
+    async with lightningrl.rollout({"question": "x"}):
+        assert await site.store.claim("another runner") == []
+    waiting.cancel()
+    [(rollout, attempt, _)] = await site.rollouts()
+    assert (rollout.state, rollout.attempts) == (RolloutState.SUCCEEDED, 1)
+    assert attempt.worker not in ("runner", "another runner")
+
+
+async def test_the_run_says_how_its_live_rollouts_are_sampled_and_what_they_await(
+    site: Site,
+) -> None:
+    [policy] = await site.store.policies("live")
+    sampling = Sampling(temperature=0.7, max_tokens=16)
+    terms = LiveTerms(sampling, RewardsFrom.EMITTED, await_rewards=("user",), await_seconds=60.0)
+    await site.store.put_policy(replace(policy, live=terms))
+    async with lightningrl.rollout({}) as one:
+        await asyncio.to_thread(ask, "hello")
+        lightningrl.final_reward(1.0)
+    [(rollout, attempt, _)] = await site.rollouts()
+    assert not rollout.complete
+    assert (rollout.spec.await_rewards, rollout.spec.await_seconds) == (("user",), 60.0)
+    assert rollout.spec.rewards is RewardsFrom.EMITTED
+    [call] = await site.store.calls(attempt.id)
+    assert call.sampling == sampling
+    # Feedback goes where the rollout went, by whatever process, and completes it.
+    lightningrl.feedback(one.id, -1.0, name="user")
+    lightningrl.feedback(one.id, 0.25)
+    assert process._sender(site.url, None).flush(60.0)
+    [(rollout, _, _)] = await site.rollouts()
+    assert (rollout.complete, rollout.reward) == (True, 0.25)
 
 
 async def test_a_decorated_coroutine_is_a_rollout_for_each_call(site: Site) -> None:

@@ -32,8 +32,9 @@ KEY = "admin-key"
 
 SERVER = """
 import sys
+from lightningrl.keys import AccessKeys
 from lightningrl.server import serve
-serve(sys.argv[1], port=int(sys.argv[2]), admin_key=sys.argv[3],
+serve(sys.argv[1], port=int(sys.argv[2]), keys=AccessKeys(admin=(sys.argv[3],)),
       ready=lambda url: print(url, flush=True))
 """
 
@@ -57,6 +58,8 @@ import asyncio, os, pathlib
 import openai
 
 assert os.environ["OPENAI_API_KEY"] == "lightningrl-placeholder"
+assert os.environ["ANTHROPIC_API_KEY"] == "lightningrl-placeholder"
+assert os.environ["OPENAI_BASE_URL"] == os.environ["ANTHROPIC_BASE_URL"] + "/v1"
 assert "LIGHTNINGRL_KEY" not in os.environ
 client = openai.AsyncOpenAI(max_retries=0)
 

@@ -1,10 +1,14 @@
 """The shared records: ids that a restart finds again, the state tables, the retry policy."""
 
+import re
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from lightningrl.schema import (
     ATTEMPT_MOVES,
+    RETRY_RULES,
     ROLLOUT_MOVES,
     TERMINAL,
     AttemptState,
@@ -14,6 +18,7 @@ from lightningrl.schema import (
     NewRollout,
     Progress,
     RetryPolicy,
+    RetryRule,
     RolloutState,
     Sampling,
     group_id,
@@ -60,8 +65,10 @@ def test_every_state_has_a_row_in_its_table() -> None:
     assert set(ATTEMPT_MOVES) == set(AttemptState)
 
 
-def test_nothing_leaves_an_end_state() -> None:
+def test_only_a_failed_rollout_leaves_its_end_state() -> None:
     assert {state.value for state in TERMINAL} == {"succeeded", "failed", "cancelled"}
+    left = {state: ROLLOUT_MOVES[state] for state in TERMINAL if ROLLOUT_MOVES[state]}
+    assert left == {RolloutState.FAILED: {RolloutState.QUEUED}}
     ends = {state for state, moves in ATTEMPT_MOVES.items() if not moves}
     assert ends == set(AttemptState) - {AttemptState.RUNNING}
 
@@ -92,6 +99,22 @@ def test_the_default_policy_tries_again(
     kind: FailureKind, failures: list[FailureKind], again: bool
 ) -> None:
     assert RetryPolicy().again(kind, failures) is again
+
+
+def test_every_kind_of_failure_has_its_rule() -> None:
+    assert set(RETRY_RULES) == set(FailureKind)
+
+
+def test_the_concepts_have_the_same_rules() -> None:
+    page = Path(__file__).parents[3].joinpath("docs/concepts.md").read_text(encoding="utf-8")
+    shown = {
+        RetryRule.AGENT: "if `retry_agent_errors`, within `max_attempts`",
+        RetryRule.ATTEMPTS: "within `max_attempts`",
+        RetryRule.INFRASTRUCTURE: "within `max_infrastructure_failures`",
+        RetryRule.NEVER: "never",
+    }
+    for kind, rule in RETRY_RULES.items():
+        assert re.search(rf"^\| `{kind}` \|.*\| {re.escape(shown[rule])} \|$", page, re.MULTILINE)
 
 
 def test_agent_errors_are_tried_again_where_the_recipe_says_so() -> None:

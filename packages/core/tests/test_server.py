@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from lightningrl.errors import ConfigError, StoreUnavailable
 from lightningrl.gateway.asgi import Answer, Receive, Scope, Send, send_answer
+from lightningrl.keys import OPEN, AccessKeys
 from lightningrl.schema import RolloutState
 from lightningrl.server.app import Application
 from lightningrl.server.repeats import Repeats
@@ -27,6 +28,7 @@ from lightningrl.store.sqlite import SqliteStore
 from lightningrl_testkit.records import group
 from lightningrl_testkit.server import ServerThread
 
+KEYS = AccessKeys(admin=("the key", "the key before"), runner=("a runner's key",))
 KEY = {"authorization": "Bearer the key"}
 
 
@@ -66,7 +68,7 @@ class Running:
 @pytest_asyncio.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
     store = SqliteStore.open(tmp_path / "store.db")
-    app = Application(store, EchoingGateway(), admin_key="the key")
+    app = Application(store, EchoingGateway(), keys=KEYS)
     with ServerThread(app) as server:
         async with aiohttp.ClientSession() as http:
             yield Running(server, store, http)
@@ -136,7 +138,7 @@ class OnlyTheApi:
     """An app that is the store's API alone, with a body limit of 1000 bytes."""
 
     def __init__(self, store: SqliteStore) -> None:
-        self._api = StoreApi(store, None, body_limit=1000)
+        self._api = StoreApi(store, body_limit=1000)
 
     async def start(self) -> None:
         """Nothing to start."""
@@ -164,7 +166,7 @@ async def test_bodies_over_the_limit_are_refused(tmp_path: Path) -> None:
             async with http.post(url, data=in_chunks()) as chunked:
                 assert chunked.status == 413
             async with http.post(url, data=bomb, headers={"content-encoding": "zstd"}) as packed:
-                assert packed.status == 400
+                assert packed.status == 413
     await store.close()
 
 
@@ -189,7 +191,7 @@ async def test_a_client_that_hung_up_while_waiting_gets_no_claim(tmp_path: Path)
         raise AssertionError("nobody is left to be answered")
 
     scope = {"type": "http", "method": "POST", "path": "/store/v1/claim", "headers": []}
-    await StoreApi(store, None)(scope, receive, send)
+    await StoreApi(store)(scope, receive, send)
     await store.enqueue(group())
     assert len(await store.claim("another")) == 1
     await store.close()
@@ -197,7 +199,7 @@ async def test_a_client_that_hung_up_while_waiting_gets_no_claim(tmp_path: Path)
 
 async def test_a_server_that_ends_tells_the_waiting_to_ask_again(tmp_path: Path) -> None:
     store = SqliteStore.open(tmp_path / "store.db")
-    app = Application(store, EchoingGateway(), admin_key="the key")
+    app = Application(store, EchoingGateway(), keys=KEYS)
     async with aiohttp.ClientSession() as http:
         with ServerThread(app) as server:
             claiming = await waiting_claim(Running(server, store, http))
@@ -245,6 +247,22 @@ async def test_answers_are_forgotten_after_a_while() -> None:
     assert [await forgotten.once(one, work) for one in ("a", "b", "a")] == [b"2", b"3", b"4"]
 
 
+async def test_the_oldest_answers_go_when_there_are_too_many() -> None:
+    done: list[str] = []
+
+    async def ask(ident: str) -> bytes:
+        async def work() -> bytes:
+            done.append(ident)
+            return b"12345"
+
+        return await repeats.once(ident, work)
+
+    repeats = Repeats(60.0, kept_bytes=10)  # two answers
+    for ident in ("a", "b", "b", "c", "b", "a"):
+        await ask(ident)
+    assert done == ["a", "b", "c", "a"]
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", ""])
 def test_without_a_key_only_this_machine_is_let_in(tmp_path: Path, host: str) -> None:
     assert not is_loopback(host)
@@ -258,7 +276,7 @@ def test_loopback_addresses_are_known() -> None:
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
-    with listen("127.0.0.1", 0, None) as taken:
+    with listen("127.0.0.1", 0, OPEN) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port} .* another port"):
             serve(tmp_path / "store.db", port=port)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import apsw
+import psutil
 import pytest
 
 from lightningrl.errors import StoreLocked, StoreUnavailable
@@ -157,3 +158,17 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     os.close(writing)  # what the system does when the parent dies
     assert server.wait(30) == 0
     server.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells another process's limit")
+def test_it_may_open_as_many_files_as_the_system_grants(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        with ServerProcess(tmp_path / "store.db") as server:
+            allowed = psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert allowed == (before[1], before[1])

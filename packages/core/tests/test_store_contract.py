@@ -8,35 +8,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from lightningrl.gateway.asgi import Receive, Scope, Send
-from lightningrl.server.store_api import StoreApi
 from lightningrl.store.base import Store
 from lightningrl.store.http import HttpStore
+from lightningrl.store.postgres import PostgresStore
 from lightningrl.store.sqlite import SqliteStore
-from lightningrl_testkit.server import ServerThread
+from lightningrl_testkit.server import OneStoreAfterTheOther, ServerThread
 from lightningrl_testkit.store import StoreContract
-
-
-class OneStoreAfterTheOther:
-    """An app that is given a new store for each test, so that all share one server."""
-
-    def __init__(self) -> None:
-        self._api: StoreApi | None = None
-
-    async def start(self) -> None:
-        """Nothing to start."""
-
-    async def stop(self) -> None:
-        """Nothing to stop."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert self._api is not None
-        await self._api(scope, receive, send)
-
-    async def open(self, path: Path) -> SqliteStore:
-        store = SqliteStore.open(path)
-        self._api = StoreApi(store, None)
-        return store
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +31,14 @@ class TestSqliteStore(StoreContract):
     @pytest_asyncio.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[Store]:
         store = SqliteStore.open(tmp_path / "store.db")
+        yield store
+        await store.close()
+
+
+class TestPostgresStore(StoreContract):
+    @pytest_asyncio.fixture
+    async def store(self, postgres_url: str) -> AsyncIterator[Store]:
+        store = PostgresStore.open(postgres_url)
         yield store
         await store.close()
 

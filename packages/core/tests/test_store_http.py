@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from lightningrl.schema import AttemptState
 from lightningrl.store import wire
 from lightningrl.store.base import RolloutQuery
 from lightningrl.store.http import HttpStore
+from lightningrl_testkit.proxy import AnswerLosingProxy
 from lightningrl_testkit.records import call, group, log
 from lightningrl_testkit.server import ServerProcess
 
@@ -31,49 +31,6 @@ async def store(server: ServerProcess) -> AsyncIterator[HttpStore]:
     store = HttpStore.connect(server.url, key="the key")
     yield store
     await store.close()
-
-
-class AnswerLosingProxy:
-    """Passes requests on to a server, and closes the first `losses` connections before the answer."""
-
-    def __init__(self, port: int, losses: int) -> None:
-        self._port = port
-        self.losses_left = losses
-        self._server: asyncio.Server | None = None
-        self._serving: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> str:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        await asyncio.gather(*self._serving)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        requests = asyncio.create_task(pass_on(reader, up_writer))
-        with contextlib.suppress(ConnectionError):
-            while answer := await up_reader.read(1 << 20):
-                if self.losses_left:
-                    self.losses_left -= 1
-                    break
-                writer.write(answer)
-        writer.close()
-        up_writer.close()
-        await requests
-
-
-async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while request := await reader.read(1 << 20):
-            writer.write(request)
-    writer.close()
 
 
 async def test_a_claim_whose_answer_got_lost_is_answered_again(
@@ -169,7 +126,11 @@ def test_every_method_of_the_contract_travels() -> None:
         *("enqueue", "claim", "heartbeat", "append", "finish", "cancel", "expire", "extend"),
         *("renew_all_leases", "rollouts", "attempts", "attempt", "events", "ended", "progress"),
         *("summary", "runs", "put_policy", "policies", "workers", "take", "commit", "roll_back"),
-        *("ledger", "secret", "now"),
+        "give_live",
+        *("ledger", "secret", "now", "retry", "wait", "calls"),
+        *("put_resource", "resource", "resources", "groups", "tasks", "statistics"),
+        *("delete_rollouts", "delete_run", "retain", "dump", "load"),
+        *("see_gateway", "forget_gateway", "gateways"),
     }
 
 

@@ -1,11 +1,13 @@
-"""The SQLite store agrees, move by move, with a model that fits on two pages."""
+"""Each database agrees, move by move, with a model that fits on two pages."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,22 +25,29 @@ from hypothesis.stateful import (
     rule,
 )
 
+from lightningrl.archive.records import Loader, Record, records_of
 from lightningrl.errors import Conflict, LightningError, NotFound, StaleAttempt
 from lightningrl.schema import (
     AttemptId,
     AttemptState,
+    Claim,
     Event,
     Failure,
     FailureKind,
+    Mode,
     NewRollout,
     RetryPolicy,
     RewardEvent,
     RolloutId,
     RolloutState,
 )
-from lightningrl.store.base import RolloutQuery
+from lightningrl.store.base import Retention, RolloutQuery, Store
+from lightningrl.store.http import HttpStore
+from lightningrl.store.postgres import PostgresStore
 from lightningrl.store.sqlite import SqliteStore
+from lightningrl_testkit.postgres import PostgresServer
 from lightningrl_testkit.records import call, group, log, reward
+from lightningrl_testkit.server import OneStoreAfterTheOther, ServerThread
 
 T = TypeVar("T")
 
@@ -86,6 +95,20 @@ class ModelRollout:
     spec: NewRollout
     state: RolloutState = RolloutState.QUEUED
     attempts: list[ModelAttempt] = field(default_factory=list)
+    forgiven: int = 0
+    ended_at: float | None = None
+    awaited: set[str] = field(default_factory=set[str])
+    """Of the latest attempt, if that runs or succeeded."""
+    given: int = 0
+    """The iteration that a live rollout was given to; 0: none."""
+
+    @property
+    def live(self) -> bool:
+        return self.spec.mode is Mode.LIVE
+
+    @property
+    def iteration(self) -> int:
+        return self.given if self.live else self.spec.iteration
 
     @property
     def reward(self) -> float | None:
@@ -99,6 +122,10 @@ class ModelRollout:
     def ended(self) -> bool:
         return self.state not in (RolloutState.QUEUED, RolloutState.RUNNING)
 
+    @property
+    def complete(self) -> bool:
+        return self.ended and not self.awaited
+
 
 class Model:
     """What the store holds, by the words of its contract."""
@@ -107,22 +134,66 @@ class Model:
         self.rollouts: dict[RolloutId, ModelRollout] = {}
         self.attempts: dict[AttemptId, ModelAttempt] = {}
         self.takes: dict[int, list[tuple[str, list[RolloutId]]]] = {}
+        self.committed: set[int] = set()
+        self.resources: list[int] = []
+        """The values of the one resource, oldest first."""
 
-    def end(self, attempt: ModelAttempt, state: AttemptState, failure: FailureKind | None) -> None:
+    def end(
+        self, attempt: ModelAttempt, state: AttemptState, failure: FailureKind | None, now: float
+    ) -> None:
         attempt.state, attempt.failure = state, failure
         rollout = attempt.rollout
-        failures = [one.failure for one in rollout.attempts if one.failure is not None]
+        rollout.ended_at = now
+        counted = rollout.attempts[rollout.forgiven :]
+        failures = [one.failure for one in counted if one.failure is not None]
         if failure is None:
             rollout.state = RolloutState.SUCCEEDED
-        elif failure is FailureKind.CANCELLED:
+            return
+        rollout.awaited = set()
+        if failure is FailureKind.CANCELLED:
             rollout.state = RolloutState.CANCELLED
         elif rollout.spec.retry.again(failure, failures):
             rollout.state = RolloutState.QUEUED
+            rollout.ended_at = None
         else:
             rollout.state = RolloutState.FAILED
 
+    def stop_awaiting(self, now: float) -> None:
+        """Rollouts that awaited rewards for as long as they may are complete."""
+        for one in self.rollouts.values():
+            seconds = one.spec.await_seconds
+            if one.ended_at is not None and seconds is not None and one.ended_at + seconds <= now:
+                one.awaited = set()
+
+    def forget(self, rollout: ModelRollout) -> None:
+        """All that was of a rollout is gone, its place in the ledger too."""
+        del self.rollouts[rollout.spec.id]
+        self.attempts = {
+            key: one for key, one in self.attempts.items() if one.rollout is not rollout
+        }
+        for groups in self.takes.values():
+            for _, members in groups:
+                if rollout.spec.id in members:
+                    members.remove(rollout.spec.id)
+
     def queued(self) -> list[ModelRollout]:
-        return [one for one in self.rollouts.values() if one.state is RolloutState.QUEUED]
+        """What a runner may be handed."""
+        queued = (one for one in self.rollouts.values() if one.state is RolloutState.QUEUED)
+        return [one for one in queued if not one.live]
+
+    def given(self, iteration: int) -> list[RolloutId]:
+        """The live rollouts of an iteration."""
+        live = (one for one in self.rollouts.values() if one.live)
+        return [one.spec.id for one in live if one.given == iteration]
+
+    def give(self, iteration: int, ident: RolloutId) -> type[LightningError] | None:
+        if iteration in self.takes or self.given(iteration):
+            return None
+        one = self.rollouts[ident]
+        if one.given or not one.complete:
+            return Conflict
+        one.given = iteration
+        return None
 
     def append(self, attempt: ModelAttempt, event: Event) -> type[LightningError] | None:
         if any(one.id == event.id for one in attempt.events):
@@ -131,16 +202,18 @@ class Model:
         if late and event.__struct_config__.tag == "call":
             return StaleAttempt
         attempt.events.append(event)
+        if isinstance(event, RewardEvent) and attempt is attempt.rollout.attempts[-1]:
+            attempt.rollout.awaited.discard(event.name)
         return None
 
     def take(self, iteration: int) -> type[LightningError] | None:
         groups: dict[str, list[ModelRollout]] = {}
         for one in self.rollouts.values():
-            if one.spec.iteration == iteration:
+            if one.iteration == iteration:
                 groups.setdefault(one.spec.group_id, []).append(one)
         if iteration in self.takes or not groups:
             return None
-        if not all(one.ended for members in groups.values() for one in members):
+        if not all(one.complete for members in groups.values() for one in members):
             return Conflict
         self.takes[iteration] = []
         for ident, members in groups.items():
@@ -149,8 +222,20 @@ class Model:
                 for one in sorted(members, key=lambda one: one.spec.member)
                 if one.state is RolloutState.SUCCEEDED and one.reward is not None
             ]
-            self.takes[iteration].append((ident, usable if len(usable) >= 2 else []))
+            least = 1 if members[0].live else 2
+            self.takes[iteration].append((ident, usable if len(usable) >= least else []))
         return None
+
+
+def still_there(move: Callable[..., None]) -> Callable[..., None]:
+    """Pass over a move whose attempt was deleted."""
+
+    @functools.wraps(move)
+    def moved(self: StoreMachine, ident: AttemptId, **others: Any) -> None:
+        if ident in self.model.attempts:
+            move(self, ident, **others)
+
+    return moved
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -158,13 +243,23 @@ class StoreMachine(RuleBasedStateMachine):
 
     attempts = Bundle("attempts")
 
+    def make(self) -> None:
+        """Make an empty place for a store."""
+        self.path = Path(self.closing.enter_context(tempfile.TemporaryDirectory())) / "store.db"
+
+    def opened(self) -> Store:
+        return SqliteStore.open(self.path, clock=self.clock)
+
+    def close(self) -> None:
+        self.wait(self.store.close())
+
     @initialize()
     def open(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
+        self.closing = contextlib.ExitStack()
         self.loop = asyncio.new_event_loop()
         self.clock = ManualClock()
-        self.path = Path(self.folder.name) / "store.db"
-        self.store = SqliteStore.open(self.path, clock=self.clock)
+        self.make()
+        self.store = self.opened()
         self.model = Model()
 
     def teardown(self) -> None:
@@ -173,10 +268,12 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             self.events_agree()
             self.ledgers_agree()
+            versions = self.wait(self.store.resources("run", name="prompt"))
+            assert [one.value for one in versions] == self.model.resources
         finally:
-            self.wait(self.store.close())
+            self.close()
             self.loop.close()
-            self.folder.cleanup()
+            self.closing.close()
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -195,12 +292,27 @@ class StoreMachine(RuleBasedStateMachine):
         size=st.integers(1, 3),
         retry=st.sampled_from(RETRIES),
         timeout=st.sampled_from([30.0, 60.0]),
+        names=st.sampled_from([(), ("final",), ("user",), ("final", "user")]),
+        patience=st.sampled_from([None, 20.0]),
     )
     def enqueue(
-        self, task: int, iteration: int, size: int, retry: RetryPolicy, timeout: float
+        self,
+        task: int,
+        iteration: int,
+        size: int,
+        retry: RetryPolicy,
+        timeout: float,
+        names: tuple[str, ...],
+        patience: float | None,
     ) -> None:
         specs = group(
-            size, iteration=iteration, task=str(task), retry=retry, timeout_seconds=timeout
+            size,
+            iteration=iteration,
+            task=str(task),
+            retry=retry,
+            timeout_seconds=timeout,
+            await_rewards=names,
+            await_seconds=patience,
         )
         new = [one for one in specs if one.id not in self.model.rollouts]
         assert self.wait(self.store.enqueue(specs)) == len(new)
@@ -217,16 +329,64 @@ class StoreMachine(RuleBasedStateMachine):
         expected = self.model.queued()[:limit]
         assert [one.rollout.id for one in claims] == [one.spec.id for one in expected]
         now = self.clock.seconds
+        self.started(claims, expected, worker, now, lease)
+        return multiple(*(claim.attempt.id for claim in claims))
+
+    def started(
+        self,
+        claims: list[Claim],
+        expected: list[ModelRollout],
+        worker: str,
+        now: float,
+        lease: float,
+    ) -> None:
         for claim, rollout in zip(claims, expected, strict=True):
             deadline = now + rollout.spec.timeout_seconds
             attempt = ModelAttempt(rollout, worker, now + lease, deadline)
             rollout.attempts.append(attempt)
             rollout.state = RolloutState.RUNNING
+            rollout.awaited = set(rollout.spec.await_rewards)
             self.model.attempts[claim.attempt.id] = attempt
             assert claim.attempt.number == len(rollout.attempts)
+
+    @rule(
+        target=attempts,
+        name=st.integers(0, 5),
+        names=st.sampled_from([(), ("final",), ("user",)]),
+        lease=st.sampled_from([10.0, 30.0]),
+    )
+    def begin_live(self, name: int, names: tuple[str, ...], lease: float) -> Any:
+        """As a process that serves people does; again under the same name it finds nothing to claim."""
+        [spec] = group(mode=Mode.LIVE, task=f"live {name}", retry=RETRIES[1], await_rewards=names)
+        new = spec.id not in self.model.rollouts
+        if new:
+            self.model.rollouts[spec.id] = ModelRollout(spec)
+        elif self.model.rollouts[spec.id].spec != spec:
+            return multiple()
+        assert self.wait(self.store.enqueue([spec])) == new
+        claiming = self.store.claim("a", rollout_ids=[spec.id], lease_seconds=lease)
+        claims = self.wait(claiming)
+        expected = [self.model.rollouts[spec.id]] if new else []
+        self.started(claims, expected, "a", self.clock.seconds, lease)
         return multiple(*(claim.attempt.id for claim in claims))
 
+    @rule(ident=attempts, iteration=st.integers(1, 2))
+    @still_there
+    def give_live(self, ident: AttemptId, iteration: int) -> None:
+        rollout = self.model.attempts[ident].rollout
+        if not rollout.live:
+            with contextlib.suppress(Conflict):  # unless the iteration has what it has
+                given = self.wait(self.store.give_live("run", iteration, [rollout.spec.id]))
+                assert given == self.model.given(iteration)
+            return
+        expected = self.model.give(iteration, rollout.spec.id)
+        giving = self.store.give_live("run", iteration, [rollout.spec.id])
+        given = self.same(giving, expected)
+        if expected is None:
+            assert given == self.model.given(iteration)
+
     @rule(ident=attempts, worker=st.sampled_from("ab"))
+    @still_there
     def heartbeat(self, ident: AttemptId, worker: str) -> None:
         attempt = self.model.attempts[ident]
         mine = attempt.state is AttemptState.RUNNING and attempt.worker == worker
@@ -236,14 +396,18 @@ class StoreMachine(RuleBasedStateMachine):
             attempt.lease = max(attempt.lease, self.clock.seconds + 15.0)
 
     @rule(ident=attempts, turn=st.integers(0, 4))
+    @still_there
     def append_call(self, ident: AttemptId, turn: int) -> None:
         request = b'{"messages":[%s]}' % (b'"a message of the conversation"' * (turn + 1))
         event = call(ident, f"call-{turn}", prompt=range(20 * (turn + 1)), request=request)
         self.append(event)
 
     @rule(ident=attempts, number=st.integers(0, 3), revision=st.integers(0, 1))
+    @still_there
     def append_reward(self, ident: AttemptId, number: int, revision: int) -> None:
         self.append(reward(ident, number / 4, revision=revision, ident=f"reward-{number}"))
+        if number == 0:
+            self.append(reward(ident, 1.0, name="user", ident=f"user-{revision}"))
         self.append(log(ident, f"log-{number}"))
 
     def append(self, event: Event) -> None:
@@ -251,6 +415,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.same(self.store.append([event]), expected)
 
     @rule(ident=attempts, end=st.sampled_from(ENDS))
+    @still_there
     def finish(self, ident: AttemptId, end: tuple[AttemptState, FailureKind | None]) -> None:
         state, kind = end
         attempt = self.model.attempts[ident]
@@ -260,19 +425,71 @@ class StoreMachine(RuleBasedStateMachine):
         finishing = self.store.finish(ident, state, failure=failure)
         self.same(finishing, None if running or same_end else StaleAttempt)
         if running:
-            self.model.end(attempt, state, kind)
+            self.model.end(attempt, state, kind, self.clock.seconds)
 
     @rule(ident=attempts)
+    @still_there
     def cancel(self, ident: AttemptId) -> None:
         rollout = self.model.attempts[ident].rollout
         cancelled = self.wait(self.store.cancel([rollout.spec.id]))
         assert cancelled == (not rollout.ended)
         if rollout.state is RolloutState.QUEUED:
             rollout.state = RolloutState.CANCELLED
+            rollout.ended_at = self.clock.seconds
         elif not rollout.ended:
-            self.model.end(rollout.attempts[-1], AttemptState.FAILED, FailureKind.CANCELLED)
+            running, now = rollout.attempts[-1], self.clock.seconds
+            self.model.end(running, AttemptState.FAILED, FailureKind.CANCELLED, now)
+
+    @rule(value=st.integers(0, 1))
+    def put_resource(self, value: int) -> None:
+        if self.model.resources[-1:] != [value]:
+            self.model.resources.append(value)
+        found = self.wait(self.store.put_resource("run", "prompt", value))
+        assert (found.version, found.value) == (len(self.model.resources), value)
 
     @rule(ident=attempts)
+    @still_there
+    def retry(self, ident: AttemptId) -> None:
+        rollout = self.model.attempts[ident].rollout
+        failed = rollout.state is RolloutState.FAILED and not rollout.live
+        # A take decides all groups of its iteration that were there.
+        groups = dict(self.model.takes.get(rollout.iteration, []))
+        held = failed and rollout.spec.group_id in groups
+        retried = self.same(self.store.retry([rollout.spec.id]), Conflict if held else None)
+        if not held:
+            assert retried == failed
+        if retried:
+            rollout.state = RolloutState.QUEUED
+            rollout.ended_at = None
+            rollout.forgiven = len(rollout.attempts)
+
+    @rule(ident=attempts)
+    @still_there
+    def wait_for_group(self, ident: AttemptId) -> None:
+        group_id = self.model.attempts[ident].rollout.spec.group_id
+        found = self.wait(self.store.wait(group_ids=[group_id]))
+        members = [one for one in self.model.rollouts.values() if one.spec.group_id == group_id]
+        complete = sorted(one.spec.member for one in members if one.complete)
+        assert [one.spec.member for one in found] == complete
+
+    @rule(ident=attempts)
+    @still_there
+    def delete(self, ident: AttemptId) -> None:
+        rollout = self.model.attempts[ident].rollout
+        taken = dict(self.model.takes.get(rollout.iteration, []))
+        uncommitted = rollout.iteration not in self.model.committed
+        held = rollout.state is RolloutState.RUNNING or (
+            rollout.spec.group_id in taken and uncommitted
+        )
+        deleted = self.same(
+            self.store.delete_rollouts([rollout.spec.id]), Conflict if held else None
+        )
+        if deleted is not None:
+            assert deleted == 1
+            self.model.forget(rollout)
+
+    @rule(ident=attempts)
+    @still_there
     def extend(self, ident: AttemptId) -> None:
         self.wait(self.store.extend([ident], 25.0))
         self.model.attempts[ident].deadline += 25.0
@@ -289,9 +506,24 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.wait(self.store.expire()) == len(due)
         for one in due:
             if one.deadline <= one.lease:
-                self.model.end(one, AttemptState.TIMED_OUT, FailureKind.TIMEOUT)
+                self.model.end(one, AttemptState.TIMED_OUT, FailureKind.TIMEOUT, now)
             else:
-                self.model.end(one, AttemptState.LOST, FailureKind.LOST)
+                self.model.end(one, AttemptState.LOST, FailureKind.LOST, now)
+        self.model.stop_awaiting(now)
+
+    @rule(age=st.sampled_from([0.0, 30.0]))
+    def retain(self, age: float) -> None:
+        old = [
+            one
+            for one in self.model.rollouts.values()
+            if one.complete
+            and one.ended_at is not None
+            and one.ended_at + age <= self.clock.seconds
+            and (one.iteration in self.model.committed or (one.live and not one.given))
+        ]
+        assert self.wait(self.store.retain(Retention(max_age_seconds=age))) == len(old)
+        for one in old:
+            self.model.forget(one)
 
     @rule(iteration=st.integers(1, 2))
     def take(self, iteration: int) -> None:
@@ -306,6 +538,8 @@ class StoreMachine(RuleBasedStateMachine):
     def commit(self, iteration: int) -> None:
         expected = None if iteration in self.model.takes else NotFound
         self.same(self.store.commit("run", iteration), expected)
+        if expected is None:
+            self.model.committed.add(iteration)
 
     @rule(after=st.integers(0, 1))
     def roll_back(self, after: int) -> None:
@@ -313,11 +547,32 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.wait(self.store.roll_back("run", after=after)) == later
         for iteration in later:
             del self.model.takes[iteration]
+            self.model.committed.discard(iteration)
 
     @rule()
     def restart(self) -> None:
-        self.wait(self.store.close())
-        self.store = SqliteStore.open(self.path, clock=self.clock)
+        self.close()
+        self.store = self.opened()
+
+    @rule()
+    def move(self) -> None:
+        """To an empty store, through what a run's file has."""
+        loaded = self.wait(self.loaded())
+        self.close()
+        self.make()
+        self.store = self.opened()
+        self.wait(self.load(loaded))
+
+    async def loaded(self) -> list[Record]:
+        return [record async for record in records_of(self.store, "run")]
+
+    async def load(self, records: list[Record]) -> None:
+        for _ in range(2):  # the second time all of it is there
+            loader = Loader(self.store)
+            for record in records:
+                await loader.add(record)
+            new = await loader.end()
+        assert new == 0
 
     @invariant()
     def rollouts_agree(self) -> None:
@@ -329,7 +584,8 @@ class StoreMachine(RuleBasedStateMachine):
         for ident, one in found.items():
             model = expected[ident]
             assert (one.state, one.attempts) == (model.state, len(model.attempts))
-            assert one.reward == model.reward
+            assert (one.reward, one.complete) == (model.reward, model.complete)
+            assert one.spec.iteration == model.iteration
 
     def events_agree(self) -> None:
         idents = list(self.model.attempts)
@@ -346,8 +602,41 @@ class StoreMachine(RuleBasedStateMachine):
         assert [(one.iteration, one.group_id, one.rollout_ids) for one in ledger] == expected
 
 
-TestStoreModel = StoreMachine.TestCase
-TestStoreModel.settings = settings(
+class HttpMachine(StoreMachine):
+    app: OneStoreAfterTheOther
+    server: ServerThread
+
+    def opened(self) -> Store:
+        self.served = self.wait(self.server.there(self.app.open(self.path, self.clock)))
+        return HttpStore.connect(self.server.url)
+
+    def close(self) -> None:
+        super().close()
+        self.wait(self.server.there(self.served.close()))
+
+
+class PostgresMachine(StoreMachine):
+    server: PostgresServer
+
+    def make(self) -> None:
+        self.url = self.closing.enter_context(self.server.schema())
+
+    def opened(self) -> Store:
+        return PostgresStore.open(self.url, clock=self.clock)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _servers(postgres: PostgresServer) -> Iterator[None]:
+    PostgresMachine.server = postgres
+    HttpMachine.app = OneStoreAfterTheOther()
+    with ServerThread(HttpMachine.app) as HttpMachine.server:
+        yield
+
+
+TestSqliteModel = StoreMachine.TestCase
+TestPostgresModel = PostgresMachine.TestCase
+TestHttpModel = HttpMachine.TestCase
+TestSqliteModel.settings = TestPostgresModel.settings = TestHttpModel.settings = settings(
     max_examples=int(os.environ.get("LIGHTNINGRL_EXAMPLES", "25")),
     stateful_step_count=50,
     deadline=None,

@@ -21,6 +21,7 @@ from lightningrl.store.base import RolloutQuery, Store
 from lightningrl.store.deltas import common_prefix, common_suffix
 from lightningrl.store.http import HttpStore
 from lightningrl.store.sqlite import SqliteStore
+from lightningrl.store.versions import SCHEMA_VERSION
 from lightningrl_testkit.records import call, group, log
 
 
@@ -56,13 +57,13 @@ class TestTables:
         connection = apsw.Connection(str(path))
         for old, new in product(RolloutState, RolloutState):
             ended = new not in (RolloutState.QUEUED, RolloutState.RUNNING)
-            values = (new, 1 if ended else None, 1 if ended else None)
+            values = (new, 1 if ended else None)
             connection.execute("BEGIN")
             put_into(connection, old)
             allowed = old is new or new in ROLLOUT_MOVES[old]
             refused = pytest.raises(apsw.ConstraintError, match="rollout_moves")
             with contextlib.nullcontext() if allowed else refused:
-                connection.execute("UPDATE rollouts SET state=?, ended_us=?, ended_seq=?", values)
+                connection.execute("UPDATE rollouts SET state=?, ended_us=?", values)
             connection.execute("ROLLBACK")
         connection.close()
 
@@ -86,8 +87,8 @@ def put_into(connection: apsw.Connection, state: RolloutState) -> None:
     }.get(state, ["running", state])
     for one in way:
         ended = 1 if one in ("succeeded", "failed", "cancelled") else None
-        values = (one, ended, ended)
-        connection.execute("UPDATE rollouts SET state=?, ended_us=?, ended_seq=?", values)
+        values = (one, ended)
+        connection.execute("UPDATE rollouts SET state=?, ended_us=?", values)
 
 
 class TestFile:
@@ -107,7 +108,7 @@ class TestFile:
         with sqlite3.connect(path) as connection:
             connection.execute("UPDATE meta SET value = 99 WHERE name = 'schema_version'")
         connection.close()
-        with pytest.raises(ConfigError, match=r"version 99.* version 1"):
+        with pytest.raises(ConfigError, match=rf"version 99.* version {SCHEMA_VERSION}"):
             SqliteStore.open(path)
 
     async def test_another_program_s_database_is_refused_and_not_changed(self, path: Path) -> None:
@@ -213,6 +214,7 @@ class TestProgress:
     ) -> None:
         store = SqliteStore.open(path, gather_seconds=3600.0)
         await store.enqueue(group(3))
+        await asyncio.gather(*(store.runs() for _ in range(20)))  # each reader has its connection
         waiting = asyncio.ensure_future(
             store.progress("run", Mode.TRAIN, 1, seen=0, wait_seconds=3600.0)
         )

@@ -11,7 +11,7 @@ from lightningrl.errors import StoreError
 from lightningrl.schema import AttemptState, Claim, Failure, FailureKind, Mode, RetryPolicy
 from lightningrl.store import RolloutQuery
 from lightningrl.store.sqlite import SqliteStore
-from lightningrl.traces import read_attempts, read_ledger, read_traces
+from lightningrl.traces import late_rewards, read_attempts, read_ledger, read_traces
 from lightningrl_testkit.records import call, group, reward
 
 
@@ -79,6 +79,24 @@ async def test_the_ledger_gives_what_take_gave(store: SqliteStore) -> None:
     assert [trace.rollout.id for trace in again.traces] == [one.rollout.id, three.rollout.id]
     assert [t.attempt for t in again.traces] == [t.attempt for t in taken[0].traces]
     assert [t.reward for t in again.traces] == [1.0, 0.0]
+
+
+async def test_rewards_after_the_take_are_told_and_not_trained(store: SqliteStore) -> None:
+    await store.enqueue(group(2))
+    for one in await claim(store, 2):
+        await succeed(store, one, 1.0, calls=1)
+    taken = await store.take("run", 1)
+    before = await read_traces(store, taken)
+    attempt = taken[0].rollouts[0].attempt.id
+    step = before[0].traces[0].transitions[0].step_id
+    late = [reward(attempt, 5.0, revision=7), reward(attempt, 3.0, name="reward", step=step)]
+    await store.append(late)
+    for groups in (await read_traces(store, taken), await read_ledger(store, "run", 1)):
+        found = groups[0].traces[0]
+        assert (found.reward, found.rollout.reward, found.transitions[0].reward) == (1.0, 1.0, None)
+    (first, second) = await read_attempts(store, await store.rollouts(RolloutQuery()))
+    entries = await store.ledger("run")
+    assert [late_rewards(entries, one[0]) for one in (first, second)] == [late, []]
 
 
 async def test_what_was_skipped_or_not_taken_yet_is_no_group(store: SqliteStore) -> None:

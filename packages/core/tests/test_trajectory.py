@@ -1,93 +1,16 @@
 """`merge` joins calls on exact token prefixes; what it trains is what the engine sampled."""
 
-import json
-from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from lightningrl.schema import (
-    AttemptId,
-    CallEvent,
-    CallStatus,
-    EventId,
-    RolloutId,
-    StepId,
-    StepKind,
-)
-from lightningrl.trajectory import Row, Span, merge, with_credit
-from lightningrl.transition import Transition
-
-START = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def ask(
-    step: str,
-    prompt: list[int],
-    sampled: list[int],
-    *,
-    later: bool = False,
-    untrainable: str | None = None,
-    logprob: float = -0.5,
-) -> Transition:
-    """A model call; `later` says that its messages hold an earlier answer."""
-    roles = ["user", "assistant", "tool"] if later else ["user"]
-    request = json.dumps({"messages": [{"role": role, "content": ""} for role in roles]})
-    call = CallEvent(
-        id=EventId(step),
-        attempt_id=AttemptId("a"),
-        at=START,
-        step_id=StepId(step),
-        agent=None,
-        policy="policy",
-        model="m",
-        endpoint="",
-        version_start=1,
-        version_end=1,
-        request=request.encode(),
-        sampling=None,
-        prompt_ids=b"",
-        choices=(),
-        prompt_tokens=0,
-        completion_tokens=0,
-        latency_ms=0.0,
-        held_ms=0.0,
-        upstream_retries=0,
-        status=CallStatus.DELIVERED,
-        http_status=200,
-        error=None,
-    )
-    return Transition(
-        step_id=StepId(step),
-        rollout_id=RolloutId("r"),
-        attempt_id=AttemptId("a"),
-        kind=StepKind.LLM,
-        name="m",
-        agent=None,
-        parent_id=None,
-        started_at=START,
-        call=call,
-        prompt_ids=np.array(prompt, np.int32),
-        token_ids=np.array(sampled, np.int32),
-        logprobs=np.full(len(sampled), logprob, np.float32),
-        untrainable=untrainable,
-    )
-
-
-def tool(step: str) -> Transition:
-    return Transition(
-        step_id=StepId(step),
-        rollout_id=RolloutId("r"),
-        attempt_id=AttemptId("a"),
-        kind=StepKind.TOOL,
-        name="calculator",
-        agent=None,
-        parent_id=None,
-        started_at=START,
-    )
+from lightningrl.drift import rollout_drift
+from lightningrl.schema import Choice, RolloutId
+from lightningrl.trajectory import UNTAKEN, Row, Span, loss_weights, merge, pack, with_credit
+from lightningrl_testkit.records import ids, llm_step, tool_step
 
 
 def shown(row: Row) -> list[tuple[int, bool]]:
@@ -99,7 +22,7 @@ def test_no_transitions_give_no_rows() -> None:
 
 
 def test_one_call_is_one_row_whose_prompt_is_masked() -> None:
-    (row,) = merge([ask("s1", [1, 2], [7, 8], logprob=-0.25)]).rows
+    (row,) = merge([llm_step("s1", [1, 2], [7, 8], logprob=-0.25)]).rows
     assert shown(row) == [(1, False), (2, False), (7, True), (8, True)]
     assert row.logprobs.tolist() == [0.0, 0.0, -0.25, -0.25]
     assert row.advantages.tolist() == [0.0, 0.0, 0.0, 0.0]
@@ -110,9 +33,9 @@ def test_one_call_is_one_row_whose_prompt_is_masked() -> None:
 def test_a_call_that_continues_the_last_one_joins_its_row() -> None:
     merged = merge(
         [
-            ask("s1", [1, 2], [7, 8]),
-            tool("t1"),
-            ask("s2", [1, 2, 7, 8, 3, 4], [9], later=True),  # 3 4: the tool's result
+            llm_step("s1", [1, 2], [7, 8]),
+            tool_step("t1"),
+            llm_step("s2", [1, 2, 7, 8, 3, 4], [9], later=True),  # 3 4: the tool's result
         ]
     )
     (row,) = merged.rows
@@ -132,10 +55,10 @@ def test_a_call_that_continues_the_last_one_joins_its_row() -> None:
 def test_interleaved_agents_give_one_row_each() -> None:
     merged = merge(
         [
-            ask("A1", [1, 2], [7]),
-            ask("B1", [5, 6], [8]),
-            ask("A2", [1, 2, 7, 3], [9], later=True),
-            ask("B2", [5, 6, 8, 4], [10], later=True),
+            llm_step("A1", [1, 2], [7]),
+            llm_step("B1", [5, 6], [8]),
+            llm_step("A2", [1, 2, 7, 3], [9], later=True),
+            llm_step("B2", [5, 6, 8, 4], [10], later=True),
         ]
     )
     assert [row.token_ids.tolist() for row in merged.rows] == [[1, 2, 7, 3, 9], [5, 6, 8, 4, 10]]
@@ -143,7 +66,7 @@ def test_interleaved_agents_give_one_row_each() -> None:
 
 
 def test_a_branch_gets_a_row_of_its_own_and_no_token_is_trained_twice() -> None:
-    merged = merge([ask("s1", [1, 2], [7]), ask("s2", [1, 2], [8])])
+    merged = merge([llm_step("s1", [1, 2], [7]), llm_step("s2", [1, 2], [8])])
     assert [shown(row) for row in merged.rows] == [
         [(1, False), (2, False), (7, True)],
         [(1, False), (2, False), (8, True)],
@@ -154,10 +77,10 @@ def test_a_branch_gets_a_row_of_its_own_and_no_token_is_trained_twice() -> None:
 def test_a_call_continues_the_longest_row_that_it_can() -> None:
     merged = merge(
         [
-            ask("s1", [1], [2]),
-            ask("s2", [9], [9]),
-            ask("s3", [1, 2, 3], [4], later=True),
-            ask("s4", [1, 2, 3, 4, 5], [6], later=True),
+            llm_step("s1", [1], [2]),
+            llm_step("s2", [9], [9]),
+            llm_step("s3", [1, 2, 3], [4], later=True),
+            llm_step("s4", [1, 2, 3, 4, 5], [6], later=True),
         ]
     )
     assert [row.token_ids.tolist() for row in merged.rows] == [[1, 2, 3, 4, 5, 6], [9, 9]]
@@ -167,7 +90,9 @@ def test_a_call_continues_the_longest_row_that_it_can() -> None:
 
 
 def test_prompts_that_part_inside_sampled_tokens_were_tokenised_anew() -> None:
-    merged = merge([ask("s1", [1, 2], [7, 8, 9]), ask("s2", [1, 2, 7, 5, 9, 3], [4], later=True)])
+    merged = merge(
+        [llm_step("s1", [1, 2], [7, 8, 9]), llm_step("s2", [1, 2, 7, 5, 9, 3], [4], later=True)]
+    )
     assert len(merged.rows) == 2
     (broken,) = merged.breaks
     assert (broken.step_id, broken.cause, broken.position) == ("s2", "retokenised", 3)
@@ -176,13 +101,13 @@ def test_prompts_that_part_inside_sampled_tokens_were_tokenised_anew() -> None:
 
 
 def test_prompts_that_part_inside_other_tokens_were_edited() -> None:
-    merged = merge([ask("s1", [1, 2], [7]), ask("s2", [1, 4, 7, 3], [5], later=True)])
+    merged = merge([llm_step("s1", [1, 2], [7]), llm_step("s2", [1, 4, 7, 3], [5], later=True)])
     (broken,) = merged.breaks
     assert (broken.cause, broken.position) == ("edited", 1)
 
 
 def test_a_prompt_that_ends_inside_an_earlier_row_was_truncated() -> None:
-    merged = merge([ask("s1", [1, 2, 3], [7, 8]), ask("s2", [1, 2], [5], later=True)])
+    merged = merge([llm_step("s1", [1, 2, 3], [7, 8]), llm_step("s2", [1, 2], [5], later=True)])
     (broken,) = merged.breaks
     assert (broken.cause, broken.position, broken.found) == ("truncated", 2, ())
     assert broken.expected == (3, 7, 8)
@@ -191,9 +116,9 @@ def test_a_prompt_that_ends_inside_an_earlier_row_was_truncated() -> None:
 def test_a_break_is_judged_by_the_row_that_agrees_longest() -> None:
     merged = merge(
         [
-            ask("s1", [9, 9], [9]),
-            ask("s2", [1, 2], [7, 8]),
-            ask("s3", [1, 2, 7, 5], [4], later=True),
+            llm_step("s1", [9, 9], [9]),
+            llm_step("s2", [1, 2], [7, 8]),
+            llm_step("s3", [1, 2, 7, 5], [4], later=True),
         ]
     )
     (broken,) = merged.breaks
@@ -202,7 +127,10 @@ def test_a_break_is_judged_by_the_row_that_agrees_longest() -> None:
 
 def test_a_break_shows_eight_tokens_a_side() -> None:
     merged = merge(
-        [ask("s1", [1], list(range(10, 30))), ask("s2", [1, *range(50, 70)], [4], later=True)]
+        [
+            llm_step("s1", [1], list(range(10, 30))),
+            llm_step("s2", [1, *range(50, 70)], [4], later=True),
+        ]
     )
     (broken,) = merged.breaks
     assert broken.expected == tuple(range(10, 18))
@@ -215,8 +143,8 @@ def test_a_break_shows_eight_tokens_a_side() -> None:
 def test_untrainable_tokens_stay_as_context_and_are_counted() -> None:
     merged = merge(
         [
-            ask("s1", [1, 2], [7, 8], untrainable="a grammar"),
-            ask("s2", [1, 2, 7, 8, 3], [9], later=True),
+            llm_step("s1", [1, 2], [7, 8], untrainable="a grammar"),
+            llm_step("s2", [1, 2, 7, 8, 3], [9], later=True),
         ]
     )
     (row,) = merged.rows
@@ -224,29 +152,46 @@ def test_untrainable_tokens_stay_as_context_and_are_counted() -> None:
     assert row.logprobs.tolist() == [0.0, 0.0, 0.0, 0.0, 0.0, -0.5]
     assert row.spans == (Span(1, 5, 6),)
     assert merged.untrainable == {"a grammar": 2}
+    assert merged.masked == 2
 
 
 def test_a_row_without_a_trained_token_is_left_out() -> None:
-    merged = merge([ask("s1", [1], [7], untrainable="x"), ask("s2", [5], [8], untrainable="x")])
+    merged = merge(
+        [llm_step("s1", [1], [7], untrainable="x"), llm_step("s2", [5], [8], untrainable="x")]
+    )
     assert merged.rows == ()
     assert merged.untrainable == {"x": 2}
+    assert merged.masked == 0
 
 
 def test_a_call_that_sampled_nothing_makes_no_row() -> None:
-    assert merge([ask("s1", [1, 2], [])]).rows == ()
+    assert merge([llm_step("s1", [1, 2], [])]).rows == ()
 
 
 def test_tokens_without_a_prompt_are_counted_as_left_out() -> None:
-    merged = merge([ask("s1", [], [7, 8], untrainable="the engine gave no prompt token ids")])
+    merged = merge([llm_step("s1", [], [7, 8], untrainable="the engine gave no prompt token ids")])
     assert merged.rows == ()
     assert merged.untrainable == {"the engine gave no prompt token ids": 2}
+
+
+def test_answers_that_the_agent_did_not_go_on_with_are_counted() -> None:
+    one = llm_step("s1", [1], [7, 8])
+    assert one.call is not None
+    choices = tuple(
+        Choice(index=i, message=b"{}", finish_reason="stop", token_ids=ids(tokens), logprobs=b"")
+        for i, tokens in enumerate(([7, 8], [9, 9, 9]))
+    )
+    two_answers = replace(one, call=replace(one.call, choices=choices))
+    merged = merge([two_answers])
+    assert [row.trained_tokens for row in merged.rows] == [2]
+    assert (merged.untrainable, merged.masked) == ({UNTAKEN: 3}, 0)
 
 
 # -- credit -------------------------------------------------------------------------------------
 
 
 def test_the_weights_of_a_rollout_sum_to_one_over_the_rollouts() -> None:
-    rows = merge([ask("s1", [1], [7, 8, 9]), ask("s2", [5], [6])]).rows
+    rows = merge([llm_step("s1", [1], [7, 8, 9]), llm_step("s2", [5], [6])]).rows
     first, second = with_credit(rows, [1.0, 1.0], rollouts=2)
     # 4 trained tokens, 2 rollouts: each weighs 1 / (2 * 4) = 0.125
     assert first.advantages.tolist() == [0.0, 0.125, 0.125, 0.125]
@@ -254,14 +199,36 @@ def test_the_weights_of_a_rollout_sum_to_one_over_the_rollouts() -> None:
 
 
 def test_each_transition_gets_its_own_credit() -> None:
-    (row,) = merge([ask("s1", [1], [7]), tool("t"), ask("s2", [1, 7, 2], [8], later=True)]).rows
+    (row,) = merge(
+        [llm_step("s1", [1], [7]), tool_step("t"), llm_step("s2", [1, 7, 2], [8], later=True)]
+    ).rows
     (credited,) = with_credit([row], [1.0, 99.0, -3.0], rollouts=1)
     # 2 trained tokens: 1 / 2 and -3 / 2; the tool's credit lands nowhere
     assert credited.advantages.tolist() == [0.0, 0.5, 0.0, -1.5]
 
 
+def test_by_calls_a_long_answer_weighs_no_more_than_a_short_one() -> None:
+    rows = merge(
+        [
+            llm_step("s1", [1], [7, 8, 9, 4]),
+            llm_step("s2", [1, 7, 8, 9, 4, 2], [6], later=True),
+            llm_step("s3", [5], [6, 6]),
+        ]
+    ).rows
+    # Two rollouts, three calls of 4, 1 and 2 tokens: 1 / (2 * 3) = 1/6 for each call.
+    assert loss_weights(rows, rollouts=2, share="calls") == [
+        [pytest.approx(1 / 24), pytest.approx(1 / 6)],
+        [pytest.approx(1 / 12)],
+    ]
+    # Seven tokens: 1 / (2 * 7) for each.
+    assert loss_weights(rows, rollouts=2) == [[1 / 14, 1 / 14], [1 / 14]]
+    (first, second) = with_credit(rows, [1.0, 2.0, -1.0], rollouts=2, share="calls")
+    assert first.advantages.tolist() == pytest.approx([0, *[1 / 24] * 4, 0, 1 / 3])
+    assert second.advantages.tolist() == pytest.approx([0, -1 / 12, -1 / 12])
+
+
 def test_crediting_leaves_the_given_rows_as_they_were() -> None:
-    (row,) = merge([ask("s1", [1], [7])]).rows
+    (row,) = merge([llm_step("s1", [1], [7])]).rows
     with_credit([row], [1.0], rollouts=1)
     assert row.advantages.tolist() == [0.0, 0.0]
 
@@ -280,10 +247,16 @@ def test_every_trainable_token_is_trained_exactly_once(
     calls: list[tuple[list[int], list[int], bool]],
 ) -> None:
     transitions = [
-        ask(str(i), prompt, sampled, untrainable=None if good else "no")
+        llm_step(str(i), prompt, sampled, untrainable=None if good else "no")
         for i, (prompt, sampled, good) in enumerate(calls)
     ]
     merged = merge(transitions)
+    # Each sampled token is trained, masked or dropped.
+    report = rollout_drift(RolloutId("r"), "policy", merged)
+    sampled_tokens = sum(len(sampled) for _, sampled, _ in calls)
+    assert report.sampled == sampled_tokens
+    assert report.masked >= 0
+    assert report.dropped >= 0
     spans: dict[int, Any] = {}
     for row in merged.rows:
         assert not row.mask[0]
@@ -299,9 +272,23 @@ def test_every_trainable_token_is_trained_exactly_once(
 
 @pytest.mark.parametrize("rollouts", [1, 3])
 def test_total_weight_does_not_depend_on_how_calls_merged(rollouts: int) -> None:
-    together = [ask("s1", [1], [7, 8]), ask("s2", [1, 7, 8, 2], [9], later=True)]
-    apart = [ask("s1", [1], [7, 8]), ask("s2", [5, 5], [9], later=True)]
+    together = [llm_step("s1", [1], [7, 8]), llm_step("s2", [1, 7, 8, 2], [9], later=True)]
+    apart = [llm_step("s1", [1], [7, 8]), llm_step("s2", [5, 5], [9], later=True)]
     for transitions in (together, apart):
         rows = with_credit(merge(transitions).rows, [1.0, 1.0], rollouts)
         total = sum(float(row.advantages.sum()) for row in rows)
         assert total == pytest.approx(1 / rollouts)
+
+
+def test_packed_rows_stand_end_to_end() -> None:
+    rows = merge([llm_step("s1", [1, 2], [7]), llm_step("s2", [3], [8, 9])]).rows
+    packed = pack(rows)
+    assert packed.token_ids.tolist() == [1, 2, 7, 3, 8, 9]
+    assert packed.mask.tolist() == [False, False, True, False, True, True]
+    assert packed.logprobs.tolist() == [0.0, 0.0, -0.5, 0.0, -0.5, -0.5]
+    assert packed.lengths.tolist() == [3, 3]
+
+
+def test_no_rows_pack_to_nothing() -> None:
+    packed = pack([])
+    assert [len(packed.token_ids), len(packed.mask), len(packed.lengths)] == [0, 0, 0]

@@ -199,6 +199,36 @@ def test_a_call_with_two_answers_is_not_trained() -> None:
     assert "2 answers" in one.untrainable
 
 
+def two_answers(end_seconds: float = 1.0) -> CallEvent:
+    left = {"role": "assistant", "content": "left"}
+    right = {"role": "assistant", "content": "right"}
+    answers = (choice([7], message=left), choice([8, 9], index=1, message=right))
+    return call("s1", end_seconds, [], choices=answers)
+
+
+def test_of_two_answers_the_one_whose_tokens_the_next_prompt_holds_is_the_action() -> None:
+    then = call("s2", 3, [5], prompt_ids=np.array([1, 2, 8, 9, 3], "<i4").tobytes())
+    first, _ = assemble(ROLLOUT, ATTEMPT, [two_answers(), then])
+    assert (first.chosen, first.token_ids.tolist(), first.untrainable) == (1, [8, 9], None)
+    assert first.choice is not None
+    assert json.loads(first.choice.message)["content"] == "right"
+
+
+def test_of_two_answers_the_one_in_later_messages_is_the_action_where_tokens_differ() -> None:
+    """The template renders history anew, so no later prompt holds the sampled tokens."""
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "left"}]
+    then = call("s2", 3, [5], request=json.dumps({"messages": messages}).encode())
+    first, _ = assemble(ROLLOUT, ATTEMPT, [two_answers(), then])
+    assert (first.chosen, first.token_ids.tolist(), first.untrainable) == (0, [7], None)
+
+
+def test_two_answers_that_are_both_gone_on_with_are_not_trained() -> None:
+    left = call("s2", 3, [5], prompt_ids=np.array([1, 2, 7, 3], "<i4").tobytes())
+    right = call("s3", 5, [5], prompt_ids=np.array([1, 2, 8, 9, 3], "<i4").tobytes())
+    first, *_ = assemble(ROLLOUT, ATTEMPT, [two_answers(), left, right])
+    assert first.untrainable == "asked for 2 answers; which one the agent went on with is unknown"
+
+
 def test_a_call_whose_prompt_ids_are_unknown_is_not_trained() -> None:
     one = transitions(call("s1", 2, [5], prompt_ids=b""))["s1"]
     assert one.untrainable == "the engine gave no prompt token ids"

@@ -3,23 +3,18 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from tokenizers import Tokenizer, models
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from tiny_rows import VOCAB, Sequence, sequences, write_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightningrl.errors import ConfigError, RunError
+from lightningrl.recipe import Optimiser
 from lightningrl_verl.backend import VerlBackend
 from lightningrl_verl.backend_config import BackendConfig
 from lightningrl_verl.probe import WeightMismatch, probe
@@ -27,63 +22,14 @@ from lightningrl_verl.probe import WeightMismatch, probe
 # More threads than free cores spin, and make these tests ten times slower.
 torch.set_num_threads(1)
 
-VOCAB = 40
+OPTIMISER = Optimiser(learning_rate=1e-3, warmup=2, min_lr_ratio=0.0, clip_high=0.2)
 CONFIG = BackendConfig(
-    model_path="",
-    learning_rate=1e-3,
-    total_iterations=4,
-    warmup=2,
-    lr_schedule="linear",
-    weight_decay=0.0,
-    max_tokens_per_micro_batch=64,
+    model_path="", optimiser=OPTIMISER, total_iterations=4, max_tokens_per_micro_batch=64
 )
 
 
-@dataclass(frozen=True)
-class Sequence:
-    token_ids: NDArray[np.int32]
-    mask: NDArray[np.bool_]
-    advantages: NDArray[np.float32]
-    rollout_id: str = "rollout-1"
-
-
-def write_model(folder: Path, *, tied: bool) -> Path:
-    torch.manual_seed(0)
-    words = {f"w{i}": i for i in range(VOCAB - 1)} | {"<end>": VOCAB - 1}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="<end>"
-    )
-    tokenizer.pad_token = "<end>"
-    tokenizer.save_pretrained(folder)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.3,
-            tie_word_embeddings=tied,
-            eos_token_id=VOCAB - 1,
-            pad_token_id=VOCAB - 1,
-        )
-    ).save_pretrained(folder)
-    return folder
-
-
-def sequences(count: int, seed: int = 0) -> list[Sequence]:
-    """Prompt, sampled tokens, a tool's result, sampled tokens; advantages of both signs."""
-    draw = np.random.default_rng(seed)
-    made = []
-    for i in range(count):
-        length = int(draw.integers(12, 30))
-        mask = np.zeros(length, bool)
-        mask[4:7] = mask[9:] = True
-        advantages = np.where(mask, (1 if i % 2 else -1) / count, 0).astype(np.float32)
-        made.append(Sequence(draw.integers(0, VOCAB, length).astype(np.int32), mask, advantages))
-    return made
+def optimiser(**changes) -> Optimiser:
+    return msgspec.structs.replace(OPTIMISER, **changes)
 
 
 def weights(backend: VerlBackend) -> dict[str, torch.Tensor]:
@@ -94,7 +40,7 @@ def without_effect(backend: VerlBackend, rows: list[Sequence]) -> dict[str, floa
     """Loss and gradient of an update, measured on a copy so that `backend` stays as it is."""
     before = weights(backend)
     metrics = backend.update(rows, backend.log_probs(rows))
-    state = dict(backend._engine.module.named_parameters())
+    state = dict(backend.ranks._rank._engine.module.named_parameters())
     with torch.no_grad():
         for name, tensor in before.items():
             if name in state:
@@ -183,7 +129,9 @@ def test_an_update_moves_log_probs_in_the_advantages_direction(model):
 
 
 def test_a_resumed_run_goes_on_as_if_uninterrupted(model, tmp_path: Path):
-    config = replace(CONFIG, model_path=str(model), ppo_epochs=2, mini_batches=2)
+    config = replace(
+        CONFIG, model_path=str(model), optimiser=optimiser(ppo_epochs=2, mini_batches=2)
+    )
     first = VerlBackend(config)
     for seed in (1, 2):
         rows = sequences(5, seed)
@@ -218,28 +166,23 @@ def test_an_export_loads_in_transformers_with_the_same_weights(tied, tmp_path: P
     one = VerlBackend(replace(CONFIG, model_path=str(folder)))
     rows = sequences(2)
     one.update(rows, one.log_probs(rows))
-    one.export_hf(tmp_path / "export")
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    one.save(tmp_path / "checkpoint")
+    export = tmp_path / "checkpoint" / "huggingface"
+    exported = AutoModelForCausalLM.from_pretrained(export)
     state = exported.state_dict()
     trained = weights(one)
     assert state.keys() == trained.keys()
     for name, tensor in trained.items():
         assert state[name].dtype == torch.float32
         torch.testing.assert_close(state[name], tensor, atol=0, rtol=0)
-    words = AutoTokenizer.from_pretrained(tmp_path / "export")
-    assert words.eos_token == "<end>"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "model"]
+    assert AutoTokenizer.from_pretrained(export).eos_token == "<end>"
 
 
 def test_kl_and_entropy_are_token_means_beside_the_policys_token_sum(model):
-    overrides = {"actor.kl_loss_type": "k1"}
     config = replace(
         CONFIG,
         model_path=str(model),
-        use_kl_loss=True,
-        kl_coef=0.5,
-        entropy_coeff=0.25,
-        overrides=overrides,
+        optimiser=optimiser(kl_coeff=0.5, kl_estimator="k1", entropy_coeff=0.25),
         max_tokens_per_micro_batch=32,
     )
     one = VerlBackend(config)
@@ -264,7 +207,7 @@ def test_any_number_of_rows_in_any_number_of_mini_batches_is_one_update(model, p
     config = replace(
         CONFIG,
         model_path=str(model),
-        mini_batches=4,
+        optimiser=optimiser(mini_batches=4),
         overrides={"model.use_remove_padding": packed},
     )
     one = VerlBackend(config)
@@ -318,11 +261,12 @@ from dataclasses import make_dataclass
 from pathlib import Path
 from lightningrl_verl.backend import VerlBackend
 from lightningrl_verl.backend_config import BackendConfig
+from lightningrl.recipe import Optimiser
 Row = make_dataclass("Row", ["token_ids", "mask", "advantages", "rollout_id"])
-one = VerlBackend(BackendConfig(model_path={str(model)!r}))
+one = VerlBackend(BackendConfig(model_path={str(model)!r}, optimiser=Optimiser(learning_rate=1.0)))
 row = Row(np.arange(9, dtype=np.int32), np.arange(9) > 3, np.ones(9, np.float32), "r")
 one.update([row], one.log_probs([row]))
-one.export_hf(Path({str(model)!r}).with_name("export"))
+one.save(Path({str(model)!r}).with_name("saved"))
 one.close()
 ours = {{name for name in os.environ.keys() - before.keys()}}
 assert not any(n.startswith("VERL") or n in ("RANK", "WORLD_SIZE", "MASTER_PORT") for n in ours), ours

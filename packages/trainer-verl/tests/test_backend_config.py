@@ -3,17 +3,26 @@
 import pytest
 
 from lightningrl.errors import ConfigError
+from lightningrl.recipe import Optimiser
 from lightningrl_verl.backend_config import BackendConfig, check_overrides, compose_verl_config
 
 
 def test_the_fields_become_verls_keys():
     composed = compose_verl_config(
-        BackendConfig(model_path="m", learning_rate=0.5, clip_high=0.28, betas=(0.8, 0.9))
+        BackendConfig(
+            model_path="m",
+            optimiser=Optimiser(
+                learning_rate=0.5, clip_high=0.28, betas=(0.8, 0.9), kl_estimator="k2"
+            ),
+            loss="gspo",
+        )
     )
     actor = composed.actor_rollout_ref.actor
     assert actor.optim.lr == 0.5
     assert list(actor.optim.betas) == [0.8, 0.9]
     assert actor.clip_ratio_high == 0.28
+    assert actor.kl_loss_type == "k2"
+    assert actor.policy_loss.loss_mode == "gspo"
     assert actor.loss_agg_mode == "token-sum"
     assert actor.fsdp_config.mixed_precision.param_dtype == "fp32"
 
@@ -21,13 +30,15 @@ def test_the_fields_become_verls_keys():
 def test_an_override_wins_over_the_field():
     overrides = {
         "actor.optim.betas": [0.7, 0.6],
-        "actor.policy_loss.loss_mode": "cispo",
+        "actor.clip_ratio_c": 4.0,
         "model.override_config.attn_implementation": "eager",
     }
-    composed = compose_verl_config(BackendConfig(model_path="m", overrides=overrides))
+    composed = compose_verl_config(
+        BackendConfig(model_path="m", optimiser=Optimiser(learning_rate=1.0), overrides=overrides)
+    )
     role = composed.actor_rollout_ref
     assert list(role.actor.optim.betas) == [0.7, 0.6]
-    assert role.actor.policy_loss.loss_mode == "cispo"
+    assert role.actor.clip_ratio_c == 4.0
     assert role.model.override_config.attn_implementation == "eager"
 
 
@@ -45,10 +56,11 @@ def test_an_unknown_key_names_the_nearest():
         ("rollout.gpu_memory_utilization", 0.5, "`engine` and `sampling`"),
         ("actor.loss_agg_mode", "token-mean", "the token sum that weights define"),
         ("actor.optim.lr_scheduler_type", "cosine", "`optimiser.schedule`"),
-        ("actor.policy_loss.loss_mode", "sapo", "does not aggregate as a token sum"),
+        ("actor.policy_loss.loss_mode", "cispo", "set `algorithm.loss`"),
         ("actor.entropy_coeff", 0.1, "set `optimiser.entropy_coeff`"),
+        ("actor.kl_loss_type", "k1", "set `optimiser.kl_estimator`"),
         ("actor.kl_loss_coef", 0.1, "set `optimiser.kl_coeff`"),
-        ("model.lora_rank", 8, "adapters are not supported"),
+        ("model.lora_adapter_path", "a", "engines take them merged in"),
         ("actor_rollout_ref.actor.optim.lr", 1.0, "leave out the prefix"),
     ],
 )
@@ -62,7 +74,7 @@ def test_a_key_that_our_loop_does_not_honour_is_refused_with_the_reason(key, val
     [
         ("actor.optim.weight_decay", "much"),
         ("actor.calculate_entropy", 1),
-        ("actor.kl_loss_type", 3),
+        ("actor.optim.optimizer", 3),
         ("actor.optim.clip_grad", True),
     ],
 )

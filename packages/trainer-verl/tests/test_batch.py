@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from lightningrl.errors import RunError
-from lightningrl_verl.batch import align_log_probs, prompt_length, to_batch
+from lightningrl_verl.batch import align_next, prompt_length, to_batch
 from lightningrl_verl.micro_batches import cut_by_padded_tokens
+from lightningrl_verl.mini_batches import cut_by_rollout
 from lightningrl_verl.schedule import learning_rate_factor
 from lightningrl_verl.token_log_probs import token_log_probs
 
@@ -51,24 +52,46 @@ def test_tool_results_stand_in_the_response_with_mask_0():
     assert lists(batch, "position_ids") == [[0, 1, 2, 3, 4, 5], [0, 1]]
 
 
-def test_advantages_are_those_of_the_response_scaled():
+def test_fields_are_those_of_the_response():
     old = [np.full(6, -2.0, np.float32), np.full(2, -3.0, np.float32)]
-    batch = to_batch([TOOL_USE, ANSWER], old_log_probs=old, advantage_scale=2)
-    assert lists(batch, "advantages") == [[1.0, 1.0, 0.0, 1.0], [-2.0]]
+    rows = [TOOL_USE, ANSWER]
+    batch = to_batch(rows, {"old_log_probs": old, "advantages": [row.advantages for row in rows]})
+    assert lists(batch, "advantages") == [[0.5, 0.5, 0.0, 0.5], [-1.0]]
     assert lists(batch, "old_log_probs") == [[-2.0] * 4, [-3.0]]
 
 
 def test_filler_rows_are_masked_entirely():
-    batch = to_batch([TOOL_USE, ANSWER, ANSWER], multiple_of=2)
-    assert batch.batch_size == torch.Size([4])
-    assert lists(batch, "response_mask")[3] == [0]
-    assert len(lists(batch, "prompts")[3]) == 1
+    old = [np.full(6, -2.0, np.float32), None, np.full(2, -3.0, np.float32)]
+    advantages = [TOOL_USE.advantages, None, ANSWER.advantages]
+    batch = to_batch([TOOL_USE, None, ANSWER], {"old_log_probs": old, "advantages": advantages})
+    assert batch.batch_size == torch.Size([3])
+    assert lists(batch, "response_mask") == [[1, 1, 0, 1], [0], [1]]
+    assert lists(batch, "advantages") == [[0.5, 0.5, 0.0, 0.5], [0.0], [-1.0]]
+    assert len(lists(batch, "prompts")[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (1, [[0, 1, 2, 5, 3, 4]]),
+        # Three rollouts in two mini-batches: two rollouts, then one. Row 5 goes with its rollout.
+        (2, [[0, 1, 2, 5], [3, 4]]),
+        (3, [[0, 1], [2, 5], [3, 4]]),
+        (9, [[0, 1], [2, 5], [3, 4]]),
+    ],
+)
+def test_the_rows_of_a_rollout_stay_in_one_mini_batch(most: int, expected: list[list[int]]):
+    assert cut_by_rollout(["a", "a", "b", "c", "c", "b"], most) == expected
+
+
+def test_no_rows_give_no_mini_batches():
+    assert cut_by_rollout([], 3) == []
 
 
 def test_log_probs_come_back_at_the_token_that_they_are_of():
     # Value i of a row is the log-prob of token i + 1; the last one of a row is of no token.
     scored = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -99.0, -7.0, -99.0])
-    first, second = align_log_probs([TOOL_USE, ANSWER], scored)
+    first, second = align_next([TOOL_USE, ANSWER], scored)
     assert first.tolist() == [0, 0, -2, -3, 0, -5]
     assert second.tolist() == [0, -7]
 
@@ -124,3 +147,23 @@ def test_token_log_probs_are_the_log_softmax_in_fp32():
     # ln 2: two equal logits, exact in bf16.
     two = token_log_probs(torch.zeros(1, 2, dtype=torch.bfloat16), torch.tensor([0]))
     assert two.item() == pytest.approx(-0.693147, abs=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_the_gradient_of_token_log_probs_is_that_of_the_log_softmax(
+    dtype: torch.dtype, tolerance: float
+):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1500, 7, generator=generator).to(dtype)
+    labels = torch.arange(1500) % 7
+    # Every third token is not trained.
+    weights = torch.randn(1500, generator=generator) * (torch.arange(1500) % 3 > 0)
+    ours, theirs = values.clone().requires_grad_(), values.float().requires_grad_()
+    (token_log_probs(ours, labels) * weights).sum().backward()
+    chosen = torch.log_softmax(theirs, -1).gather(-1, labels[:, None])[:, 0]
+    (chosen * weights).sum().backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert ours.grad.dtype == dtype
+    # bf16 keeps 8 bits: a gradient of up to 4 is off by at most 2**-8 of its size.
+    torch.testing.assert_close(ours.grad.float(), theirs.grad, rtol=tolerance, atol=tolerance)

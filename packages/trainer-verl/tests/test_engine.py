@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from lightningrl_verl.engine import (
+    EngineAsleepError,
     EngineClosedError,
     EngineDiedError,
     EngineError,
@@ -282,6 +283,37 @@ async def test_engine_keeps_its_own_copy_of_the_weights(tokenizer: PreTrainedTok
             for parameter in new.parameters():
                 parameter.zero_()
         assert (await engine.generate([1, 2], GREEDY)).token_ids == swapped.token_ids
+
+
+async def test_an_engine_that_slept_serves_the_weights_that_it_is_given(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """A tied head and the slots' keys and values included; a call under way is refused, not lost."""
+    async with running(build_endless(), tokenizer) as engine:
+        endless = SamplingParams(temperature=0, max_tokens=100)
+        under_way = asyncio.create_task(engine.generate([1, 2], endless))
+        await asyncio.sleep(0)  # it has asked now
+        await asyncio.to_thread(engine.sleep)
+        with pytest.raises(EngineAsleepError):
+            await under_way
+        with pytest.raises(EngineAsleepError):
+            await engine.generate([1, 2], GREEDY)
+        with pytest.raises(EngineAsleepError):
+            engine.score([1], [2])
+        engine.check_alive()
+        engine.allocate_weights()
+        with pytest.raises(EngineError, match="has no weights yet"):
+            engine.wake_up()
+        new = build(seed=1)
+        # The version of before, since these may be the weights of before.
+        engine.swap_weights(new.named_parameters(), version=0)
+        engine.wake_up()
+        async with running(new, tokenizer) as other:
+            for prompt in ([1, 2], [5, 6, 7]):
+                answer = await engine.generate(prompt, GREEDY)
+                assert answer.token_ids == (await other.generate(prompt, GREEDY)).token_ids
+        with pytest.raises(WeightSwapError, match="version 0 is in use"):
+            engine.swap_weights(build(seed=2).named_parameters(), version=0)
 
 
 async def test_refused_swap_leaves_the_old_weights(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -2,15 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import anthropic
+import openai
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lightningrl.schema import Claim, Sampling
+from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_verl.engine import EngineServer, TorchEngine, serve_engine
 
 SPECIALS = ["<user>", "<tool>", "<bot>", "<call>", "<ans>", "<end>"]
@@ -368,3 +373,102 @@ async def test_two_servers_of_one_engine_have_ports_of_their_own(
 ) -> None:
     assert compact.url != hermes.url
     assert compact.url.startswith("http://127.0.0.1:")
+
+
+# -- through the gateway, in every dialect -----------------------------------------------------
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, compact: EngineServer) -> AsyncIterator[GatewayRig]:
+    async with open_rig(tmp_path) as rig:
+        # The engine's name for its model is the policy's, and 7 its weights' version.
+        await rig.register(f"{compact.url}/v1", name="tiny", version=7)
+        yield rig
+
+
+async def assert_one_row(rig: GatewayRig, claim: Claim) -> None:
+    """Two calls of one conversation, trainable, whose second continues the first token by token."""
+    one, two = await rig.calls(claim)
+    for call in (one, two):
+        assert call.choices[0].untrainable is None
+        assert len(call.choices[0].token_ids) == len(call.choices[0].logprobs) > 0
+    assert two.prompt_ids.startswith(one.prompt_ids + one.choices[0].token_ids)
+
+
+async def test_a_tool_loop_in_responses_continues_the_engines_tokens(rig: GatewayRig) -> None:
+    tool: Any = {"type": "function", **CALC["function"], "strict": False}
+    claim = await rig.claim(Sampling(temperature=0.0, max_tokens=20))
+    async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
+        first = await client.responses.create(model="tiny", input="compact", tools=[tool])
+        [call] = first.output
+        assert call.type == "function_call"
+        assert (call.name, call.arguments) == ("calc", '{"expression": "3+4"}')
+        output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "7"}
+        async with client.responses.stream(
+            model="tiny", input=[output], previous_response_id=first.id, tools=[tool]
+        ) as stream:
+            second = await stream.get_final_response()
+    assert second.output_text == "7"
+    await assert_one_row(rig, claim)
+
+
+async def test_a_tool_loop_in_anthropic_messages_continues_the_engines_tokens(
+    rig: GatewayRig,
+) -> None:
+    function = CALC["function"]
+    tool: Any = {"name": function["name"], "input_schema": function["parameters"]}
+    claim = await rig.claim(Sampling(temperature=0.0, max_tokens=20))
+    base_url = rig.attempt_url(claim).removesuffix("/v1")
+    history: list[Any] = [{"role": "user", "content": "compact"}]
+    async with anthropic.AsyncAnthropic(base_url=base_url, api_key=claim.key) as client:
+        first = await client.messages.create(
+            model="tiny", max_tokens=20, messages=history, tools=[tool]
+        )
+        [use] = first.content
+        assert use.type == "tool_use"
+        assert (use.name, use.input) == ("calc", {"expression": "3+4"})
+        result: Any = {"type": "tool_result", "tool_use_id": use.id, "content": "7"}
+        history += [
+            {"role": "assistant", "content": first.content},
+            {"role": "user", "content": [result]},
+        ]
+        async with client.messages.stream(
+            model="tiny", max_tokens=20, messages=history, tools=[tool]
+        ) as stream:
+            assert await stream.get_final_text() == "7"
+    await assert_one_row(rig, claim)
+
+
+async def test_a_completion_of_a_plain_text_has_the_same_tokens_as_the_rendered_chat(
+    rig: GatewayRig,
+) -> None:
+    claim = await rig.claim(Sampling(temperature=0.0, max_tokens=20))
+    async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
+        said: Any = [{"role": "user", "content": "compact"}]
+        await client.chat.completions.create(model="tiny", messages=said)
+        plain = await client.completions.create(model="tiny", prompt="<user>compact<bot>")
+        with pytest.raises(openai.BadRequestError, match="no tokens"):
+            await client.completions.create(model="tiny", prompt=[10_000])
+    assert plain.choices[0].text == "<call>3+4"
+    chat, text, _ = await rig.calls(claim)
+    assert text.prompt_ids == chat.prompt_ids
+    assert text.choices[0].token_ids == chat.choices[0].token_ids
+    assert text.choices[0].untrainable is None
+
+
+async def test_what_the_engine_cant_do_is_refused_in_the_dialects_form(rig: GatewayRig) -> None:
+    claim = await rig.claim()
+    said: Any = [{"role": "user", "content": "compact"}]
+    async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
+        with pytest.raises(openai.BadRequestError, match="response_format"):
+            await client.responses.create(
+                model="tiny", input="compact", text={"format": {"type": "json_object"}}
+            )
+    base_url = rig.attempt_url(claim).removesuffix("/v1")
+    async with anthropic.AsyncAnthropic(base_url=base_url, api_key=claim.key) as client:
+        with pytest.raises(anthropic.BadRequestError, match="stop") as failed:
+            await client.messages.create(
+                model="tiny", max_tokens=9, messages=said, stop_sequences=["x"]
+            )
+    assert failed.value.body["type"] == "error"  # type: ignore[index]
+    assert [call.http_status for call in await rig.calls(claim)] == [400, 400]

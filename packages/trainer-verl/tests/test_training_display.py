@@ -2,6 +2,7 @@
 
 import io
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,24 @@ def test_without_a_terminal_each_iteration_is_one_plain_line() -> None:
     ]
 
 
+def test_its_log_has_each_phase_as_it_begins(tmp_path: Path) -> None:
+    log = tmp_path / "trainer.log"
+    with Display(Console(file=io.StringIO()), "run", 2, log=log) as display:
+        display.phase("open engines")
+        display.begin(1)
+        display.phase("collect")
+        display.rollouts(Progress(running=4))
+        assert log.read_text(encoding="utf-8").endswith(" iteration 1: collect\n")
+        display.end(LINES[1])
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert [line.partition(" ")[2] for line in lines] == [
+        "iteration 0: open engines",
+        "iteration 1: collect",
+        "iteration 1: ended",
+    ]
+    assert datetime.fromisoformat(lines[0].partition(" ")[0]).tzinfo is not None
+
+
 def test_on_a_terminal_it_shows_phase_rollouts_rewards_and_seconds() -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
     display = Display(console, "run", 2)
@@ -59,12 +78,12 @@ def test_the_summary_says_rewards_places_and_how_to_serve(
 ) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    state = State(iteration=2, metrics={}, history=())
+    state = State(iteration=2, versions={"policy": 2}, credit={}, metrics={}, history=())
     Checkpoints(folder.checkpoints, keep=2).write(state, lambda path: None)
     policy = {"model": "m", "tool_parser": parser}
     recipe = parse_recipe({"name": "run", "agent": "a:b", "policies": {"policy": policy}})
     text = io.StringIO()
-    print_summary(Console(file=text, width=200), recipe, folder, "policy", wall_seconds=12.0)
+    print_summary(Console(file=text, width=200), recipe, folder, ["policy"], wall_seconds=12.0)
     shown = text.getvalue()
     for part in ("0.250", "0.750", "0.700", "12 s", "vllm serve", "OPENAI_BASE_URL", said):
         assert part in shown

@@ -1,11 +1,11 @@
-"""From groups to rows: weights, signal, models seen, the drift report."""
+"""From groups to rows: weights, signal, models seen."""
 
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
-from lightningrl.credit import broadcast
+from lightningrl.credit import assign, broadcast
 from lightningrl.errors import RunError
 from lightningrl.recipe import PolicyRecipe
 from lightningrl.schema import (
@@ -26,21 +26,31 @@ from lightningrl.schema import (
     rollout_id,
 )
 from lightningrl.transition import Group, Trace, assemble
-from lightningrl_verl.training.learn import check_models, prepare, update_drift
+from lightningrl_verl.training.learn import Lesson, check_models, prepare, solved_share
+from lightningrl_verl.training.rows import STALE, UNTRAINED_AGENT, cut
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GROUP = group_id("run", Mode.TRAIN, 1, "task")
 
 
-def _call(name: str, prompt: list[int], answer: list[int], *, model: str, turn: int) -> CallEvent:
+def _call(
+    name: str,
+    prompt: list[int],
+    answer: list[int],
+    *,
+    model: str,
+    turn: int,
+    policy: str = "policy",
+    agent: str | None = None,
+) -> CallEvent:
     role = b'{"role":"assistant","content":"x"}' if turn else b'{"role":"user","content":"q"}'
     return CallEvent(
         id=EventId(name),
         attempt_id=AttemptId("a"),
         at=NOW,
         step_id=StepId(name),
-        agent=None,
-        policy="policy",
+        agent=agent,
+        policy=policy,
         model=model,
         endpoint="e",
         version_start=0,
@@ -98,9 +108,22 @@ def _group(*rewards: float, model: str = "gpt", second: str = "gpt") -> Group:
     )
 
 
+POLICIES = {"policy": PolicyRecipe(model="m")}
+
+
+def _lesson(
+    groups: list[Group],
+    policies: dict[str, PolicyRecipe] = POLICIES,
+    *,
+    per_call: bool = False,
+) -> Lesson:
+    credit = assign(broadcast, groups, {"normalise": "mean"})
+    return prepare(groups, cut(groups, policies), credit, per_call=per_call)
+
+
 def test_two_turns_are_one_row_and_each_rollout_weighs_the_same() -> None:
-    lesson = prepare([_group(1.0, 0.0)], broadcast, {"normalise": "mean"})
-    first, second = lesson.rows
+    lesson = _lesson([_group(1.0, 0.0)])
+    first, second = lesson.rows["policy"]
     assert first.token_ids.tolist() == [1, 2, 3, 4, 9, 5, 6]
     assert first.mask.tolist() == [False, False, True, True, False, True, True]
     # Credit +-0.5, two rollouts, four trained tokens: 0.5 / (2 * 4) = 0.0625 per token.
@@ -111,38 +134,102 @@ def test_two_turns_are_one_row_and_each_rollout_weighs_the_same() -> None:
     assert lesson.metrics["drift/merged_share"] == 1.0
 
 
+def test_each_call_may_be_a_row_of_its_own_with_the_same_weights() -> None:
+    merged = _lesson([_group(1.0, 0.0)]).rows["policy"][0]
+    first, second = _lesson([_group(1.0, 0.0)], per_call=True).rows["policy"][:2]
+    assert first.token_ids.tolist() == [1, 2, 3, 4]
+    assert first.mask.tolist() == [False, False, True, True]
+    assert second.token_ids.tolist() == [1, 2, 3, 4, 9, 5, 6]
+    assert second.mask.tolist() == [False, False, False, False, False, True, True]
+    assert second.logprobs.tolist() == [0, 0, 0, 0, 0, -0.5, -0.5]
+    assert [*first.advantages[2:4], *second.advantages[5:]] == merged.advantages[
+        merged.mask
+    ].tolist()
+
+
+def test_a_call_trains_the_policy_that_answered_it_and_no_other() -> None:
+    events: list[Event] = [
+        _call("one", [1, 2], [3, 4], model="gpt", turn=0, policy="writer"),
+        _call("two", [1, 2, 3, 4, 9], [5, 6, 7], model="gpt", turn=1, policy="critic"),
+    ]
+    group = Group(GROUP, (_trace(0, 1.0, events), _trace(1, 0.0, events)))
+    policies = {alias: PolicyRecipe(model="m") for alias in ("writer", "critic")}
+    rows = _lesson([group], policies).rows
+    assert [row.token_ids.tolist() for row in rows["writer"]] == [[1, 2, 3, 4]] * 2
+    assert [row.token_ids.tolist() for row in rows["critic"]] == [[1, 2, 3, 4, 9, 5, 6, 7]] * 2
+    # Each policy has its own loss: of two rollouts each weighs a half, 0.5 / (2 * 2) and 0.5 / (2 * 3).
+    assert rows["writer"][0].advantages.tolist() == [0, 0, 0.125, 0.125]
+    assert rows["critic"][0].advantages[5:].tolist() == pytest.approx([1 / 12] * 3)
+    frozen = {**policies, "critic": PolicyRecipe(model="m", trainable=False)}
+    assert _lesson([group], frozen).rows.keys() == {"writer"}
+
+
+def test_agents_that_a_policy_does_not_train_are_counted_with_the_reason() -> None:
+    events: list[Event] = [
+        _call("one", [1, 2], [3, 4], model="gpt", turn=0, agent="planner"),
+        _call("two", [1, 2, 3, 4, 9], [5, 6, 7], model="gpt", turn=1, agent="solver"),
+    ]
+    group = Group(GROUP, (_trace(0, 1.0, events), _trace(1, 0.0, events)))
+    lesson = _lesson([group], {"policy": PolicyRecipe(model="m", train_agents=("solver",))})
+    (row, _) = lesson.rows["policy"]
+    assert row.token_ids.tolist() == [1, 2, 3, 4, 9, 5, 6, 7]
+    assert row.mask.tolist() == [False] * 5 + [True] * 3
+    # Two rollouts, two tokens each.
+    assert lesson.metrics["drift/untrainable_by_reason"] == {UNTRAINED_AGENT: 4}
+
+
+def test_calls_of_older_weights_are_left_out_beyond_the_staleness() -> None:
+    # The calls are of version 0, and version 2 is trained.
+    groups = [_group(1.0, 0.0)]
+    stale = cut(groups, POLICIES, versions={"policy": 2}, max_staleness=1)["policy"]
+    assert [piece.merged.rows for piece in stale] == [(), ()]
+    assert stale[0].merged.untrainable == {STALE: 4}
+    fresh = cut(groups, POLICIES, versions={"policy": 2}, max_staleness=2)["policy"]
+    assert [len(piece.merged.rows) for piece in fresh] == [1, 1]
+
+
+def test_what_guards_look_at_is_measured() -> None:
+    metrics = _lesson([_group(1.0, 0.0), _group(1.0, 1.0)]).metrics
+    # Rewards 1, 0, 1, 1: the mean square deviation from 3/4 is 3/16.
+    assert metrics["train/reward_std"] == pytest.approx((3 / 16) ** 0.5)
+    assert metrics["train/flat_groups"] == 0.5
+    assert metrics["train/tokens_per_call"] == 2
+    assert metrics["train/tool_calls_per_rollout"] == 0
+    assert metrics["train/entropy"] == 0.5
+
+
 def test_a_group_without_signal_gives_no_rows_but_counts_in_the_weights() -> None:
-    lesson = prepare([_group(1.0, 0.0), _group(1.0, 1.0)], broadcast, {"normalise": "mean"})
-    assert len(lesson.rows) == 2
+    lesson = _lesson([_group(1.0, 0.0), _group(1.0, 1.0)])
+    rows = lesson.rows["policy"]
+    assert len(rows) == 2
     # Four rollouts now: 0.5 / (4 * 4) = 0.03125.
-    assert lesson.rows[0].advantages[2] == pytest.approx(0.03125)
+    assert rows[0].advantages[2] == pytest.approx(0.03125)
     assert lesson.metrics["train/groups_without_signal"] == 1
     assert lesson.metrics["train/rows"] == 4
 
 
 def test_nothing_taken_gives_nothing_to_train_on() -> None:
-    lesson = prepare([], broadcast, {})
-    assert lesson.rows == ()
+    lesson = _lesson([])
+    assert lesson.rows == {"policy": ()}
     assert lesson.metrics["train/reward"] is None
 
 
 def test_several_models_are_not_guessed() -> None:
-    group = _group(1.0, 0.0, second="gpt-large")
+    traces = [trace.transitions for trace in _group(1.0, 0.0, second="gpt-large").traces]
     with pytest.raises(RunError, match=r"'gpt' \(2 calls\), 'gpt-large' \(2 calls\)"):
-        check_models([group], {"policy": PolicyRecipe(model="m")})
-    check_models([group], {"policy": PolicyRecipe(model="m", replaces=("gpt",))})
-    check_models([_group(1.0, 0.0)], {"policy": PolicyRecipe(model="m")})
+        check_models(traces, POLICIES)
+    check_models(traces, {"policy": PolicyRecipe(model="m", replaces=("gpt",))})
+    check_models([trace.transitions for trace in _group(1.0, 0.0).traces], POLICIES)
+    check_models(traces, {"gpt": PolicyRecipe(model="m"), "gpt-large": PolicyRecipe(model="m")})
 
 
-def test_the_drift_report_shows_the_token_windows_of_a_break() -> None:
-    events: list[Event] = [
-        _call("one", [1, 2], [3, 4], model="gpt", turn=0),
-        _call("two", [1, 2, 3, 7, 9], [5], model="gpt", turn=1),
-    ]
-    group = Group(GROUP, (_trace(0, 1.0, events), _trace(1, 0.0, events)))
-    lesson = prepare([group], broadcast, {})
-    drift = update_drift({}, 3, lesson)
-    assert drift["iterations"]["3"]["drift/breaks_by_cause"] == {"retokenised": 2}
-    assert drift["breaks"][0]["position"] == 3
-    assert drift["breaks"][0]["expected"] == [4]
-    assert drift["breaks"][0]["found"] == [7, 9]
+def test_groups_are_solved_at_the_best_reward_that_the_run_has_seen() -> None:
+    solved, mixed, lost = _group(1.0, 1.0), _group(1.0, 0.0), _group(0.0, 0.0)
+    assert solved_share([solved, mixed, lost, lost], []) == 0.25
+    # Alone it is solved only where the run has seen less before; and not where it has seen more.
+    assert solved_share([solved], []) == 0.0
+    before = [{"iteration": 0}, {"train/reward_min": 0.0, "train/reward_max": 0.5}]
+    assert solved_share([solved], before) == 1.0
+    assert solved_share([lost], before) == 0.0
+    assert solved_share([solved], [{"train/reward_min": 0.0, "train/reward_max": 2.0}]) == 0.0
+    assert solved_share([], before) is None

@@ -4,12 +4,18 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lightningrl.errors import ConfigError, RunError, StoreLocked
-from lightningrl.recipe import Algorithm, LoadedRecipe, parse_recipe
+from lightningrl.recipe import Algorithm, Guards, LoadedRecipe, Trainer, parse_recipe
 from lightningrl.schema import Mode
-from lightningrl_verl.training.batches import scoring_rollouts, tasks_of, training_rollouts
+from lightningrl_verl.training.batches import (
+    further_rollouts,
+    scoring_rollouts,
+    tasks_of,
+    training_rollouts,
+)
 from lightningrl_verl.training.checkpoint import Checkpoints, State
 from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.metrics import MetricsLog
@@ -66,7 +72,13 @@ def test_greedy_and_sampled_validation_are_different_rollouts() -> None:
 
 
 def _state(iteration: int) -> State:
-    return State(iteration=iteration, metrics={}, history=((iteration, "d"),))
+    return State(
+        iteration=iteration,
+        versions={"policy": iteration},
+        credit={},
+        metrics={},
+        history=((iteration, "d"),),
+    )
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
@@ -163,6 +175,40 @@ def test_a_changed_recipe_is_refused_naming_the_keys(tmp_path: Path) -> None:
         folder.adopt(LoadedRecipe(other, tmp_path / "recipe.yaml"))
 
 
+def test_the_processes_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.adopt(LoadedRecipe(RECIPE, tmp_path / "recipe.yaml"))
+    spread = msgspec.structs.replace(RECIPE, cluster="ray", trainer=Trainer(ranks=2))
+    folder.adopt(LoadedRecipe(spread, tmp_path / "recipe.yaml"))
+    faster = msgspec.structs.replace(spread, trainer=Trainer(ranks=2, dtype="bf16"))
+    with pytest.raises(ConfigError, match=r"trainer\.dtype differ"):
+        folder.adopt(LoadedRecipe(faster, tmp_path / "recipe.yaml"))
+
+
+def test_guards_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.adopt(LoadedRecipe(RECIPE, tmp_path / "recipe.yaml"))
+    eased = msgspec.structs.replace(RECIPE, guards=Guards(max_kl=None))
+    folder.adopt(LoadedRecipe(eased, tmp_path / "recipe.yaml"))
+    assert "max_kl: null" in folder.recipe.read_text()
+
+
+def test_further_tasks_are_others_and_end_at_the_limit() -> None:
+    assert RECIPE.algorithm is not None
+    more = msgspec.structs.replace(RECIPE.algorithm, further_tasks=3)
+    recipe = msgspec.structs.replace(RECIPE, algorithm=more)
+    first = {one.task_id for one in training_rollouts(recipe, TASKS, 2)}
+    two = further_rollouts(recipe, TASKS, 2, 0, 2)
+    rest = further_rollouts(recipe, TASKS, 2, 2, 9)
+    assert len(two) == 2 * 3
+    # Three at most; all of them the same iteration's.
+    assert len(rest) == 1 * 3
+    assert len(first | {one.task_id for one in [*two, *rest]}) == 2 + 3
+    assert {one.iteration for one in [*two, *rest]} == {2}
+    assert further_rollouts(recipe, TASKS, 2, 0, 2) == two
+    assert further_rollouts(recipe, TASKS, 2, 3, 9) == []
+
+
 def test_other_initial_weights_are_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
@@ -170,10 +216,10 @@ def test_other_initial_weights_are_refused(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text(name)
-    folder.check_base(tmp_path / "one")
-    folder.check_base(tmp_path / "one")
-    with pytest.raises(ConfigError, match="started from other weights"):
-        folder.check_base(tmp_path / "two")
+    folder.check_base({"policy": tmp_path / "one"})
+    folder.check_base({"policy": tmp_path / "one"})
+    with pytest.raises(ConfigError, match="policy 'policy' started from other weights"):
+        folder.check_base({"policy": tmp_path / "two"})
 
 
 def test_without_validation_there_is_nothing_to_draw_before_the_first_training_reward(

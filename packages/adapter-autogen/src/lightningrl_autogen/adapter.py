@@ -12,53 +12,40 @@ from autogen_agentchat.agents import AssistantAgent, BaseChatAgent
 from autogen_agentchat.base import ChatAgent, Team
 from autogen_agentchat.messages import StructuredMessage
 from autogen_core import SingleThreadedAgentRuntime, _single_threaded_agent_runtime
+from autogen_core.code_executor import CodeExecutor
+from autogen_core.memory import Memory
 from autogen_core.models import ChatCompletionClient
 from autogen_core.tools import FunctionTool
 
-from lightningrl.capture.adapter import AgentCall, check_version, describe
-from lightningrl.capture.patching import Make, Patches
+from lightningrl.capture.adapter import AgentCall, describe
+from lightningrl.capture.patching import Patches, PatchingAdapter
 from lightningrl.errors import AgentError, ConfigError
 from lightningrl_autogen import steps
 from lightningrl_autogen.client import CaptureClient
 
 
-class AutoGenAdapter:
+class AutoGenAdapter(PatchingAdapter):
     """Captures AutoGen AgentChat; found by the runner through its entry point."""
 
     name: ClassVar[str] = "autogen"
     framework: ClassVar[str] = "autogen-agentchat"
     versions: ClassVar[tuple[str, str]] = ("0.7.5", "0.8")
 
-    def __init__(self) -> None:
-        self._patches = Patches()
+    followed: ClassVar[type] = BaseChatAgent
 
-    def install(self) -> None:
-        """Hook into AutoGen; a second time, or by a second adapter, changes nothing.
-
-        Raises:
-            ConfigError: AutoGen's version is not one of `versions`, or a hook point is missing.
-        """
-        if self._patches or _installed():
-            return
-        check_version(type(self))
-        patches = self._patches
-        try:
-            patches.replace(AssistantAgent, "_execute_tool_call", steps.record_tool_call)
-            patches.replace(FunctionTool, "run", steps.carry_into_threads)
-            for envelope in ("SendMessageEnvelope", "PublishMessageEnvelope"):
-                kind = getattr(_single_threaded_agent_runtime, envelope)
-                patches.replace(kind, "__init__", steps.mark_origin)
-            for process in ("_process_send", "_process_publish"):
-                patches.replace(SingleThreadedAgentRuntime, process, steps.return_to_origin)
-            patches.follow(BaseChatAgent, self._hook_agent)
-            patches.follow(ChatCompletionClient, self._hook_client)
-        except BaseException:
-            patches.undo()
-            raise
-
-    def uninstall(self) -> None:
-        """Undo all that `install` did."""
-        self._patches.undo()
+    def hook(self, patches: Patches) -> None:
+        """Replace what runs agents, requests, tools, memories and code, and what the runtime does with messages."""
+        patches.replace(AssistantAgent, "_execute_tool_call", steps.record_tool_call)
+        patches.replace(FunctionTool, "run", steps.carry_into_threads)
+        for envelope in ("SendMessageEnvelope", "PublishMessageEnvelope"):
+            kind = getattr(_single_threaded_agent_runtime, envelope)
+            patches.replace(kind, "__init__", steps.mark_origin)
+        for process in ("_process_send", "_process_publish"):
+            patches.replace(SingleThreadedAgentRuntime, process, steps.return_to_origin)
+        patches.follow(BaseChatAgent, self._hook_agent)
+        patches.follow(ChatCompletionClient, self._hook_client)
+        patches.follow(Memory, self._hook_memory)
+        patches.follow(CodeExecutor, self._hook_executor)
 
     def wrap(self, agent: Any, *, fresh: bool) -> AgentCall | None:
         """How to run a chat agent or a team; its output is its last message.
@@ -76,25 +63,21 @@ class AutoGenAdapter:
         return lambda given: _run(agent, given)
 
     def _hook_agent(self, kind: type) -> None:
-        self._hook(kind, "on_messages", steps.record_messages)
-        self._hook(kind, "on_messages_stream", steps.record_messages_stream)
+        self._patches.replace_own(kind, "on_messages", steps.record_messages)
+        self._patches.replace_own(kind, "on_messages_stream", steps.record_messages_stream)
 
     def _hook_client(self, kind: type) -> None:
         if issubclass(kind, CaptureClient):
             return  # it records by itself, as the agent that it was given
-        self._hook(kind, "create", steps.record_create)
-        self._hook(kind, "create_stream", steps.record_create_stream)
+        self._patches.replace_own(kind, "create", steps.record_create)
+        self._patches.replace_own(kind, "create_stream", steps.record_create_stream)
 
-    def _hook(self, kind: type, name: str, make: Make) -> None:
-        """Wrap what `kind` defines itself; what it inherits is wrapped where it is defined."""
-        method = kind.__dict__.get(name)
-        if method is not None and not getattr(method, "__isabstractmethod__", False):
-            self._patches.replace(kind, name, make)
+    def _hook_memory(self, kind: type) -> None:
+        self._patches.replace_own(kind, "query", steps.record_query)
+        self._patches.replace_own(kind, "update_context", steps.record_update)
 
-
-def _installed() -> bool:
-    """Whether another adapter of this process has hooked into AutoGen."""
-    return "__init_subclass__" in BaseChatAgent.__dict__
+    def _hook_executor(self, kind: type) -> None:
+        self._patches.replace_own(kind, "execute_code_blocks", steps.record_code)
 
 
 async def _run(agent: ChatAgent | Team, given: Any) -> Any:

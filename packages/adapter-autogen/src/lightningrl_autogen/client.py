@@ -19,7 +19,8 @@ from autogen_core.models import (
 )
 from autogen_core.tools import Tool, ToolSchema
 
-from lightningrl_autogen.steps import open_call, record, record_stream
+from lightningrl.capture.recording import record, record_stream
+from lightningrl_autogen.steps import answer_of, open_call
 
 
 class CaptureClient(ChatCompletionClient):
@@ -33,15 +34,17 @@ class CaptureClient(ChatCompletionClient):
 
     async def create(self, messages: Sequence[LLMMessage], **kwargs: Any) -> CreateResult:
         """See `ChatCompletionClient.create`."""
-        step = open_call(self._inner, self._agent)
-        return await record(step, lambda: self._inner.create(messages, **kwargs))
+        step = open_call(self._inner, messages, kwargs, self._agent)
+        return await record(step, lambda: self._inner.create(messages, **kwargs), answer_of)
 
     async def create_stream(
         self, messages: Sequence[LLMMessage], **kwargs: Any
     ) -> AsyncGenerator[str | CreateResult, None]:
         """See `ChatCompletionClient.create_stream`."""
-        step = open_call(self._inner, self._agent)
-        items = record_stream(step, self._inner.create_stream(messages, **kwargs), CreateResult)
+        step = open_call(self._inner, messages, kwargs, self._agent)
+        items = record_stream(
+            step, self._inner.create_stream(messages, **kwargs), CreateResult, answer_of
+        )
         async with aclosing(items):
             async for item in items:
                 yield item

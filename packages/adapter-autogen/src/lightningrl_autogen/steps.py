@@ -9,14 +9,21 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from autogen_agentchat.base import Response
 from autogen_core import FunctionCall, MessageHandlerContext
-from autogen_core.models import ChatCompletionClient, CreateResult, FunctionExecutionResult
+from autogen_core.code_executor import CodeBlock, CodeResult
+from autogen_core.memory import Memory, MemoryContent, MemoryQueryResult, UpdateContextResult
+from autogen_core.models import (
+    ChatCompletionClient,
+    CreateResult,
+    FunctionExecutionResult,
+    LLMMessage,
+)
+from autogen_core.tools import Tool
 
 from lightningrl.capture.context import (
     AGENT,
@@ -26,12 +33,11 @@ from lightningrl.capture.context import (
     at,
     bind,
     current,
-    end_step,
     here,
-    inside,
     start_step,
-    stream_inside,
 )
+from lightningrl.capture.jsonable import tool_arguments
+from lightningrl.capture.recording import record, record_stream, start_outermost
 from lightningrl.schema import StepKind
 
 _ORIGIN = "_lightningrl_origin"
@@ -40,20 +46,37 @@ _ORIGIN = "_lightningrl_origin"
 # -- model calls -----------------------------------------------------------------------------------
 
 
-def open_call(client: ChatCompletionClient, agent: str | None = None) -> Step | None:
+def open_call(
+    client: ChatCompletionClient,
+    messages: Sequence[LLMMessage],
+    options: Mapping[str, Any],
+    agent: str | None = None,
+) -> Step | None:
     """Begin a model step. `None`: outside a rollout, or within another client's step (a cache's)."""
-    step = STEP.get()
-    if current() is None or (step is not None and step.kind is StepKind.LLM):
-        return None
-    return start_step(StepKind.LLM, _model(client), agent=agent or AGENT.get() or _actor())
+    agent = agent or AGENT.get() or _actor()
+    return start_outermost(
+        StepKind.LLM, _model(client), agent=agent, asks=lambda: _request(messages, options)
+    )
+
+
+def _request(messages: Sequence[LLMMessage], options: Mapping[str, Any]) -> dict[str, Any]:
+    tools = options.get("tools") or ()
+    return {
+        "messages": list(messages),
+        "tools": [one.schema if isinstance(one, Tool) else one for one in tools],
+        "options": options.get("extra_create_args") or {},
+    }
 
 
 def record_create(original: Callable[..., Awaitable[CreateResult]]) -> Callable[..., Any]:
     """For `ChatCompletionClient.create`."""
 
     @functools.wraps(original)
-    async def create(self: ChatCompletionClient, *args: Any, **kwargs: Any) -> CreateResult:
-        return await record(open_call(self), lambda: original(self, *args, **kwargs))
+    async def create(
+        self: ChatCompletionClient, messages: Sequence[LLMMessage], **kwargs: Any
+    ) -> CreateResult:
+        step = open_call(self, messages, kwargs)
+        return await record(step, lambda: original(self, messages, **kwargs), answer_of)
 
     return create
 
@@ -62,13 +85,21 @@ def record_create_stream(original: Callable[..., AsyncIterator[Any]]) -> Callabl
     """For `ChatCompletionClient.create_stream`."""
 
     @functools.wraps(original)
-    async def create_stream(self: ChatCompletionClient, *args: Any, **kwargs: Any) -> Any:
-        items = record_stream(open_call(self), original(self, *args, **kwargs), CreateResult)
+    async def create_stream(
+        self: ChatCompletionClient, messages: Sequence[LLMMessage], **kwargs: Any
+    ) -> Any:
+        step = open_call(self, messages, kwargs)
+        items = record_stream(step, original(self, messages, **kwargs), CreateResult, answer_of)
         async with aclosing(items):
             async for item in items:
                 yield item
 
     return create_stream
+
+
+def answer_of(result: CreateResult) -> Any:
+    """What a step keeps of a model's answer."""
+    return result
 
 
 def _model(client: ChatCompletionClient) -> str:
@@ -141,20 +172,19 @@ def record_tool_call(
         step = start_step(
             StepKind.HANDOFF if handoff else StepKind.TOOL,
             tool_call.name,
-            inputs=_arguments(tool_call),
+            inputs=tool_arguments(tool_call.arguments),
             tool_call_id=tool_call.id,
         )
-        with inside(step):
-            try:
-                call, result = await original(tool_call, workbench, handoff_tools, **rest)
-            except BaseException as error:
-                end_step(step, error=error)
-                raise
-        if result.is_error:
-            end_step(step, error=result.content)
-        else:
-            end_step(step, output=result.content)
-        return call, result
+
+        async def call() -> tuple[FunctionCall, FunctionExecutionResult]:
+            given, result = await original(tool_call, workbench, handoff_tools, **rest)
+            if result.is_error:
+                step.error = result.content
+            else:
+                step.output = result.content
+            return given, result
+
+        return await record(step, call)
 
     return _execute_tool_call
 
@@ -173,11 +203,74 @@ def carry_into_threads(original: Callable[..., Awaitable[Any]]) -> Callable[...,
     return run
 
 
-def _arguments(tool_call: FunctionCall) -> Any:
-    try:
-        return json.loads(tool_call.arguments)
-    except json.JSONDecodeError:
-        return tool_call.arguments
+def record_code(original: Callable[..., Awaitable[CodeResult]]) -> Callable[..., Any]:
+    """For `CodeExecutor.execute_code_blocks`, unless a tool that is a step itself asks for it."""
+
+    @functools.wraps(original)
+    async def execute_code_blocks(
+        self: Any, code_blocks: Sequence[CodeBlock], *args: Any, **kwargs: Any
+    ) -> CodeResult:
+        step = start_outermost(StepKind.TOOL, "execute_code", inputs=code_blocks)
+
+        async def call() -> CodeResult:
+            result = await original(self, code_blocks, *args, **kwargs)
+            if step is not None:
+                failed = f"exit code {result.exit_code}: {result.output}"
+                step.output, step.error = (
+                    (result.output, None) if result.exit_code == 0 else (None, failed)
+                )
+            return result
+
+        return await record(step, call)
+
+    return execute_code_blocks
+
+
+# -- memories --------------------------------------------------------------------------------------
+
+
+def record_query(original: Callable[..., Awaitable[MemoryQueryResult]]) -> Callable[..., Any]:
+    """For `Memory.query`."""
+
+    @functools.wraps(original)
+    async def query(self: Memory, query: Any, *args: Any, **kwargs: Any) -> MemoryQueryResult:
+        step = start_outermost(StepKind.RETRIEVAL, _memory(self), inputs=_content(query))
+
+        async def call() -> MemoryQueryResult:
+            result = await original(self, query, *args, **kwargs)
+            if step is not None:
+                step.output = [_content(one) for one in result.results]
+            return result
+
+        return await record(step, call)
+
+    return query
+
+
+def record_update(original: Callable[..., Awaitable[UpdateContextResult]]) -> Callable[..., Any]:
+    """For `Memory.update_context`, by which an agent asks its memories before it asks its model."""
+
+    @functools.wraps(original)
+    async def update_context(self: Memory, *args: Any, **kwargs: Any) -> UpdateContextResult:
+        step = start_outermost(StepKind.RETRIEVAL, _memory(self))
+
+        async def call() -> UpdateContextResult:
+            result = await original(self, *args, **kwargs)
+            if step is not None:
+                step.output = [_content(one) for one in result.memories.results]
+            return result
+
+        return await record(step, call)
+
+    return update_context
+
+
+def _memory(memory: Memory) -> str:
+    return str(getattr(memory, "name", None) or type(memory).__name__)
+
+
+def _content(found: Any) -> Any:
+    return found.content if isinstance(found, MemoryContent) else found
 
 
 # -- the runtime -----------------------------------------------------------------------------------
@@ -210,43 +303,3 @@ def return_to_origin(original: Callable[..., Awaitable[Any]]) -> Callable[..., A
             return await original(self, message_envelope)
 
     return process
-
-
-# -- shared ----------------------------------------------------------------------------------------
-
-
-async def record(step: Step | None, call: Callable[[], Awaitable[Any]]) -> Any:
-    """Return what `call` returns, as `step`; `None`: as no step."""
-    if step is None:
-        return await call()
-    with inside(step):
-        try:
-            result = await call()
-        except BaseException as error:
-            end_step(step, error=error)
-            raise
-    end_step(step)
-    return result
-
-
-async def record_stream(
-    step: Step | None, items: AsyncIterator[Any], last: type
-) -> AsyncGenerator[Any, None]:
-    """Yield from `items`, as `step`, which ends with the first item of type `last`."""
-    if step is not None:
-        items = stream_inside(step, items)
-    try:
-        async for item in items:
-            if step is not None and isinstance(item, last):
-                end_step(step)
-            yield item
-    except BaseException as error:
-        if step is not None:
-            end_step(step, error=error)
-        raise
-    finally:
-        close = getattr(items, "aclose", None)
-        if close is not None:
-            await close()
-    if step is not None:
-        end_step(step)

@@ -11,23 +11,46 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightningrl.capture.context import bind as bind
     from lightningrl.capture.context import step as step
+    from lightningrl.capture.resources import resource as resource
     from lightningrl.capture.rewards import Reward as Reward
     from lightningrl.capture.rewards import final_reward as final_reward
     from lightningrl.capture.rewards import reward as reward
+    from lightningrl.capture.state import state as state
     from lightningrl.recipe import load_recipe as load_recipe
+    from lightningrl.recorder import feedback as feedback
+    from lightningrl.recorder import record as record
+    from lightningrl.recorder import redact_texts as redact_texts
     from lightningrl.runner.live import rollout as rollout
 
 _HOME = {
     "Reward": "lightningrl.capture.rewards",
     "bind": "lightningrl.capture.context",
+    "feedback": "lightningrl.recorder",
     "final_reward": "lightningrl.capture.rewards",
     "load_recipe": "lightningrl.recipe",
+    "record": "lightningrl.recorder",
+    "redact_texts": "lightningrl.recorder",
+    "resource": "lightningrl.capture.resources",
     "reward": "lightningrl.capture.rewards",
     "rollout": "lightningrl.runner.live",
+    "state": "lightningrl.capture.state",
     "step": "lightningrl.capture.context",
 }
 
-__all__ = ["Reward", "bind", "final_reward", "load_recipe", "reward", "rollout", "step"]
+__all__ = [
+    "Reward",
+    "bind",
+    "feedback",
+    "final_reward",
+    "load_recipe",
+    "record",
+    "redact_texts",
+    "resource",
+    "reward",
+    "rollout",
+    "state",
+    "step",
+]
 
 
 def __getattr__(name: str) -> Any:

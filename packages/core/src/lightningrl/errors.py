@@ -6,12 +6,14 @@
     │   ├── NotFound           no such rollout, attempt, policy or run
     │   ├── Conflict           the same id was used for something else, or a move the state table forbids
     │   ├── StaleAttempt       the attempt is not running (any more): a late writer is refused
+    │   ├── LimitReached       the attempt has made all the model calls that it may
     │   ├── StoreLocked        another process writes this store
     │   └── StoreUnavailable   the store can't be reached or can't be written now
     ├── AuthError              a key is missing, wrong, expired, or of another attempt
     ├── AgentError             the user's agent, reward or input function broke its contract
     │   └── NoReward           there is no reward where there must be one
     ├── RunError               a run can't go on; the message says why and what to do
+    │   └── GuardTripped       training shows signs of collapse, and was stopped
     └── EngineError            the inference engine failed or refused
 
 The message says what happened, to which id, and what to do about it. `code` is the stable name used
@@ -27,12 +29,15 @@ class LightningError(Exception):
     """Base of all errors raised by LightningRL on purpose."""
 
     code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+    """Of a command that ends with it."""
 
 
 class ConfigError(LightningError):
     """A recipe, setting or argument is wrong; nothing was started because of it."""
 
     code = "config"
+    exit_code = 2
 
 
 class StoreError(LightningError):
@@ -57,6 +62,12 @@ class StaleAttempt(StoreError):
     """The attempt is not running any more, so nothing that it writes is accepted."""
 
     code = "stale_attempt"
+
+
+class LimitReached(StoreError):
+    """The attempt has made all the model calls, or used all the tokens, that it may."""
+
+    code = "limit_reached"
 
 
 class StoreLocked(StoreError):
@@ -93,6 +104,13 @@ class RunError(LightningError):
     """A run can't go on."""
 
     code = "run"
+
+
+class GuardTripped(RunError):
+    """Training shows signs of collapse, and was stopped; its state is whole."""
+
+    code = "guard"
+    exit_code = 3
 
 
 class EngineError(LightningError):

@@ -1,15 +1,24 @@
-"""Attempt keys: what lets one attempt's agent call models, and nothing else.
+"""Keys: who may do what at a server.
 
-A key is `lrk1.<attempt id>.<expiry, unix seconds>.<signature>`, signed by HMAC-SHA256 with the
+Three kinds. An *admin* key may do everything. A *runner* key may lease rollouts and report on them. An
+*attempt* key lets one attempt's agent call models, and nothing else. Admin and runner keys are chosen by
+the operator; there may be several of each at a time, so that they can be changed without a pause.
+
+Invariant: keys are compared in constant time, and no message contains one.
+
+An attempt key is `lrk1.<attempt id>.<expiry, unix seconds>.<signature>`, signed by HMAC-SHA256 with the
 store's secret, so that any server of the store can check it without a look-up.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
 
 from lightningrl.errors import AuthError
 from lightningrl.schema import AttemptId
@@ -17,9 +26,43 @@ from lightningrl.schema import AttemptId
 _PREFIX = "lrk1"
 
 
+class Scope(StrEnum):
+    """What a key of the operator's allows."""
+
+    ADMIN = "admin"
+    RUNNER = "runner"
+
+
+class AccessKeys(msgspec.Struct, frozen=True):
+    """The keys that a server takes."""
+
+    admin: tuple[str, ...] = ()
+    """Empty: everyone is an admin, which only a server on a loopback address may say."""
+    runner: tuple[str, ...] = ()
+
+    def scope(self, given: str | None) -> Scope | None:
+        """What a request with the bearer token `given` may do. `None`: nothing."""
+        if not self.admin:
+            return Scope.ADMIN
+        token = (given or "").encode(errors="replace")
+        if _is_one_of(token, self.admin):
+            return Scope.ADMIN
+        return Scope.RUNNER if _is_one_of(token, self.runner) else None
+
+
+def _is_one_of(token: bytes, keys: tuple[str, ...]) -> bool:
+    # All are looked at, so that the time does not say which one it was.
+    found = [hmac.compare_digest(token, key.encode()) for key in keys]
+    return any(found)
+
+
+OPEN = AccessKeys()
+"""No keys: everyone is an admin."""
+
+
 def _signature(secret: bytes, attempt_id: str, expiry: str) -> str:
     text = f"{_PREFIX}.{attempt_id}.{expiry}".encode(errors="replace")
-    digest = hmac.new(secret, text, hashlib.sha256).digest()
+    digest = hmac.digest(secret, text, "sha256")
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
@@ -29,12 +72,29 @@ def sign_attempt_key(secret: bytes, attempt_id: AttemptId, expires_at: datetime)
     return f"{_PREFIX}.{attempt_id}.{expiry}.{_signature(secret, attempt_id, expiry)}"
 
 
-def check_attempt_key(secret: bytes, key: str, now: datetime) -> AttemptId:
-    """The attempt that `key` belongs to.
+class CheckedKey(NamedTuple):
+    """An attempt key that this store signed; it may have expired."""
+
+    attempt_id: AttemptId
+    expires_at: float
+    """Unix seconds."""
+
+    def refuse_expired(self, now: datetime) -> None:
+        """Refuse it after its time.
+
+        Raises:
+            AuthError: it has expired.
+        """
+        if now.timestamp() > self.expires_at:
+            raise AuthError(f"the key for attempt {self.attempt_id!r} has expired")
+
+
+def check_attempt_key(secret: bytes, key: str) -> CheckedKey:
+    """What `key` says, whose signature is good.
 
     Raises:
-        AuthError: it is no attempt key, was not signed by this store, or has expired. The message
-            never contains the key.
+        AuthError: it is no attempt key, or was not signed by this store. The message never contains the
+            key.
     """
     parts = key.split(".")
     if len(parts) != 4 or parts[0] != _PREFIX:
@@ -44,6 +104,4 @@ def check_attempt_key(secret: bytes, key: str, now: datetime) -> AttemptId:
     expected = _signature(secret, attempt_id, expiry).encode()
     if not hmac.compare_digest(signature.encode(errors="replace"), expected):
         raise AuthError(f"the key for attempt {attempt_id!r} was not signed by this store")
-    if now.timestamp() > float(expiry):
-        raise AuthError(f"the key for attempt {attempt_id!r} has expired")
-    return AttemptId(attempt_id)
+    return CheckedKey(AttemptId(attempt_id), float(expiry))

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from lightningrl.errors import StoreError
 from lightningrl.schema import (
     Attempt,
     AttemptId,
-    AttemptState,
     Event,
+    RewardEvent,
     Rollout,
     RolloutId,
     TakenGroup,
+    TakenRollout,
 )
-from lightningrl.store.base import RolloutQuery, Store
+from lightningrl.store.base import LedgerEntry, RolloutQuery, Store
 from lightningrl.transition import Group, Trace, Transition, assemble
 
 _ATTEMPTS_PER_READ = 256
@@ -52,7 +55,7 @@ async def read_traces(store: Store, taken: Sequence[TakenGroup]) -> list[Group]:
                 Trace(
                     member.rollout,
                     member.attempt,
-                    assemble(member.rollout, member.attempt, next(events)),
+                    assemble(member.rollout, member.attempt, next(events)[: member.events]),
                     member.reward,
                 )
                 for member in group.rollouts
@@ -65,38 +68,43 @@ async def read_traces(store: Store, taken: Sequence[TakenGroup]) -> list[Group]:
 async def read_ledger(store: Store, run: str, iteration: int) -> list[Group]:
     """The groups that an iteration took, as far as the ledger knows; skipped ones are left out.
 
-    Unlike `read_traces` it needs no `take`, so it works on a store that is open for reading only. A
-    trace's reward is the newest revision, which may be younger than the one trained on.
+    The same groups that `read_traces` gave the trainer, whatever has arrived since; but it needs no
+    `take`, so it works on a store that is open for reading only.
 
     Raises:
-        StoreError: the ledger names a rollout that the store has no scored success of.
+        StoreError: the ledger names a rollout or attempt that the store doesn't have.
     """
     entries = [
-        entry
-        for entry in await store.ledger(run)
-        if entry.iteration == iteration and entry.rollout_ids
+        entry for entry in await store.ledger(run) if entry.iteration == iteration and entry.members
     ]
-    ids = tuple(rollout_id for entry in entries for rollout_id in entry.rollout_ids)
-    if not ids:
+    members = [member for entry in entries for member in entry.members]
+    if not members:
         return []
-    rollouts = await store.rollouts(RolloutQuery(ids=ids))
-    traces = {
-        record.rollout.id: Trace(
-            record.rollout, record.attempt, record.transitions, record.rollout.reward
-        )
-        for records in await read_attempts(store, rollouts)
-        for record in records
-        if record.attempt.state is AttemptState.SUCCEEDED and record.rollout.reward is not None
-    }
-    missing = [one for one in ids if one not in traces]
-    if missing:
-        raise StoreError(
-            f"the ledger of run {run!r} gives rollout {missing[0]!r} to iteration {iteration}, but"
-            " the store has no scored success of it; the store is damaged or was edited"
-        )
-    return [
-        Group(entry.group_id, tuple(traces[one] for one in entry.rollout_ids)) for entry in entries
+    ids = tuple(member.rollout_id for member in members)
+    rollouts = {one.id: one for one in await store.rollouts(RolloutQuery(ids=ids))}
+    attempts = {one.id: one for one in await store.attempts(list(rollouts))}
+    taken: dict[AttemptId, TakenRollout] = {}
+    for one in members:
+        rollout, attempt = rollouts.get(one.rollout_id), attempts.get(one.attempt_id)
+        if rollout is None or attempt is None:
+            raise StoreError(
+                f"the ledger of run {run!r} gives rollout {one.rollout_id!r} to iteration {iteration},"
+                " but the store has no such rollout or attempt; the store is damaged or was edited"
+            )
+        scored = structs.replace(rollout, reward=one.reward)
+        taken[one.attempt_id] = TakenRollout(scored, attempt, one.reward, one.events)
+    groups = [
+        TakenGroup(entry.group_id, tuple(taken[one.attempt_id] for one in entry.members))
+        for entry in entries
     ]
+    return await read_traces(store, groups)
+
+
+def late_rewards(entries: Sequence[LedgerEntry], record: AttemptRecord) -> list[RewardEvent]:
+    """The rewards that came after an iteration was given the attempt: stored, and not trained."""
+    counted = {one.attempt_id: one.events for entry in entries for one in entry.members}
+    later = record.events[counted.get(record.attempt.id, len(record.events)) :]
+    return [event for event in later if isinstance(event, RewardEvent)]
 
 
 async def read_attempts(store: Store, rollouts: Sequence[Rollout]) -> list[list[AttemptRecord]]:

@@ -9,24 +9,33 @@ Invariants:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from lightningrl.conversation import is_continuation
 from lightningrl.schema import RolloutId, StepId, StepKind
-from lightningrl.tokens import LogProbs, TokenIds
+from lightningrl.tokens import LogProbs, TokenIds, ids_from_bytes, logprobs_from_bytes
 from lightningrl.transition import Transition
+
+LossShare = Literal["tokens", "calls"]
+"""What a rollout's weight in the loss is shared by."""
 
 _WINDOW = 8
 """Tokens shown on each side of a break."""
 
+_BYTES_PER_ID = 4
+_BYTES_PER_LOGPROB = 4
 
-@dataclass(frozen=True)
-class Span:
+UNTAKEN = "the agent went on with another answer of the same call"
+"""Why of several answers (`n > 1`) the others are not trained."""
+
+
+class Span(msgspec.Struct, frozen=True, gc=False):
     """Where one transition's sampled tokens stand in its row."""
 
     index: int
@@ -83,39 +92,70 @@ class Merge:
     continued: int
     """Calls that continued a row."""
     continuing: int
-    """Calls that should have: those whose messages hold an earlier answer."""
+    """Calls that should have: those that did, and those whose messages hold an earlier answer."""
     untrainable: dict[str, int]
     """Reason -> sampled tokens left out for it."""
+    masked: int
+    """Those of them that stand in a row as context; the others stand in no row."""
 
 
 class _OpenRow:
     """A row while it grows."""
 
-    def __init__(self) -> None:
-        self.pieces: list[tuple[TokenIds, bool, LogProbs | None]] = []
-        self.spans: list[Span] = []
-        self.tokens = b""
-        self.length = 0
+    __slots__ = ("answer", "length", "logprobs", "prompt", "sampled", "spans")
 
-    def extend(self, ids: TokenIds, trained: bool, logprobs: LogProbs | None) -> None:
-        if len(ids):
-            self.pieces.append((ids, trained, logprobs))
-            self.tokens += ids.tobytes()
-            self.length += len(ids)
+    def __init__(self) -> None:
+        self.prompt = b""
+        """Ids of the last call's prompt, as they travel: a prefix is compared in one step."""
+        self.answer = b""
+        """Ids that follow them: those of its answer."""
+        self.length = 0
+        self.spans: list[Span] = []
+        self.logprobs: list[bytes] = []
+        """Of each span, as they travel."""
+        self.sampled: list[tuple[int, int]] = []
+        """Where sampled tokens stand, untrained ones included."""
+
+    def add(self, index: int, one: Transition) -> None:
+        """Take what the call adds: the rest of its prompt, then its answer."""
+        self.prompt, self.answer = one.prompt_bytes, one.token_bytes
+        start = len(self.prompt) // _BYTES_PER_ID
+        self.length = start + len(self.answer) // _BYTES_PER_ID
+        if self.length == start:
+            return
+        self.sampled.append((start, self.length))
+        if one.untrainable is None:
+            self.spans.append(Span(index, start, self.length))
+            self.logprobs.append(one.logprob_bytes)
+
+    @property
+    def tokens(self) -> bytes:
+        """Ids as they travel."""
+        return self.prompt + self.answer
+
+    def precedes(self, prompt: bytes) -> bool:
+        """Whether all of its tokens are a prefix of the prompt."""
+        return prompt.startswith(self.prompt) and prompt.startswith(self.answer, len(self.prompt))
+
+    @property
+    def untrained(self) -> int:
+        """Its sampled tokens that are not trained."""
+        sampled = sum(stop - start for start, stop in self.sampled)
+        return sampled - sum(span.stop - span.start for span in self.spans)
 
     def close(self, rollout_id: RolloutId) -> Row:
-        mask = np.concatenate([np.full(len(ids), on, np.bool_) for ids, on, _ in self.pieces])
-        logprobs = np.concatenate(
-            [
-                np.zeros(len(ids), np.float32) if given is None else given
-                for ids, _, given in self.pieces
-            ]
-        )
+        # Filled as bytes: filling arrays span by span takes twice as long.
+        mask = bytearray(self.length)
+        logprobs = bytearray(self.length * _BYTES_PER_LOGPROB)
+        for span, given in zip(self.spans, self.logprobs, strict=True):
+            mask[span.start : span.stop] = b"\1" * (span.stop - span.start)
+            start = span.start * _BYTES_PER_LOGPROB
+            logprobs[start : start + len(given)] = given
         return Row(
             rollout_id=rollout_id,
-            token_ids=np.concatenate([ids for ids, _, _ in self.pieces]),
-            mask=mask,
-            logprobs=logprobs,
+            token_ids=ids_from_bytes(self.tokens),
+            mask=np.frombuffer(mask, np.bool_),
+            logprobs=logprobs_from_bytes(logprobs),
             advantages=np.zeros(self.length, np.float32),
             spans=tuple(self.spans),
         )
@@ -135,99 +175,150 @@ def merge(transitions: Sequence[Transition]) -> Merge:
     for index, one in enumerate(transitions):
         if one.kind is not StepKind.LLM:
             continue
-        if one.untrainable is not None and len(one.token_ids):
-            untrainable[one.untrainable] = untrainable.get(one.untrainable, 0) + len(one.token_ids)
-        if not len(one.prompt_ids):
+        _count_left_out(one, untrainable)
+        if not one.prompt_bytes:
             continue
-        row = _continued_row(rows, one.prompt_ids)
-        continues = _has_answer(one)
-        continuing += continues
+        row = _continued_row(rows, one.prompt_bytes)
         if row is not None:
             continued += 1
+            continuing += 1
         else:
-            if continues and rows:
-                breaks.append(_explain(rows, one))
+            if one.call is not None and is_continuation(one.call):
+                continuing += 1
+                if rows:
+                    breaks.append(_explain(rows, one))
             row = _OpenRow()
             rows.append(row)
-        row.extend(one.prompt_ids[row.length :], False, None)
-        trained = one.untrainable is None
-        if trained and len(one.token_ids):
-            row.spans.append(Span(index, row.length, row.length + len(one.token_ids)))
-        row.extend(one.token_ids, trained, one.logprobs if trained else None)
+        row.add(index, one)
+    kept = [row for row in rows if row.spans]
     return Merge(
-        rows=tuple(row.close(transitions[0].rollout_id) for row in rows if row.spans),
+        rows=tuple(row.close(transitions[0].rollout_id) for row in kept),
         breaks=tuple(breaks),
         continued=continued,
         continuing=continuing,
         untrainable=untrainable,
+        masked=sum(row.untrained for row in kept) if untrainable else 0,
     )
 
 
-def with_credit(rows: Sequence[Row], credit: Sequence[float], rollouts: int) -> list[Row]:
-    """Rows of one rollout with `advantages` set to loss weight times credit.
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """R rows end to end, n tokens."""
 
-    The loss is a plain token sum, and token weights are 1 / (rollouts * tokens), with `tokens` the
-    trained tokens of all rows of this rollout: each rollout weighs 1 / `rollouts` however many rows,
-    calls or tokens it has ("rollout mean, token-flat").
+    token_ids: TokenIds
+    """int32 [n]."""
+    mask: NDArray[np.bool_]
+    """bool [n]."""
+    logprobs: LogProbs
+    """float32 [n]."""
+    advantages: NDArray[np.float32]
+    """float32 [n]."""
+    lengths: NDArray[np.int64]
+    """[R] tokens of each row."""
+
+
+def pack(rows: Sequence[Row]) -> Packed:
+    """Rows end to end, without padding; no rows give empty arrays."""
+    none = [np.zeros(0, np.int32)], [np.zeros(0, np.bool_)], [np.zeros(0, np.float32)]
+    return Packed(
+        token_ids=np.concatenate([row.token_ids for row in rows] or none[0]),
+        mask=np.concatenate([row.mask for row in rows] or none[1]),
+        logprobs=np.concatenate([row.logprobs for row in rows] or none[2]),
+        advantages=np.concatenate([row.advantages for row in rows] or none[2]),
+        lengths=np.array([len(row.token_ids) for row in rows], np.int64),
+    )
+
+
+def loss_weights(
+    rows: Sequence[Row], rollouts: int, share: LossShare = "tokens"
+) -> list[list[float]]:
+    """What each token of a span weighs in the loss, a plain token sum; per row and span.
+
+    The weights of a rollout's trained tokens sum to 1 / `rollouts`, however many rows, calls or tokens it has.
+    By `tokens` each of its tokens has the same part of that; by `calls` each of its calls has, so that a long
+    answer counts no more than a short one.
+
+    Args:
+        rows: all rows of one rollout.
+        rollouts: rollouts in the optimiser step, those without a row included.
+        share: what shares a rollout's weight evenly.
+    """
+    spans = [[span.stop - span.start for span in row.spans] for row in rows]
+    if share == "tokens":
+        tokens = sum(map(sum, spans))
+        return [[1 / (rollouts * tokens)] * len(of_row) for of_row in spans]
+    calls = sum(map(len, spans))
+    return [[1 / (rollouts * calls * length) for length in of_row] for of_row in spans]
+
+
+def with_credit(
+    rows: Sequence[Row], credit: Sequence[float], rollouts: int, share: LossShare = "tokens"
+) -> list[Row]:
+    """Rows of one rollout with `advantages` set to loss weight times credit.
 
     Args:
         rows: all rows of one rollout.
         credit: [transitions of its trace]; the credit of each.
-        rollouts: rollouts in the optimiser step, those without a row included.
+        rollouts: see `loss_weights`.
+        share: see `loss_weights`.
     """
-    tokens = sum(row.trained_tokens for row in rows)
     weighted: list[Row] = []
-    for row in rows:
+    for row, weights in zip(rows, loss_weights(rows, rollouts, share), strict=True):
         advantages = np.zeros(len(row.token_ids), np.float32)
-        for span in row.spans:
-            advantages[span.start : span.stop] = credit[span.index] / (rollouts * tokens)
+        for span, weight in zip(row.spans, weights, strict=True):
+            advantages[span.start : span.stop] = credit[span.index] * weight
         weighted.append(
             Row(row.rollout_id, row.token_ids, row.mask, row.logprobs, advantages, row.spans)
         )
     return weighted
 
 
-def _continued_row(rows: Sequence[_OpenRow], prompt_ids: TokenIds) -> _OpenRow | None:
+def _count_left_out(one: Transition, untrainable: dict[str, int]) -> None:
+    """Add the call's sampled tokens that are not trained to their reasons."""
+    taken = len(one.token_bytes) // _BYTES_PER_ID
+    if taken and one.untrainable is not None:
+        untrainable[one.untrainable] = untrainable.get(one.untrainable, 0) + taken
+    if taken and one.call is not None and len(one.call.choices) > 1:
+        every = sum(len(choice.token_ids) for choice in one.call.choices) // _BYTES_PER_ID
+        reason = one.untrainable or UNTAKEN
+        untrainable[reason] = untrainable.get(reason, 0) + every - taken
+
+
+def _continued_row(rows: Sequence[_OpenRow], prompt: bytes) -> _OpenRow | None:
     """The longest row whose tokens are all a prefix of the prompt."""
-    prompt = prompt_ids.tobytes()
     best: _OpenRow | None = None
     for row in rows:
-        if (best is None or row.length > best.length) and prompt.startswith(row.tokens):
+        if (best is None or row.length > best.length) and row.precedes(prompt):
             best = row
     return best
 
 
-def _has_answer(one: Transition) -> bool:
-    """Whether the request holds an assistant's message, so that it continues an earlier call."""
-    if one.call is None:
-        return False
-    request: dict[str, Any] = json.loads(one.call.request or b"{}")
-    return any(message.get("role") == "assistant" for message in request.get("messages") or ())
-
-
 def _explain(rows: Sequence[_OpenRow], one: Transition) -> Break:
     """Why the prompt continues none of `rows`: judged by the row that agrees with it longest."""
+    prompt_ids = one.prompt_ids
     position, row = max(
-        ((_common_prefix(row, one.prompt_ids), row) for row in rows), key=lambda pair: pair[0]
+        ((_common_prefix(row, prompt_ids), row) for row in rows), key=lambda pair: pair[0]
     )
-    tokens = np.frombuffer(row.tokens, np.int32)
-    if position == len(one.prompt_ids):
+    tokens = ids_from_bytes(row.tokens)
+    if position == len(prompt_ids):
         cause = "truncated"
     else:
-        sampled = np.concatenate([np.full(len(ids), on) for ids, on, _ in row.pieces])
-        cause = "retokenised" if sampled[position] else "edited"
+        sampled = any(start <= position < stop for start, stop in row.sampled)
+        cause = "retokenised" if sampled else "edited"
     return Break(
         rollout_id=one.rollout_id,
         step_id=one.step_id,
         cause=cause,
         position=position,
         expected=tuple(int(token) for token in tokens[position : position + _WINDOW]),
-        found=tuple(int(token) for token in one.prompt_ids[position : position + _WINDOW]),
+        found=tuple(int(token) for token in prompt_ids[position : position + _WINDOW]),
     )
 
 
 def _common_prefix(row: _OpenRow, prompt_ids: TokenIds) -> int:
-    tokens = np.frombuffer(row.tokens, np.int32)
+    tokens = ids_from_bytes(row.tokens)
     length = min(len(tokens), len(prompt_ids))
-    differs = np.flatnonzero(tokens[:length] != prompt_ids[:length])
-    return int(differs[0]) if len(differs) else length
+    if not length or tokens[0] != prompt_ids[0]:
+        return 0  # other rows of a rollout often begin otherwise: another agent
+    differs = tokens[:length] != prompt_ids[:length]
+    return int(differs.argmax()) if differs.any() else length

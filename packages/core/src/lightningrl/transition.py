@@ -7,19 +7,25 @@ later and gives the same transitions. It never waits: what is missing is said, n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+
+from lightningrl.choices import pick_choices
 from lightningrl.schema import (
     FINAL,
     Attempt,
     AttemptId,
     CallEvent,
     CallStatus,
+    Choice,
     Event,
+    EventId,
     GroupId,
+    LogEvent,
     RewardEvent,
     Rollout,
     RolloutId,
@@ -30,12 +36,10 @@ from lightningrl.schema import (
 )
 from lightningrl.tokens import LogProbs, TokenIds, ids_from_bytes, logprobs_from_bytes
 
-_NO_IDS = ids_from_bytes(b"")
-_NO_LOGPROBS = logprobs_from_bytes(b"")
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True, eq=False)
-class Transition:
+class Transition(msgspec.Struct, frozen=True, eq=False, kw_only=True, gc=False):
     """One step as state, action and reward."""
 
     step_id: StepId
@@ -48,14 +52,18 @@ class Transition:
     """Who took the step, by the adapter, else by the step header. `None`: nobody said."""
     parent_id: StepId | None
     started_at: datetime
+    asked_by: StepId | None = None
+    """Of a tool step the model call that asked for it, else its nearest model ancestor."""
     call: CallEvent | None = None
     """`llm` steps: the delivered call that counts. `None`: no call was delivered, or another kind."""
-    prompt_ids: TokenIds = field(default_factory=lambda: _NO_IDS)
-    """int32 [P], the state as the engine saw it; empty for other kinds than `llm`."""
-    token_ids: TokenIds = field(default_factory=lambda: _NO_IDS)
-    """int32 [L], the action as the engine sampled it; empty for other kinds than `llm`."""
-    logprobs: LogProbs = field(default_factory=lambda: _NO_LOGPROBS)
-    """float32 [L], aligned with `token_ids`."""
+    prompt_bytes: bytes = b""
+    """`prompt_ids` as they travel, little-endian int32."""
+    token_bytes: bytes = b""
+    """`token_ids` as they travel."""
+    logprob_bytes: bytes = b""
+    """`logprobs` as they travel, little-endian float32."""
+    chosen: int = 0
+    """Index of the sampled answer that is the action, among `call.choices`."""
     inputs: Any = None
     output: Any = None
     error: str | None = None
@@ -66,10 +74,31 @@ class Transition:
     untrainable: str | None = None
     """Why no token of it may be trained. `None`: they may."""
 
+    @property
+    def prompt_ids(self) -> TokenIds:
+        """int32 [P], the state as the engine saw it; empty for other kinds than `llm`."""
+        return ids_from_bytes(self.prompt_bytes)
+
+    @property
+    def token_ids(self) -> TokenIds:
+        """int32 [L], the action as the engine sampled it; empty for other kinds than `llm`."""
+        return ids_from_bytes(self.token_bytes)
+
+    @property
+    def logprobs(self) -> LogProbs:
+        """float32 [L], aligned with `token_ids`."""
+        return logprobs_from_bytes(self.logprob_bytes)
+
+    @property
+    def choice(self) -> Choice | None:
+        """The sampled answer that is the action. `None`: another kind, or no answer."""
+        call = self.call
+        return call.choices[self.chosen] if call is not None and call.choices else None
+
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One succeeded attempt, as credit assigners see it."""
+    """One attempt that is trained on, as credit assigners see it."""
 
     rollout: Rollout
     attempt: Attempt
@@ -92,29 +121,31 @@ class Group:
     traces: tuple[Trace, ...]
 
 
-@dataclass
 class _Step:
     """What the events say of one step, while they are being read."""
 
-    step_id: StepId
-    order: int
-    start: StepStartEvent | None = None
-    end: StepEndEvent | None = None
-    calls: list[CallEvent] = field(default_factory=list[CallEvent])
-    rewards: dict[str, RewardEvent] = field(default_factory=dict[str, RewardEvent])
+    __slots__ = ("calls", "delivered", "end", "order", "rewards", "start", "started_at", "step_id")
 
-    @property
-    def delivered(self) -> CallEvent | None:
+    def __init__(self, step_id: StepId, order: int) -> None:
+        self.step_id = step_id
+        self.order = order
+        self.start: StepStartEvent | None = None
+        self.end: StepEndEvent | None = None
+        self.calls: list[CallEvent] = []
+        self.rewards: dict[str, RewardEvent] | None = None
+        self.delivered: CallEvent | None = None
         """The last call that reached the agent; the earlier ones are superseded (SDK retries)."""
-        done = [call for call in self.calls if call.status is CallStatus.DELIVERED]
-        return done[-1] if done else None
+        self.started_at = _NEVER
+        """`_NEVER` until `begun` has looked."""
 
-    @property
-    def started_at(self) -> datetime:
+    def begun(self) -> bool:
+        """Whether the step has a start or a call; notes when it began."""
         if self.start is not None:
-            return self.start.at
-        call = self.calls[0]
-        return call.at - timedelta(milliseconds=call.latency_ms)
+            self.started_at = self.start.at
+        elif self.calls:
+            call = self.calls[0]
+            self.started_at = call.at - timedelta(milliseconds=call.latency_ms)
+        return self.started_at is not _NEVER
 
 
 def assemble(rollout: Rollout, attempt: Attempt, events: Sequence[Event]) -> tuple[Transition, ...]:
@@ -123,12 +154,19 @@ def assemble(rollout: Rollout, attempt: Attempt, events: Sequence[Event]) -> tup
     A reward for a step that no event mentions is left out here (`unjoined_rewards` lists those).
     """
     steps = _collect(events)
-    rewards = _step_rewards(steps)
-    ordered = sorted(
-        (step for step in steps.values() if step.start is not None or step.calls),
-        key=lambda step: (step.started_at, step.order),
+    begun = [step for step in steps.values() if step.begun()]
+    asked = _askers(steps)
+    rewards = _step_rewards(steps, asked)
+    begun.sort(key=_order)
+    picked = pick_choices([step.delivered for step in begun if step.delivered is not None])
+    return tuple(
+        _transition(rollout.id, attempt.id, step, rewards.get(step.step_id), asked, picked)
+        for step in begun
     )
-    return tuple(_transition(rollout, attempt, step, rewards.get(step.step_id)) for step in ordered)
+
+
+def _order(step: _Step) -> tuple[datetime, int]:
+    return step.started_at, step.order
 
 
 def final_reward(events: Iterable[Event]) -> RewardEvent | None:
@@ -160,38 +198,63 @@ def unjoined_rewards(events: Sequence[Event]) -> list[RewardEvent]:
 def _collect(events: Sequence[Event]) -> dict[StepId, _Step]:
     steps: dict[StepId, _Step] = {}
     for order, event in enumerate(events):
-        step_id = getattr(event, "step_id", None)
-        if step_id is None:
-            continue
-        step = steps.setdefault(step_id, _Step(step_id, order))
+        if isinstance(event, LogEvent) or event.step_id is None:
+            continue  # for people, or a reward of the rollout
+        step = steps.get(event.step_id)
+        if step is None:
+            step = steps[event.step_id] = _Step(event.step_id, order)
         if isinstance(event, CallEvent):
             step.calls.append(event)
+            if event.status is CallStatus.DELIVERED:
+                step.delivered = event
         elif isinstance(event, StepStartEvent):
             step.start = step.start or event
         elif isinstance(event, StepEndEvent):
             step.end = step.end or event
-        elif isinstance(event, RewardEvent):
-            held = step.rewards.get(event.name)
-            if held is None or event.revision >= held.revision:
-                step.rewards[event.name] = event
+        else:
+            _add_reward(step, event)
     return steps
 
 
-def _step_rewards(steps: dict[StepId, _Step]) -> dict[StepId, float]:
+def _add_reward(step: _Step, event: RewardEvent) -> None:
+    if step.rewards is None:
+        step.rewards = {}
+    held = step.rewards.get(event.name)
+    if held is None or event.revision >= held.revision:
+        step.rewards[event.name] = event
+
+
+def _step_rewards(
+    steps: dict[StepId, _Step], asked: Mapping[StepId, StepId]
+) -> dict[StepId, float]:
     """Own rewards per step; a tool's count for the model call that asked for it as well."""
     totals: dict[StepId, float] = {}
-    asked = _callers(steps)
     for step in steps.values():
         if not step.rewards:
             continue
         value = sum(reward.value for reward in step.rewards.values())
-        totals[step.step_id] = totals.get(step.step_id, 0.0) + value
-        if step.start is not None and step.start.kind is StepKind.TOOL:
-            caller = _caller(asked.get(step.start.tool_call_id or "", []), step)
-            caller = caller or _model_ancestor(steps, step)
-            if caller is not None:
-                totals[caller] = totals.get(caller, 0.0) + value
+        for rewarded in (step.step_id, asked.get(step.step_id)):
+            if rewarded is not None:
+                totals[rewarded] = totals.get(rewarded, 0.0) + value
     return totals
+
+
+def _askers(steps: dict[StepId, _Step]) -> dict[StepId, StepId]:
+    """Tool step -> the model call that asked for it, else its nearest model ancestor."""
+    tools = [
+        step
+        for step in steps.values()
+        if step.start is not None and step.start.kind is StepKind.TOOL
+    ]
+    found: dict[StepId, StepId] = {}
+    callers = _callers(steps) if tools else {}
+    for step in tools:
+        assert step.start is not None
+        asker = _caller(callers.get(step.start.tool_call_id or "", []), step)
+        asker = asker or _model_ancestor(steps, step)
+        if asker is not None:
+            found[step.step_id] = asker
+    return found
 
 
 def _callers(steps: dict[StepId, _Step]) -> dict[str, list[_Step]]:
@@ -228,37 +291,43 @@ def _model_ancestor(steps: dict[StepId, _Step], step: _Step) -> StepId | None:
 
 
 def _transition(
-    rollout: Rollout, attempt: Attempt, step: _Step, reward: float | None
+    rollout_id: RolloutId,
+    attempt_id: AttemptId,
+    step: _Step,
+    reward: float | None,
+    asked: Mapping[StepId, StepId],
+    picked: Mapping[EventId, int],
 ) -> Transition:
-    start, end = step.start, step.end
-    call = step.delivered
+    start, end, call = step.start, step.end, step.delivered
     last = call or (step.calls[-1] if step.calls else None)
-    is_model_step = bool(step.calls) or (start is not None and start.kind is StepKind.LLM)
-    common: dict[str, Any] = {
-        "step_id": step.step_id,
-        "rollout_id": rollout.id,
-        "attempt_id": attempt.id,
-        "kind": StepKind.LLM if is_model_step else (start.kind if start else StepKind.LLM),
-        "name": start.name if start else (last.model if last else ""),
-        "agent": (start.agent if start else None) or (last.agent if last else None),
-        "parent_id": start.parent_id if start else None,
-        "started_at": step.started_at,
-        "inputs": start.inputs if start else None,
-        "output": end.output if end else None,
-        "error": (end.error if end else None) or (last.error if last else None),
-        "interrupted": start is not None and end is None,
-        "reward": reward,
-    }
-    if call is None:
-        return Transition(**common, untrainable=_without_call(is_model_step, last))
-    choice = call.choices[0] if call.choices else None
+    is_model_step = last is not None or (start is not None and start.kind is StepKind.LLM)
+    place = picked.get(call.id, 0) if call is not None else 0
+    choice = call.choices[place] if call is not None and call.choices else None
+    if call is not None:
+        untrainable = _why_untrainable(call, place if call.id in picked else None)
+    else:
+        untrainable = _without_call(is_model_step, last)
     return Transition(
-        **common,
+        step_id=step.step_id,
+        rollout_id=rollout_id,
+        attempt_id=attempt_id,
+        kind=StepKind.LLM if is_model_step or start is None else start.kind,
+        name=start.name if start is not None else (last.model if last is not None else ""),
+        agent=(start.agent if start is not None else None) or (last.agent if last else None),
+        parent_id=start.parent_id if start is not None else None,
+        started_at=step.started_at,
+        asked_by=asked.get(step.step_id),
         call=call,
-        prompt_ids=ids_from_bytes(call.prompt_ids),
-        token_ids=ids_from_bytes(choice.token_ids) if choice else _NO_IDS,
-        logprobs=logprobs_from_bytes(choice.logprobs) if choice else _NO_LOGPROBS,
-        untrainable=_why_untrainable(call),
+        prompt_bytes=call.prompt_ids if call is not None else b"",
+        token_bytes=choice.token_ids if choice is not None else b"",
+        logprob_bytes=choice.logprobs if choice is not None else b"",
+        chosen=place,
+        inputs=start.inputs if start is not None else None,
+        output=end.output if end is not None else None,
+        error=(end.error if end is not None else None) or (last.error if last else None),
+        interrupted=start is not None and end is None,
+        reward=reward,
+        untrainable=untrainable,
     )
 
 
@@ -270,12 +339,13 @@ def _without_call(is_model_step: bool, last: CallEvent | None) -> str:
     return f"the call was {last.status.value}: {last.error or f'status {last.http_status}'}"
 
 
-def _why_untrainable(call: CallEvent) -> str | None:
+def _why_untrainable(call: CallEvent, picked: int | None) -> str | None:
+    """Args: `picked`, of a call with several answers the one that the agent went on with, if known."""
     if not call.choices:
         return "the answer has no choices"
-    choice, *others = call.choices
-    if others:
+    if len(call.choices) > 1 and picked is None:
         return f"asked for {len(call.choices)} answers; which one the agent went on with is unknown"
+    choice = call.choices[picked or 0]
     if call.version_start != call.version_end:
         return f"sampled across policy versions {call.version_start} and {call.version_end}"
     if not call.prompt_ids:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import uvicorn
 
 from lightningrl.clock import Clock, SystemClock
 from lightningrl.gateway import Gateway, GatewayClient, GatewayLimits
+from lightningrl.gateway.observe import Observer
+from lightningrl.keys import AccessKeys
 from lightningrl.schema import (
     CallEvent,
     Claim,
@@ -24,6 +26,7 @@ from lightningrl.schema import (
     Mode,
     NewRollout,
     Policy,
+    RewardsFrom,
     Sampling,
     group_id,
     rollout_id,
@@ -70,7 +73,11 @@ class GatewayRig:
             return await control.register(policy)
 
     async def claim(
-        self, sampling: Sampling | None = None, *, timeout_seconds: float = 600.0
+        self,
+        sampling: Sampling | None = None,
+        *,
+        timeout_seconds: float = 600.0,
+        rewards: RewardsFrom = RewardsFrom.JUDGED,
     ) -> Claim:
         """A new rollout with its running attempt."""
         self._made += 1
@@ -87,6 +94,7 @@ class GatewayRig:
             task={},
             sampling=sampling,
             timeout_seconds=timeout_seconds,
+            rewards=rewards,
         )
         await self.store.enqueue([spec])
         [claim] = await self.store.claim("rig", lease_seconds=600)
@@ -135,6 +143,7 @@ async def open_rig(
     require_keys: bool = True,
     admin_key: str | None = None,
     clock: Clock | None = None,
+    observers: Sequence[Observer] = (),
 ) -> AsyncGenerator[GatewayRig]:
     """A rig whose store is in `folder`; opening the same folder again is a restart.
 
@@ -143,7 +152,12 @@ async def open_rig(
     clock = clock or SystemClock()
     store = SqliteStore.open(folder / "store.db", clock=clock)
     gateway = Gateway(
-        store, clock=clock, limits=limits, require_keys=require_keys, admin_key=admin_key
+        store,
+        clock=clock,
+        limits=limits,
+        require_keys=require_keys,
+        keys=AccessKeys() if admin_key is None else AccessKeys(admin=(admin_key,)),
+        observers=observers,
     )
     await gateway.start()
     try:

@@ -7,19 +7,48 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from lightningrl.clock import Clock
+from lightningrl.gateway.asgi import Receive, Scope, Send
+from lightningrl.keys import AccessKeys
 from lightningrl.server.serve import Served, listen, run
+from lightningrl.server.store_api import StoreApi
+from lightningrl.store.sqlite import SqliteStore
 
 _SERVE = """
 import sys
+from lightningrl.keys import AccessKeys
+from lightningrl.logs import configure_logs
 from lightningrl.server import serve
-path, port, key = sys.argv[1:]
-serve(path, port=int(port), admin_key=key or None, ready=lambda url: print(url, flush=True))
+path, port, admin, runner, log_level = sys.argv[1:]
+configure_logs(log_level, "text")
+keys = AccessKeys(tuple(admin.splitlines()), tuple(runner.splitlines()))
+serve(path, port=int(port), keys=keys, ready=lambda url: print(url, flush=True))
 """
+
+
+@contextmanager
+def serving(store: str) -> Generator[tuple[str, subprocess.Popen[str]]]:
+    """`lightningrl serve STORE` as a user starts it: its URL and its process, ended by SIGTERM."""
+    program = Path(sys.executable).with_name("lightningrl")
+    command = [program, "serve", store, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith("serving "):
+            raise RuntimeError(f"the server did not start: {line!r}")
+        try:
+            yield line.split()[-1], process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                if process.wait(30) != 0:
+                    raise RuntimeError(f"the server ended with {process.returncode}")
 
 
 class ServerThread:
@@ -28,7 +57,7 @@ class ServerThread:
     def __init__(self, app: Served) -> None:
         """Start, and return when the server answers."""
         self.loop = asyncio.new_event_loop()
-        self._listener = listen("127.0.0.1", 0, None)
+        self._listener = listen("127.0.0.1", 0, AccessKeys())
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._end = asyncio.Event()
         ready = threading.Event()
@@ -62,13 +91,46 @@ class ServerThread:
         self.loop.close()
 
 
+class OneStoreAfterTheOther:
+    """An app for `ServerThread` that is given a new store for each test, so that all share one server."""
+
+    def __init__(self) -> None:
+        self._api: StoreApi | None = None
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def stop(self) -> None:
+        """Nothing to stop."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        if self._api is None:
+            raise RuntimeError("no store was opened yet")
+        await self._api(scope, receive, send)
+
+    async def open(self, path: Path, clock: Clock | None = None) -> SqliteStore:
+        """Serve the store at `path` from now on; whoever opened it closes it."""
+        store = SqliteStore.open(path, clock=clock)
+        self._api = StoreApi(store)
+        return store
+
+
 class ServerProcess:
     """`lightningrl serve` in a process of its own."""
 
-    def __init__(self, path: Path, *, port: int = 0, admin_key: str = "") -> None:
-        """Start, and return when the server answers."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        port: int = 0,
+        admin_key: str = "",
+        runner_key: str = "",
+        log_level: str = "warning",
+    ) -> None:
+        """Start, and return when the server answers; several keys stand one a line."""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(path), str(port), admin_key],
+            [sys.executable, "-c", _SERVE, str(path), str(port), admin_key, runner_key, log_level],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -7,10 +7,11 @@ import asyncio
 
 import pytest
 
-from lightningrl.errors import ConfigError, NotFound, StaleAttempt
+from lightningrl.errors import ConfigError, LimitReached, NotFound, StaleAttempt
 from lightningrl.schema import (
     AttemptId,
     AttemptState,
+    CallLimits,
     Event,
     EventId,
     Failure,
@@ -75,6 +76,19 @@ class EventClaims:
     async def test_an_attempt_without_events_has_an_empty_list(self, store: Store) -> None:
         assert await store.events([await running_attempt(store)]) == [[]]
 
+    async def test_the_calls_of_an_attempt_are_read_without_its_other_events(
+        self, store: Store
+    ) -> None:
+        attempt = await running_attempt(store)
+        assert await store.calls(attempt) == []
+        first = call(attempt, "1", request=b'{"messages":["a long beginning of a conversation"]}')
+        second = call(attempt, "2", request=first.request[:-2] + b',"and more of it"]}')
+        await store.append([log(attempt, "line"), first, reward(attempt, 1.0)])
+        await store.append([second])
+        assert await store.calls(attempt) == [first, second]
+        with pytest.raises(NotFound, match="a-unknown"):
+            await store.calls(AttemptId("a-unknown"))
+
     async def test_events_come_attempt_by_attempt_as_asked(self, store: Store) -> None:
         await store.enqueue(group(2))
         first, second = (one.attempt.id for one in await store.claim("worker", limit=2))
@@ -135,6 +149,35 @@ class EventClaims:
         await store.finish(attempt, AttemptState.SUCCEEDED)
         await store.append([call(attempt, "1")])  # its answer may have been lost the first time
         assert await store.events([attempt]) == [[call(attempt, "1")]]
+
+    async def test_an_attempt_has_no_more_calls_than_its_limit(self, store: Store) -> None:
+        limits = CallLimits(calls=2)
+        attempt = await running_attempt(store)
+        await store.append([call(attempt, "1")], limits=limits)
+        results = await asyncio.gather(
+            *(store.append([call(attempt, str(i))], limits=limits) for i in range(2, 6)),
+            return_exceptions=True,
+        )
+        assert sorted(type(one).__name__ for one in results) == ["LimitReached"] * 3 + ["NoneType"]
+        (events,) = await store.events([attempt])
+        assert len(events) == 2
+        # What is there already changes nothing, and what is no call does not count.
+        await store.append([call(attempt, events[1].id), log(attempt, "line")], limits=limits)
+        with pytest.raises(LimitReached, match=f"{attempt}.*2 calls"):
+            await store.append([log(attempt, "with it"), call(attempt, "late")], limits=limits)
+        await store.append([call(attempt, "late")])
+        (events,) = await store.events([attempt])
+        assert [event.id for event in events[2:]] == ["line", "late"]
+
+    async def test_the_call_that_goes_beyond_a_limit_of_tokens_is_the_last(
+        self, store: Store
+    ) -> None:
+        # Each call has 3 prompt and 2 answer tokens.
+        limits = CallLimits(tokens=6)
+        attempt = await running_attempt(store)
+        await store.append([call(attempt, "1"), call(attempt, "2")], limits=limits)
+        with pytest.raises(LimitReached, match="10 tokens"):
+            await store.append([call(attempt, "3")], limits=limits)
 
     async def test_long_conversations_are_read_back_byte_for_byte(self, store: Store) -> None:
         # Two interleaved conversations of one attempt, each call continuing its own.

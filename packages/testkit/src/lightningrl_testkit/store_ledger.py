@@ -5,9 +5,17 @@ from __future__ import annotations
 
 import pytest
 
-from lightningrl.errors import Conflict
-from lightningrl.schema import AttemptState, Failure, FailureKind, Mode, NewRollout
-from lightningrl.store.base import LedgerEntry, Store
+from lightningrl.errors import ConfigError, Conflict
+from lightningrl.schema import (
+    AttemptState,
+    Failure,
+    FailureKind,
+    Mode,
+    NewRollout,
+    RetryPolicy,
+    RolloutState,
+)
+from lightningrl.store.base import LedgerEntry, LedgerMember, Store
 from lightningrl_testkit.records import group, reward
 
 FAILED = Failure(FailureKind.AGENT, "ValueError: no")
@@ -64,6 +72,36 @@ class LedgerClaims:
         (taken,) = await store.take("run", 1)
         assert [one.rollout.spec.member for one in taken.rollouts] == [0, 2]
 
+    async def test_failed_members_are_taken_with_the_reward_that_the_caller_gives(
+        self, store: Store
+    ) -> None:
+        await run_all(store, group(3), [1.0, None, 0.5])
+        (taken,) = await store.take("run", 1, failure_reward=-1.0)
+        assert [one.reward for one in taken.rollouts] == [1.0, -1.0, 0.5]
+        failed = taken.rollouts[1]
+        assert failed.rollout.state is RolloutState.FAILED
+        assert failed.attempt.failure == FAILED
+        # What was taken stands, whatever is asked for later.
+        assert await store.take("run", 1) == [taken]
+        (entry,) = await store.ledger("run")
+        assert [one.reward for one in entry.members] == [1.0, -1.0, 0.5]
+
+    async def test_failures_that_are_not_the_agents_are_never_taken(self, store: Store) -> None:
+        kinds = (FailureKind.INFRASTRUCTURE, FailureKind.NO_REWARD, FailureKind.AGENT)
+        once = RetryPolicy(max_attempts=1, max_infrastructure_failures=0)
+        await store.enqueue(group(3, retry=once))
+        claims = await store.claim("worker", limit=3)
+        for claim, kind in zip(claims, kinds, strict=True):
+            await store.append([reward(claim.attempt.id, 9.0)])  # then it failed all the same
+            failure = Failure(kind, "no")
+            await store.finish(claim.attempt.id, AttemptState.FAILED, failure=failure)
+        (taken,) = await store.take("run", 1, min_group=1, failure_reward=0.0)
+        assert [(one.rollout.spec.member, one.reward) for one in taken.rollouts] == [(2, 0.0)]
+
+    async def test_a_failure_reward_is_a_finite_number(self, store: Store) -> None:
+        with pytest.raises(ConfigError, match="failure_reward"):
+            await store.take("run", 1, failure_reward=float("nan"))
+
     async def test_a_rollout_without_a_reward_is_not_taken(self, store: Store) -> None:
         await store.enqueue(group(3))
         for claim, value in zip(await store.claim("worker", limit=3), (1.0, 0.5), strict=False):
@@ -92,7 +130,7 @@ class LedgerClaims:
 
     async def test_committing_again_changes_nothing(self, store: Store) -> None:
         await run_all(store, group(2), [1.0, 0.5])
-        await store.take("run", 1)
+        (taken,) = await store.take("run", 1)
         assert [one.committed for one in await store.ledger("run")] == [False]
         await store.commit("run", 1)
         await store.commit("run", 1)
@@ -102,7 +140,10 @@ class LedgerClaims:
                 iteration=1,
                 group_id=group()[0].group_id,
                 status="taken",
-                rollout_ids=tuple(one.id for one in group(2)),
+                members=tuple(
+                    LedgerMember(one.rollout.id, one.attempt.id, one.reward, events=1)
+                    for one in taken.rollouts
+                ),
                 committed=True,
             )
         ]

@@ -75,6 +75,15 @@ class LifecycleClaims:
         assert (found.state, found.attempts, found.reward) == (RolloutState.QUEUED, 0, None)
         assert found.ended_at is None
 
+    async def test_a_failure_s_message_may_hold_anything(self, store: Store) -> None:
+        await store.enqueue(group())
+        claim = await claim_one(store)
+        failure = Failure(FailureKind.AGENT, "a\0b\udcffc é\n")
+        finishing = store.finish(claim.attempt.id, AttemptState.FAILED, failure=failure)
+        assert (await finishing).state is RolloutState.FAILED
+        _, attempt = await store.attempt(claim.attempt.id)
+        assert attempt.failure == failure == Failure(FailureKind.AGENT, "a\\x00b\\udcffc é\n")
+
     async def test_claims_come_oldest_first_and_once(self, store: Store) -> None:
         await store.enqueue(group(3))
         first = await store.claim("a", limit=2)
@@ -98,8 +107,9 @@ class LifecycleClaims:
     async def test_the_key_of_a_claim_is_that_attempt_s(self, store: Store) -> None:
         await store.enqueue(group(timeout_seconds=60.0))
         claim = await claim_one(store)
-        key = check_attempt_key(await store.secret(), claim.key, await store.now())
-        assert key == claim.attempt.id
+        key = check_attempt_key(await store.secret(), claim.key)
+        key.refuse_expired(await store.now())
+        assert key.attempt_id == claim.attempt.id
 
     async def test_a_waiting_claim_gets_what_is_enqueued_meanwhile(self, store: Store) -> None:
         waiting = asyncio.ensure_future(store.claim("worker", wait_seconds=60.0))
@@ -125,6 +135,18 @@ class LifecycleClaims:
         await store.heartbeat("beating", [])
         seen = {one.name: (one.run, one.running) for one in await store.workers()}
         assert seen == {"busy": ("run", 1), "idle": (None, 0), "beating": (None, 0)}
+
+    async def test_the_registry_knows_what_a_worker_got_and_holds(self, store: Store) -> None:
+        await store.enqueue(group(3))
+        first, second = await store.claim("worker", limit=2)
+        (third,) = await store.claim("worker")
+        await store.finish(second.attempt.id, AttemptState.SUCCEEDED)
+        assert await store.claim("worker") == await store.claim("idle") == []
+        idle, worker = sorted(await store.workers(), key=lambda one: one.name)
+        assert (idle.claimed, idle.claimed_at, idle.attempt_ids) == (0, None, ())
+        assert (worker.claimed, worker.claimed_at) == (3, third.attempt.started_at)
+        assert worker.attempt_ids == (first.attempt.id, third.attempt.id)
+        assert worker.first_seen_at == first.attempt.started_at <= worker.seen_at
 
     async def test_a_heartbeat_renews_the_lease(self, store: Store) -> None:
         await store.enqueue(group())

@@ -1,26 +1,20 @@
-"""Claims about queries, progress, policies and counts."""
+"""Claims about queries, progress and counts."""
 # ruff: noqa: D102  the name of a test is its claim
 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 
-import pytest
-
-from lightningrl.errors import Conflict
 from lightningrl.schema import (
     AttemptState,
-    Endpoint,
     Failure,
     FailureKind,
     Mode,
-    Policy,
     Progress,
     RolloutState,
 )
 from lightningrl.store.base import RolloutQuery, RunSummary, Store
-from lightningrl_testkit.records import group, log, reward
+from lightningrl_testkit.records import group, log, policy, reward
 
 
 async def finish_all(store: Store, rewards: list[float | None]) -> None:
@@ -30,20 +24,6 @@ async def finish_all(store: Store, rewards: list[float | None]) -> None:
         if value is not None:
             await store.append([reward(claim.attempt.id, value)])
         await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
-
-
-def policy(version: int = 0, name: str = "policy", run: str = "run") -> Policy:
-    """A policy with every field set."""
-    return Policy(
-        name=name,
-        run=run,
-        version=version,
-        endpoints=(Endpoint("http://engine/v1", "secret"),),
-        trainable=False,
-        replaces=("gpt-4o",),
-        agents=("solver",),
-        held_until=datetime(2026, 1, 2, tzinfo=UTC),
-    )
 
 
 class ReadingClaims:
@@ -73,12 +53,12 @@ class ReadingClaims:
         for task in ("first", "second"):
             await store.enqueue(group(2, task=task))
         oldest = await store.rollouts(RolloutQuery())
-        newest = await store.rollouts(RolloutQuery(newest_first=True))
+        newest = await store.rollouts(RolloutQuery(descending=True))
         assert [(one.created_at, one.id) for one in oldest] == sorted(
             (one.created_at, one.id) for one in oldest
         )
         assert newest == oldest[::-1]
-        assert await store.rollouts(RolloutQuery(limit=2, offset=1)) == oldest[1:3]
+        assert await store.rollouts(RolloutQuery(limit=2).following(oldest[0])) == oldest[1:3]
 
     async def test_attempts_come_by_rollout_as_given_then_number(self, store: Store) -> None:
         await store.enqueue(group(2))
@@ -151,21 +131,6 @@ class ReadingClaims:
         await store.put_policy(policy(run="b"))
         await store.enqueue(group(run="c") + group(run="a"))
         assert await store.runs() == ["a", "b", "c"]
-
-    async def test_a_policy_is_replaced_and_read_whole(self, store: Store) -> None:
-        await store.put_policy(policy(0))
-        await store.put_policy(policy(1))
-        await store.put_policy(policy(0, name="another"))
-        await store.put_policy(policy(0, run="other"))
-        assert await store.policies("run") == [policy(0, name="another"), policy(1)]
-        assert len(await store.policies()) == 3
-
-    async def test_a_policy_s_version_never_goes_down(self, store: Store) -> None:
-        await store.put_policy(policy(2))
-        await store.put_policy(policy(2))
-        with pytest.raises(Conflict, match="policy"):
-            await store.put_policy(policy(1))
-        assert await store.policies() == [policy(2)]
 
     async def test_the_secret_stays_the_same(self, store: Store) -> None:
         assert await store.secret() == await store.secret()

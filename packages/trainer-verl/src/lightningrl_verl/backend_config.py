@@ -12,15 +12,18 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from lightningrl.errors import ConfigError
 from lightningrl.nearest import suggest
+from lightningrl.recipe import Critic, Optimiser
 from lightningrl_verl.honoured import FREE_FORM, refusal
-from lightningrl_verl.schedule import Schedule
+
+if TYPE_CHECKING:
+    from lightningrl_verl.rollout_config import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,39 +37,21 @@ class BackendConfig:
     """Of the forward and backward pass; weights and optimizer state are always fp32."""
     temperature: float = 1.0
     """What rollouts are sampled at; log-probs are those of the tempered distribution."""
-    learning_rate: float = 1e-6
-    """After the warm-up."""
+    optimiser: Optimiser
+    """The recipe's section."""
+    loss: str = "ppo"
+    """`algorithm.loss` of the recipe."""
+    ranks: int = 1
+    """Processes that hold a shard each; whoever launches them fills it in."""
     total_iterations: int = 1
     """Updates of the whole run: where the schedule ends."""
-    warmup: int = 0
-    """First updates, over which the learning rate rises linearly."""
-    lr_schedule: Schedule = "constant"
-    min_lr_ratio: float = 0.0
-    """What "linear" and "cosine" end at, as a fraction of `learning_rate`."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Of AdamW."""
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    """Largest norm of the gradient."""
-    clip_low: float = 0.2
-    """PPO clips the ratio below 1 - clip_low."""
-    clip_high: float = 0.2
-    """PPO clips the ratio above 1 + clip_high."""
     max_tokens_per_micro_batch: int = 2048
     """Tokens of one forward and backward pass, padding included; a longer row makes a pass of its
     own. 2048 is the fastest for small models on a CPU; an accelerator takes 16384 and more."""
-    ppo_epochs: int = 1
-    """How often an update goes over its rows."""
-    mini_batches: int = 1
-    """Optimizer steps per epoch, at most: rows are cut evenly, in order."""
-    entropy_coeff: float = 0.0
-    """Bonus on the mean entropy of trained tokens; 0 does not compute it."""
-    use_kl_loss: bool = False
-    """Keep a frozen copy of the initial weights, and penalise the divergence from it."""
-    kl_coef: float = 0.001
-    """Penalty on the mean divergence of trained tokens; used with `use_kl_loss` only."""
     seed: int = 0
     """Of what is random in an update: dropout, where the model has any."""
+    rollout: Rollout | None = None
+    """The engines that verl manages for this policy. `None`: others serve it."""
     overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """verl's own keys by their dotted name under `actor_rollout_ref`; they win over the fields."""
 
@@ -82,11 +67,21 @@ def compose_verl_config(config: BackendConfig) -> DictConfig:
     """
     check_overrides(config.overrides)
     composed = copy.deepcopy(_verl_defaults())
-    settings = _settings(config) | dict(config.overrides)
+    _put(composed.actor_rollout_ref, _settings(config) | dict(config.overrides))
+    return composed
+
+
+def compose_critic_config(config: BackendConfig, critic: Critic) -> DictConfig:
+    """The configuration of verl's critic, for a policy that is trained as `config` says."""
+    composed = copy.deepcopy(_verl_defaults()).critic
+    _put(composed, _critic_settings(config, critic))
+    return composed
+
+
+def _put(tree: DictConfig, settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         plain: Any = list(value) if isinstance(value, tuple) else value
-        OmegaConf.update(composed.actor_rollout_ref, key, plain, force_add=True)
-    return composed
+        OmegaConf.update(tree, key, plain, force_add=True)
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> None:
@@ -99,13 +94,13 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
         return
     schema = dict(_flatten(_verl_defaults().actor_rollout_ref))
     for key, value in overrides.items():
-        reason = refusal(key, value)
+        reason = refusal(key)
         if reason is not None:
             raise ConfigError(f"verl key {key!r} is not honoured: {reason}")
         if any(key == name or key.startswith(f"{name}.") for name in FREE_FORM):
             continue
         if key not in schema:
-            usable = [name for name in schema if refusal(name, schema[name]) is None]
+            usable = [name for name in schema if refusal(name) is None]
             raise ConfigError(
                 f"verl has no key {key!r} under actor_rollout_ref.{suggest(key, usable)}"
             )
@@ -151,6 +146,69 @@ def _check_type(key: str, value: object, default: object) -> None:
 
 def _settings(config: BackendConfig) -> dict[str, Any]:
     tokens = config.max_tokens_per_micro_batch
+    optimiser = config.optimiser
+    return {
+        **_model_settings(config),
+        "actor.strategy": "fsdp2",
+        "actor.loss_agg_mode": "token-sum",
+        "actor.policy_loss.loss_mode": "vanilla" if config.loss == "ppo" else config.loss,
+        "actor.clip_ratio_low": optimiser.clip_low,
+        "actor.clip_ratio_high": optimiser.clip_high,
+        "actor.entropy_coeff": optimiser.entropy_coeff,
+        "actor.kl_loss_coef": optimiser.kl_coeff,
+        "actor.kl_loss_type": optimiser.kl_estimator,
+        "actor.use_dynamic_bsz": True,
+        "actor.ppo_max_token_len_per_gpu": tokens,
+        # Of adapters the export is ours, with them merged in.
+        "actor.checkpoint.save_contents": ["model", "optimizer", "extra"]
+        + ([] if config.overrides.get("model.lora_rank") else ["hf_model"]),
+        "actor.checkpoint.load_contents": ["model", "optimizer", "extra"],
+        "actor.optim.lr": optimiser.learning_rate,
+        "actor.optim.total_training_steps": config.total_iterations,
+        "actor.optim.betas": optimiser.betas,
+        "actor.optim.weight_decay": optimiser.weight_decay,
+        "actor.optim.clip_grad": optimiser.grad_clip,
+        **_rollout_settings(config),
+        "actor.use_torch_compile": False,
+        "ref.use_torch_compile": False,
+        **_engine_settings("actor.fsdp_config", config),
+        **_engine_settings("ref.fsdp_config", config),
+    }
+
+
+def _rollout_settings(config: BackendConfig) -> dict[str, Any]:
+    if config.rollout is None:
+        # verl's workers read these whoever generates.
+        return {"rollout.name": "external", "rollout.tensor_model_parallel_size": 1}
+    settings = {f"rollout.{key}": value for key, value in config.rollout.settings.items()}
+    if config.overrides.get("model.lora_rank"):
+        # Adapters are sent merged, as every engine takes them.
+        settings["model.lora.merge"] = True
+    return settings
+
+
+def _critic_settings(config: BackendConfig, critic: Critic) -> dict[str, Any]:
+    return {
+        **_model_settings(config),
+        "strategy": "fsdp2",
+        "loss_agg_mode": "token-mean",
+        "loss_scale_factor": None,
+        "cliprange_value": critic.clip,
+        "use_dynamic_bsz": True,
+        "ppo_max_token_len_per_gpu": config.max_tokens_per_micro_batch,
+        "checkpoint.save_contents": ["model", "optimizer", "extra"],
+        "checkpoint.load_contents": ["model", "optimizer", "extra"],
+        "optim.lr": critic.learning_rate,
+        "optim.total_training_steps": 1,
+        "optim.weight_decay": critic.weight_decay,
+        "optim.clip_grad": critic.grad_clip,
+        "profiler.tool": None,
+        "profiler.tool_config": {},
+        **_engine_settings("fsdp", config),
+    }
+
+
+def _model_settings(config: BackendConfig) -> dict[str, Any]:
     return {
         "model.path": config.model_path,
         # Kernels that need no package beyond torch; packing pays only with flash attention.
@@ -158,41 +216,20 @@ def _settings(config: BackendConfig) -> dict[str, Any]:
         "model.use_remove_padding": False,
         # Recomputation saves accelerator memory and costs a CPU a second forward pass.
         "model.enable_gradient_checkpointing": config.device == "cuda",
-        "actor.strategy": "fsdp2",
-        "actor.loss_agg_mode": "token-sum",
-        "actor.clip_ratio_low": config.clip_low,
-        "actor.clip_ratio_high": config.clip_high,
-        "actor.entropy_coeff": config.entropy_coeff,
-        "actor.kl_loss_coef": config.kl_coef,
-        "actor.use_dynamic_bsz": True,
-        "actor.ppo_max_token_len_per_gpu": tokens,
-        "actor.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
-        "actor.checkpoint.load_contents": ["model", "optimizer", "extra"],
-        "actor.optim.lr": config.learning_rate,
-        "actor.optim.total_training_steps": config.total_iterations,
-        "actor.optim.betas": config.betas,
-        "actor.optim.weight_decay": config.weight_decay,
-        "actor.optim.clip_grad": config.grad_clip,
-        # verl's workers read these whoever generates.
-        "rollout.name": "external",
-        "rollout.tensor_model_parallel_size": 1,
-        **_engine_settings("actor", config),
-        **_engine_settings("ref", config),
     }
 
 
-def _engine_settings(role: Literal["actor", "ref"], config: BackendConfig) -> dict[str, Any]:
+def _engine_settings(engine: str, config: BackendConfig) -> dict[str, Any]:
     return {
-        f"{role}.fsdp_config.model_dtype": "fp32",
-        f"{role}.fsdp_config.mixed_precision": {
+        f"{engine}.model_dtype": "fp32",
+        f"{engine}.mixed_precision": {
             "param_dtype": config.dtype,
             "reduce_dtype": "fp32",
             "buffer_dtype": "fp32",
         },
-        f"{role}.fsdp_config.seed": config.seed,
+        f"{engine}.seed": config.seed,
         # torch.compile costs 15 s of start-up and serves the entropy only.
-        f"{role}.use_torch_compile": False,
-        f"{role}.fsdp_config.use_torch_compile": False,
-        # One process holds all shards: freeing them after the forward pass saves nothing.
-        f"{role}.fsdp_config.reshard_after_forward": False,
+        f"{engine}.use_torch_compile": False,
+        # Where one process holds all shards, freeing them after the forward pass saves nothing.
+        f"{engine}.reshard_after_forward": config.ranks > 1,
     }

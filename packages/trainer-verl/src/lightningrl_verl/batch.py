@@ -9,7 +9,8 @@ from __future__ import annotations
 
 # Shapes in annotations are no forward references.
 # ruff: noqa: F722
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,9 @@ from torch import Tensor
 from lightningrl.errors import RunError
 
 FloatArray = NDArray[np.float32]
+
+_FILLER_TOKENS = 2
+"""A prompt of one and a response of one, which carries no mask."""
 
 
 class TrainingRow(Protocol):
@@ -67,44 +71,37 @@ def prompt_length(row: TrainingRow) -> int:
     return int(trained[0])
 
 
+def token_budget(tokens: int, rows: Sequence[TrainingRow]) -> int:
+    """Most tokens of a pass: `tokens`, or as many as the longest row has."""
+    return max(tokens, *(len(row.token_ids) for row in rows))
+
+
 def to_batch(
-    rows: Sequence[TrainingRow],
-    *,
-    old_log_probs: Sequence[FloatArray] | None = None,
-    advantage_scale: float = 1.0,
-    multiple_of: int = 1,
+    rows: Sequence[TrainingRow | None],
+    fields: Mapping[str, Sequence[FloatArray | None]] = MappingProxyType({}),
 ) -> TensorDict:
     """Rows as verl's TensorDict without padding tokens.
 
     Args:
-        rows: at least one.
-        old_log_probs: per row (T,), of the policy that the ratio compares with. None leaves out
-            what only an update needs (`old_log_probs`, `advantages`).
-        advantage_scale: multiplies every advantage.
-        multiple_of: fully masked rows are appended up to a multiple of this number of rows; they
-            change neither loss nor gradient.
+        rows: at least one. `None` stands for a filler: two tokens, no mask, no part in loss or gradient.
+        fields: verl's name -> per row (T,), aligned with its `token_ids`; `None` for a filler.
 
     Raises:
         RunError: a row can't be trained (see `prompt_length`), or there are none.
     """
     if not rows:
         raise RunError("there are no rows to train on; skip the update of this iteration")
-    prompts = [prompt_length(row) for row in rows]
-    filler = -len(rows) % multiple_of
-    fields = _token_fields(rows, prompts, filler)
-    if old_log_probs is not None:
-        scaled = [row.advantages * np.float32(advantage_scale) for row in rows]
-        fields["old_log_probs"] = _responses(old_log_probs, prompts, filler)
-        fields["advantages"] = _responses(scaled, prompts, filler)
-    return TensorDict(fields, batch_size=[len(rows) + filler])
+    starts = [1 if row is None else prompt_length(row) for row in rows]
+    tensors = _token_fields(rows, starts)
+    for name, arrays in fields.items():
+        tensors[name] = _responses(arrays, starts, np.float32)
+    return TensorDict(tensors, batch_size=[len(rows)])
 
 
-def _token_fields(
-    rows: Sequence[TrainingRow], prompts: Sequence[int], filler: int
-) -> dict[str, Tensor]:
-    tokens = [row.token_ids.astype(np.int64) for row in rows] + [np.zeros(2, np.int64)] * filler
-    starts = [*prompts, *([1] * filler)]
-    mask = _responses([row.mask.astype(np.int64) for row in rows], prompts, filler)
+def _token_fields(rows: Sequence[TrainingRow | None], starts: Sequence[int]) -> dict[str, Tensor]:
+    filler = np.zeros(_FILLER_TOKENS, np.int64)
+    tokens = [filler if row is None else row.token_ids.astype(np.int64) for row in rows]
+    mask = _responses([None if row is None else row.mask for row in rows], starts, np.int64)
     return {
         "input_ids": _jagged(tokens),
         "position_ids": _jagged([np.arange(len(ids)) for ids in tokens]),
@@ -116,10 +113,15 @@ def _token_fields(
 
 
 def _responses(
-    arrays: Sequence[NDArray[Any]], prompts: Sequence[int], filler: int
+    arrays: Sequence[NDArray[Any] | None], starts: Sequence[int], dtype: type[np.generic]
 ) -> Float[Tensor, "rows response"]:
-    parts = [array[start:] for array, start in zip(arrays, prompts, strict=True)]
-    return _jagged([*parts, *([np.zeros(1, arrays[0].dtype)] * filler)])
+    """What stands at each row's response, jagged; 0 for a filler's one token."""
+    return _jagged(
+        [
+            np.zeros(1, dtype) if array is None else array[start:].astype(dtype)
+            for array, start in zip(arrays, starts, strict=True)
+        ]
+    )
 
 
 def _jagged(arrays: Sequence[NDArray[Any]]) -> Tensor:
@@ -129,25 +131,23 @@ def _jagged(arrays: Sequence[NDArray[Any]]) -> Tensor:
     )
 
 
-def align_log_probs(
-    rows: Sequence[TrainingRow], next_token: Float[Tensor, " tokens"]
-) -> list[FloatArray]:
-    """Log-probs from verl, aligned with each row's tokens.
+def align_next(rows: Sequence[TrainingRow | None], next_token: FloatArray) -> list[FloatArray]:
+    """What verl says of the token after each (a log-prob, a value), aligned with that token.
 
     Args:
-        rows: the rows that were scored, in order.
-        next_token: log-prob of each token's successor, rows end to end; the last value of a row
-            belongs to no token of it. Values of appended rows may follow.
+        rows: the rows that were scored, in order; `None` for a filler.
+        next_token: of each token's successor, rows end to end; the last number of a row belongs to no
+            token of it.
 
     Returns:
-        Per row (T,) float32, 0 where not masked.
+        Per row (T,) float32, 0 where not masked; for a filler two zeros.
     """
-    values: FloatArray = next_token.float().numpy(force=True)
     aligned: list[FloatArray] = []
     start = 0
     for row in rows:
-        end = start + len(row.token_ids)
-        shifted = np.concatenate([[np.float32(0)], values[start : end - 1]])
-        aligned.append(np.where(row.mask, shifted, np.float32(0)).astype(np.float32))
+        mask = np.zeros(_FILLER_TOKENS, np.bool_) if row is None else row.mask
+        end = start + len(mask)
+        shifted = np.concatenate([[np.float32(0)], next_token[start : end - 1]])
+        aligned.append(np.where(mask, shifted, np.float32(0)).astype(np.float32))
         start = end
     return aligned

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from lightningrl.cli import terminal
 from lightningrl.recipe import load_recipe
 
 
@@ -20,9 +20,12 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 
     Each key=value changes one key of the recipe, such as optimiser.learning_rate=3e-4.
     """
-    from lightningrl_verl.training.preflight import check
+    from lightningrl_verl.training.folder import RunFolder
+    from lightningrl_verl.training.preflight import check, check_packages
 
     plan = check(load_recipe(recipe, overrides))
+    RunFolder(plan.loaded.run_folder).refuse_another(plan.loaded)
+    check_packages(plan.recipe)
     share_cores()
     # Only now: torch and verl take seconds to load.
     from lightningrl_verl.training.run import train_run
@@ -34,16 +37,17 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[key=value]...")
 @click.option("--out", type=click.Path(path_type=Path), help="Copy the model to this new folder.")
-def tiny(recipe: Path, overrides: tuple[str, ...], out: Path | None) -> None:
+@click.option("--policy", help="Which one, where the recipe has several.")
+def tiny(recipe: Path, overrides: tuple[str, ...], out: Path | None, policy: str | None) -> None:
     """Build the tiny policy of RECIPE, or find it in the cache."""
     share_cores()
     from lightningrl_verl.training.models import build_policy, copy_policy
 
     loaded = load_recipe(recipe, overrides)
-    console = Console()
-    policy = asyncio.run(build_policy(loaded, console))
+    console = terminal.console()
+    model = asyncio.run(build_policy(loaded, policy, console))
     if out is not None:
-        copy_policy(policy, out)
+        copy_policy(model, out)
         console.print(f"Copied to {out}")
 
 

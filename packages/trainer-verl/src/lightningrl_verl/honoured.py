@@ -24,8 +24,11 @@ _SCHEDULE = (
 )
 _MICRO = "micro-batches are cut by tokens; set `trainer.max_tokens_per_micro_batch`"
 _PROFILER = "our loop starts no verl profiler"
-_LORA = "engines take whole weights, so adapters are not supported"
-_ONE_PROCESS = "the policy is trained by one process"
+_LORA = (
+    "adapters begin anew and engines take them merged in; set `model.lora_rank` and `.lora_alpha`"
+)
+_RANKS = "ranks follow the recipe's `trainer.ranks` and `trainer.nodes`"
+_SEQUENCE = "every rank computes whole rows"
 _UNREAD = "verl's FSDP2 worker does not read it"
 
 # First match wins. Checked against verl 0.9.1.
@@ -38,18 +41,18 @@ _REFUSED: tuple[tuple[str, str], ...] = (
         r"(reward|reward_model|custom_reward_function)\..*",
         "rewards come from the recipe's `reward`",
     ),
-    (r"critic\..*", "the policy is trained without verl's critic"),
+    (r"critic\..*", "the critic follows the recipe's `critic`"),
     (
         r"(distillation|transfer_queue|global_profiler|ray_kwargs|sandbox_fusion|skip)\..*",
         "our loop does not use that part of verl",
     ),
-    (r"(hybrid_engine|nccl_timeout)", _ONE_PROCESS),
+    (r"(hybrid_engine|nccl_timeout)", _RANKS),
     (r"rollout\.log_prob_max_token_len_per_gpu", ""),
     (r"rollout\..*", "generation follows the recipe's `engine` and `sampling`"),
     (r"ref\.(log_prob_max_token_len_per_gpu|fsdp_config\.(?!forward_only|strategy).*)", ""),
     (r"ref\..*", "the reference model follows the actor's settings"),
     (r"model\.(path|hf_config_path|tokenizer_path)", "set `policies.NAME.model`"),
-    (r"model\.(lora|lora_.*|target_.*|exclude_modules)(\..*)?", _LORA),
+    (r"model\.(lora|lora_adapter_path|target_parameters)(\..*)?", _LORA),
     (r"model\.mtp\..*", "multi-token prediction is not supported"),
     (r"model\.external_lib", "import your library in the recipe's modules instead"),
     (r"actor\.(fsdp_config\.)?strategy", "the policy is trained with fsdp2"),
@@ -59,6 +62,8 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"actor\.(use_dynamic_bsz|ppo_infer_max_token_len_per_gpu)", _MICRO),
     (r"actor\.ppo_epochs", "set `optimiser.ppo_epochs`"),
     (r"actor\.entropy_coeff", "set `optimiser.entropy_coeff`"),
+    (r"actor\.kl_loss_type", "set `optimiser.kl_estimator`"),
+    (r"actor\.policy_loss\.loss_mode", "set `algorithm.loss`"),
     (r"actor\.kl_loss_coef", "set `optimiser.kl_coeff`"),
     (r"actor\.use_kl_loss", "set `optimiser.kl_coeff`"),
     (r"actor\.clip_ratio", "set `optimiser.clip_low` and `.clip_high`"),
@@ -69,34 +74,18 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"actor\.checkpoint\..*", "checkpoints hold what a resume and an export need"),
     (r"actor\.(shuffle|data_loader_seed)", "mini-batches are cut in the order of the rows"),
     (r"actor\.profiler\..*", _PROFILER),
-    (r"actor\.(fsdp_config\.)?ulysses_sequence_parallel_size", _ONE_PROCESS),
-    (r"actor\.fsdp_config\.(fsdp_size|forward_only)", _ONE_PROCESS),
+    (r"actor\.(fsdp_config\.)?ulysses_sequence_parallel_size", _SEQUENCE),
+    (r"actor\.fsdp_config\.(fsdp_size|forward_only)", _RANKS),
     (r"actor\.fsdp_config\.(dtype|use_orig_params|turbo_config\..*)", _UNREAD),
     (r"actor\.(rollout_n|use_rollout_log_probs|use_prefix_grouper)", _UNREAD),
     (r"actor\.(calculate_sum_pi_squared|freeze_vision_tower)", _UNREAD),
     (r"actor\.(fsdp_config\.)?qat\..*", "engines take unquantised weights"),
 )
 
-# Of verl's policy losses, those that aggregate as told; the others would undo the weights.
-_TOKEN_SUM_LOSSES = (
-    "vanilla",
-    "dppo_tv",
-    "dppo_kl",
-    "gspo",
-    "gpg",
-    "clip_cov",
-    "kl_cov",
-    "dro",
-    "cispo",
-)
 
-
-def refusal(key: str, value: object) -> str | None:
-    """Why our loop does not honour `key` set to `value`; None if it does."""
+def refusal(key: str) -> str | None:
+    """Why our loop does not honour `key`; None if it does."""
     for pattern, reason in _REFUSED:
         if re.fullmatch(pattern, key):
             return reason or None
-    if key == "actor.policy_loss.loss_mode" and value not in _TOKEN_SUM_LOSSES:
-        usable = ", ".join(_TOKEN_SUM_LOSSES)
-        return f"loss {value!r} does not aggregate as a token sum; use one of {usable}"
     return None

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def cut_by_padded_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def cut_by_padded_tokens(lengths: Sequence[int], budget: int, at_least: int = 1) -> list[list[int]]:
     """Groups of row indices, longest rows first, so that memory peaks at the start.
 
     Args:
         lengths: tokens of each row.
         budget: most tokens of a group, padding included; a longer row is a group of its own.
+        at_least: fewest groups, not above the number of rows: the other ranks have as many passes.
     """
     by_length = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     groups: list[list[int]] = []
@@ -24,4 +25,8 @@ def cut_by_padded_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]
         size = max(1, budget // lengths[by_length[start]])
         groups.append(by_length[start : start + size])
         start += size
+    while len(groups) < at_least:
+        largest = max(range(len(groups)), key=lambda index: len(groups[index]))
+        group, half = groups[largest], len(groups[largest]) // 2
+        groups[largest : largest + 1] = [group[:half], group[half:]]
     return groups

@@ -1,4 +1,4 @@
-"""The process group of one trainer process, without a port.
+"""The process group of a trainer process: of its own alone, without a port, or one that it shares.
 
 verl 0.9.1 reads rank, world size and a master address from the environment
 (`single_controller/base/worker.py:194`) and builds the group over TCP (`utils/distributed.py:83`,
@@ -41,14 +41,35 @@ def start_process_group(device: str) -> None:
     atexit.register(_stop_process_group)
 
 
+def join_process_group(device: str) -> None:
+    """Join the group that the variables RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name."""
+    dist.init_process_group(_BACKENDS[device])
+    atexit.register(_stop_process_group)
+
+
+def largest_of_all_ranks(number: int, group: dist.ProcessGroup) -> int:
+    """The largest number that a rank of `group` gives; collective."""
+    if dist.get_world_size(group) == 1:
+        return number
+    found: list[int] = [0] * dist.get_world_size(group)
+    dist.all_gather_object(found, number, group)
+    return max(found)
+
+
 def _stop_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
-def single_process_environment() -> Generator[None]:
-    """Give verl the variables of a group of one, then restore the environment as it was."""
+def rank_environment() -> Generator[None]:
+    """Give verl the variables of a group of one, then restore the environment as it was.
+
+    In a process that has joined a group they are there already, and stay.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        yield
+        return
     names = (*_SINGLE_PROCESS, *_WRITTEN_BY_VERL)
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(_SINGLE_PROCESS)

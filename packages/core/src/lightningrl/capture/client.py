@@ -1,8 +1,9 @@
-"""Sends the model calls of a rollout to the gateway, whoever built the `openai` client and when.
+"""Sends the model calls of a rollout to the gateway, whoever built the client and when.
 
-One private method is wrapped: `openai._base_client.BaseClient._build_request`, through which every
-request of every client passes (sync, async, streamed, retried), with the same signature since openai
-1.66. Lower layers differ: openai 3 left httpx for httpx2.
+The SDKs `openai` and `anthropic` come of one generator: in each one private method is wrapped,
+`_base_client.BaseClient._build_request`, through which every request of every client passes (sync, async,
+streamed, retried), with the same signature since openai 1.66 and anthropic 0.49. Lower layers differ:
+openai 3 left httpx for httpx2.
 
 Invariant: inside a rollout a request is rewritten only if its client's base URL is the server's
 placeholder, or its model is an alias of the run. Every other request leaves as the agent made it, and
@@ -14,13 +15,17 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
-from lightningrl.capture.context import AGENT, STEP, RolloutContext, current
+from lightningrl.capture.context import RolloutContext, acting_agent, current, current_step
+from lightningrl.capture.importing import OnImport
 from lightningrl.errors import ConfigError
 from lightningrl.schema import LogTopic, StepKind
 
@@ -28,66 +33,146 @@ STEP_HEADER = "x-lightningrl-step"
 """Step id of the call: joins the gateway's record to the adapter's events."""
 AGENT_HEADER = "x-lightningrl-agent"
 """Name of the agent that calls, percent-encoded."""
+STATE_HEADER = "x-lightningrl-state"
+"""Key of the state that the agent said it is in, percent-encoded."""
+
+PLACEHOLDER_KEY = "lightningrl-placeholder"
+"""What `OPENAI_API_KEY` and `ANTHROPIC_API_KEY` say in a runner: calls outside a rollout arrive with it,
+and are refused."""
 
 _MARK = "_lightningrl_original"
 
 
+class Sdk(NamedTuple):
+    """A client package."""
+
+    package: str
+    prefix: str
+    """What its routes begin with; the base URL of its clients ends before it."""
+    since: str
+    """The oldest version whose requests can be captured."""
+
+    @property
+    def module(self) -> str:
+        """Where the class is whose method is wrapped."""
+        return f"{self.package}._base_client"
+
+    def is_installed(self) -> bool:
+        """Whether the program could import it; nothing is imported."""
+        return importlib.util.find_spec(self.package) is not None
+
+    def wrap(self, module: ModuleType) -> None:
+        """Wrap its clients' method, unless that was done."""
+        original = module.BaseClient.__dict__.get("_build_request")
+        if not hasattr(original, _MARK):
+            check_signature(original, self.package, self.since)
+            wrapped = _wrap(cast("Callable[..., Any]", original), self)
+            module.BaseClient._build_request = wrapped
+
+    def unwrap(self) -> None:
+        """Put the original method back where the package was imported."""
+        module = sys.modules.get(self.module)
+        wrapped = None if module is None else module.BaseClient.__dict__["_build_request"]
+        if module is not None and hasattr(wrapped, _MARK):
+            module.BaseClient._build_request = getattr(wrapped, _MARK)
+
+
+_OPENAI = Sdk("openai", "", "1.66")
+_ANTHROPIC = Sdk("anthropic", "/v1", "0.49")
+SDKS = (_OPENAI, _ANTHROPIC)
+"""The client packages that are known."""
+_imports = OnImport()
+
+
 def install_client_patch() -> bool:
-    """Wrap the `openai` client; return whether it is installed here. Twice is the same as once.
+    """Wrap the clients that are installed here; return whether one is. Twice is the same as once.
+
+    Those that the program has not imported are wrapped when it does: importing them takes seconds, and
+    most agents use one of them.
 
     Raises:
-        ConfigError: the private method isn't what this was written for.
+        ConfigError: the private method isn't what this was written for. Where the package is imported
+            later, its import raises it.
     """
-    if importlib.util.find_spec("openai") is None:
-        return False
-    from openai import _base_client
-
-    base: Any = _base_client.BaseClient
-    original = base.__dict__.get("_build_request")
-    if hasattr(original, _MARK):
-        return True
-    check_signature(original)
-    base._build_request = _wrap(cast("Callable[..., Any]", original))
-    return True
+    installed = [sdk for sdk in SDKS if sdk.is_installed()]
+    for sdk in installed:
+        _imports.act(sdk.module, sdk.wrap)
+    return bool(installed)
 
 
 def uninstall_client_patch() -> None:
-    """Put the original method back; does nothing if it is there."""
-    if importlib.util.find_spec("openai") is None:
-        return
-    from openai import _base_client
-
-    base: Any = _base_client.BaseClient
-    original = getattr(base.__dict__["_build_request"], _MARK, None)
-    if original is not None:
-        base._build_request = original
+    """Put the original methods back; does nothing where they are."""
+    _imports.forget()
+    for sdk in SDKS:
+        sdk.unwrap()
 
 
-def check_signature(method: Any) -> None:
+def check_signature(method: Any, package: str, since: str) -> None:
     """Refuse a `_build_request` of another form than `(self, options, *, retries_taken)`.
 
     Raises:
-        ConfigError: it has another form; the text names openai's version and the remedy.
+        ConfigError: it has another form; the text names the package's version and the remedy.
     """
     found = inspect.signature(method) if callable(method) else None
     names = None if found is None else list(found.parameters)
     if names != ["self", "options", "retries_taken"]:
-        import openai
-
+        # The package itself may be in the middle of its import.
+        version = importlib.import_module(f"{package}._version").__version__
         raise ConfigError(
-            f"openai {openai.__version__} builds requests by {names!r} instead of (self, options, *, "
-            "retries_taken), so its calls can't be captured; install an openai between 1.66 and 3.x"
+            f"{package} {version} builds requests by {names!r} instead of (self, options, *, "
+            f"retries_taken), so its calls can't be captured; install a {package} from {since} on that"
+            " does"
         )
 
 
-def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+class CallHeaders(Mapping[str, str]):
+    """What a model call made now must say, for clients that take headers and nothing patched.
+
+    A mapping whose items are looked up when the request is built: whose rollout, step and agent it then
+    is. With the server's URL (ending in `/v1`) as the client's base URL, and this as extra headers of
+    each call, the gateway files the call where it belongs. Outside a rollout it is empty.
+    """
+
+    def __getitem__(self, name: str) -> str:
+        return _call_headers()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_call_headers())
+
+    def __len__(self) -> int:
+        return len(_call_headers())
+
+
+def _call_headers() -> dict[str, str]:
+    context = current()
+    if context is None or not context.has_gateway:
+        return {}
+    step = current_step()
+    step_id = step.id if step is not None and step.kind is StepKind.LLM else None
+    return {"Authorization": f"Bearer {context.key}", **_told(context, step_id)}
+
+
+def _told(context: RolloutContext, step_id: str | None) -> dict[str, str]:
+    """The headers in which a call made now says what it is of."""
+    agent = acting_agent()
+    said = (
+        (STEP_HEADER, step_id),
+        (AGENT_HEADER, quote(agent) if agent else None),
+        (STATE_HEADER, None if context.state is None else quote(context.state)),
+    )
+    return {header: value for header, value in said if value is not None}
+
+
+def _wrap(original: Callable[..., Any], sdk: Sdk) -> Callable[..., Any]:
     @functools.wraps(original)
     def _build_request(self: Any, options: Any, *, retries_taken: int = 0) -> Any:
         context = current()
+        if context is not None and not context.has_gateway:
+            context = None
         # An absolute URL is a request that the user spelt out: its host is no client's base URL.
-        if context is not None and str(options.url).startswith("/"):
-            if _is_ours(context, self, options):
-                options = _redirected(context, options, retries_taken)
+        if context is not None and str(options.url).startswith(f"{sdk.prefix}/"):
+            if _is_ours(context, self, options, sdk):
+                options = _redirected(context, options, retries_taken, sdk)
             elif retries_taken == 0:
                 _name_outside(context, self, options)
         return original(self, options, retries_taken=retries_taken)
@@ -96,19 +181,21 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
     return _build_request
 
 
-def _model(options: Any) -> str | None:
+def model_of(options: Any) -> str | None:
+    """The model that a request asks. `None`: it names none."""
     body = options.json_data
     model = cast("Mapping[str, Any]", body).get("model") if isinstance(body, Mapping) else None
     return model if isinstance(model, str) else None
 
 
-def _is_ours(context: RolloutContext, client: Any, options: Any) -> bool:
-    if str(client.base_url) == context.placeholder_url:
+def _is_ours(context: RolloutContext, client: Any, options: Any, sdk: Sdk) -> bool:
+    base_url = str(client.base_url).removesuffix("/") + sdk.prefix
+    if base_url == context.placeholder_url:
         return True
-    return bool(context.aliases) and _model(options) in context.aliases
+    return bool(context.aliases) and model_of(options) in context.aliases
 
 
-def _redirected(context: RolloutContext, options: Any, retries_taken: int) -> Any:
+def _redirected(context: RolloutContext, options: Any, retries_taken: int, sdk: Sdk) -> Any:
     """A copy of `options` that goes to the attempt's URL with the attempt's key."""
     if retries_taken == 0:
         with context.lock:
@@ -117,14 +204,10 @@ def _redirected(context: RolloutContext, options: Any, retries_taken: int) -> An
     given = options.headers if isinstance(options.headers, Mapping) else {}
     headers = dict(cast("Mapping[str, Any]", given))
     headers["Authorization"] = f"Bearer {context.key}"
-    step_id = _step_id(options)
-    if step_id is not None:
-        headers[STEP_HEADER] = step_id
-    agent = AGENT.get()
-    if agent:
-        headers[AGENT_HEADER] = quote(agent)
-    redirected.headers = headers
-    redirected.url = context.attempt_url + options.url
+    if sdk is _ANTHROPIC:
+        headers["X-Api-Key"] = context.key  # in place of the user's, which stays at home
+    redirected.headers = headers | _told(context, _step_id(options))
+    redirected.url = context.attempt_url + str(options.url).removeprefix(sdk.prefix)
     return redirected
 
 
@@ -132,13 +215,17 @@ def _step_id(options: Any) -> str | None:
     """The model step that the call belongs to, else an id that the call's retries share.
 
     openai keeps one idempotency key for a call and its retries, so that the gateway can tell a retry
-    from a second call where no adapter opened a step. `None`: it has none here (openai 1.66; 1.109
-    has), and the gateway takes each try for a call.
+    from a second call: a model step stands for one call, and a second one within it (a client that asks
+    twice, a step that its framework never ended) is a call of its own. `None`: there is no key here
+    (openai 1.66, while 1.109 has one; anthropic), and without a step the gateway takes each try for a call.
     """
-    step = STEP.get()
-    if step is not None and step.kind is StepKind.LLM:
-        return step.id
     key = options.idempotency_key
+    step = current_step()
+    if step is not None and step.kind is StepKind.LLM:
+        if step.call_key is None or key is None:
+            step.call_key = key
+        if step.call_key == key:
+            return step.id
     if key is None:
         return None
     return "s-" + hashlib.blake2b(str(key).encode(), digest_size=16).hexdigest()
@@ -146,7 +233,7 @@ def _step_id(options: Any) -> str | None:
 
 def _name_outside(context: RolloutContext, client: Any, options: Any) -> None:
     """Log, once for each host and model, that the agent calls something outside the run."""
-    where = (str(client.base_url.host), _model(options) or "no model")
+    where = (str(client.base_url.host), model_of(options) or "no model")
     with context.lock:
         if where in context.named_outside:
             return

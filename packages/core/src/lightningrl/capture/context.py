@@ -11,15 +11,16 @@ import functools
 import inspect
 import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from lightningrl.capture.jsonable import jsonable, unicode_text
+from lightningrl.capture.messages import shortened
 from lightningrl.capture.sink import Sink
 from lightningrl.schema import (
     AttemptId,
@@ -55,12 +56,23 @@ class RolloutContext:
     sink: Sink
     aliases: frozenset[str] = frozenset()
     """Model names that belong to this run: its policies' own and those that they replace."""
+    resources: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Name -> value of the resources that the rollout is pinned to."""
+    has_gateway: bool = True
+    """Whether calls go to the server's gateway, which records them. Else they go where the agent sends
+    them, and its `llm` steps say what was asked and answered."""
     model_calls: int = 0
     """Requests that were sent to the gateway from this process, retries not counted."""
+    state: str | None = None
+    """Key of the state that the agent said it is in. `None`: it said none."""
     closed: bool = False
     """The attempt ended: what still comes has nowhere to go, and its code counts as outside."""
     named_outside: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     """(host, model) pairs outside the run that a log event names already."""
+    open_steps: dict[StepId, Step] = field(default_factory=dict[StepId, "Step"], repr=False)
+    """Steps that began and have not ended, in order of their start."""
+    notes: dict[object, Any] = field(default_factory=dict[object, Any], repr=False)
+    """What adapters keep for this attempt, each under a key of its own; forgotten with it."""
     revisions: dict[tuple[str | None, str], int] = field(
         default_factory=dict[tuple[str | None, str], int]
     )
@@ -69,14 +81,14 @@ class RolloutContext:
     attempt_url: str = field(init=False)
     """Base URL for this attempt's model calls, ends in `/v1`."""
     placeholder_url: str = field(init=False)
-    """Base URL that clients got before any attempt was known, ends in `/v1/`."""
+    """Base URL that clients got before any attempt was known, ends in `/v1`."""
 
     def __post_init__(self) -> None:
         """Derive the two URLs."""
         self.server_url = self.server_url.rstrip("/")
         rollout, attempt = quote(self.rollout_id, safe=""), quote(self.attempt_id, safe="")
         self.attempt_url = f"{self.server_url}/rollouts/{rollout}/attempts/{attempt}/v1"
-        self.placeholder_url = f"{self.server_url}/v1/"
+        self.placeholder_url = f"{self.server_url}/v1"
 
     def emit(self, event: Event) -> None:
         """Hand `event` to the sink; never raises, since the caller is the user's code."""
@@ -84,6 +96,17 @@ class RolloutContext:
             self.sink.emit(event)
         except Exception:  # noqa: BLE001 - the one boundary between any sink and the user's agent
             _log.exception("the sink of attempt %r lost an event", self.attempt_id)
+
+    def close(self) -> None:
+        """The attempt ends: end what is still open, the innermost first; what comes later is dropped.
+
+        Frameworks leave steps open where they are cancelled, and background work may outlive the agent.
+        """
+        with self.lock:
+            still_open = list(self.open_steps.values())
+        for step in reversed(still_open):
+            end_step(step, error=CUT_OFF)
+        self.closed = True
 
     def log(self, level: str, message: str, topic: LogTopic | None = None) -> None:
         """Add a line for people, and with a `topic` for programs, to the attempt."""
@@ -107,7 +130,8 @@ class Step:
     kind: StepKind
     name: str
     agent: str | None
-    parent_id: StepId | None
+    parent: Step | None
+    """The enclosing step. `None`: a root of the tree."""
     context: RolloutContext | None
     """`None`: it began outside a rollout, and nothing is recorded."""
     owner: object = None
@@ -115,13 +139,44 @@ class Step:
     output: Any = None
     error: str | None = None
     ended: bool = False
+    call_key: str | None = None
+    """Of an `llm` step: the idempotency key of the request that it stands for. `None`: none yet."""
 
+    @property
+    def keeps_messages(self) -> bool:
+        """Whether no gateway records what a model is asked and answers, so that its step has to."""
+        return self.context is not None and not self.context.has_gateway
+
+
+CUT_OFF = "the attempt ended before this step did"
+"""The error of a step that was open when its attempt ended."""
 
 _ROLLOUT: ContextVar[RolloutContext | None] = ContextVar("lightningrl_rollout", default=None)
 STEP: ContextVar[Step | None] = ContextVar("lightningrl_step", default=None)
 """The innermost step that the running code is in."""
 AGENT: ContextVar[str | None] = ContextVar("lightningrl_agent", default=None)
 """Name of the agent that acts."""
+
+
+def current_step() -> Step | None:
+    """The innermost step that the running code is in. `None`: none.
+
+    A step that has ended is current nowhere: frameworks tell of an end in another context than of the
+    start, from where `STEP` can't be put back.
+    """
+    step = STEP.get()
+    while step is not None and step.ended:
+        step = step.parent
+    return step
+
+
+def acting_agent() -> str | None:
+    """The agent that the running code is of. `None`: none, or nobody said."""
+    step = STEP.get()
+    if step is None or not step.ended:
+        return AGENT.get()
+    around = current_step()
+    return None if around is None else around.agent
 
 
 def current() -> RolloutContext | None:
@@ -140,7 +195,7 @@ class Place:
 
 def here() -> Place:
     """The running code's place."""
-    return Place(_ROLLOUT.get(), STEP.get())
+    return Place(_ROLLOUT.get(), current_step())
 
 
 @contextmanager
@@ -150,9 +205,7 @@ def at(place: Place) -> Generator[None]:
     try:
         yield
     finally:
-        _ROLLOUT.reset(tokens[0])
-        STEP.reset(tokens[1])
-        AGENT.reset(tokens[2])
+        _leave(tokens)
 
 
 def in_rollout(context: RolloutContext | None) -> AbstractContextManager[None]:
@@ -168,8 +221,10 @@ def start_step(
     inputs: Any = None,
     tool_call_id: str | None = None,
     owner: object = None,
+    parent: Step | None = None,
+    asks: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Step:
-    """Begin a step below the current one; it is current only within `inside`.
+    """Begin a step below another; it is current only within `inside`.
 
     Args:
         kind: what is done.
@@ -178,26 +233,34 @@ def start_step(
         inputs: anything; stored as JSON.
         tool_call_id: joins a tool step to the model call that asked for it.
         owner: see `Step.owner`.
+        parent: the enclosing step. `None`: the current one.
+        asks: of an `llm` step, its request: `messages`, a list, and whatever else it says. Called, and
+            stored as `inputs`, only where no gateway records it.
     """
-    context, parent = current(), STEP.get()
+    context = current()
+    parent = current_step() if parent is None else parent
     name = unicode_text(name)  # a tool's name and id are the model's
     step = Step(
         id=StepId(new_id("s")),
         kind=StepKind(kind),
         name=name,
-        agent=agent if agent is not None else AGENT.get(),
-        parent_id=None if parent is None else parent.id,
+        agent=agent if agent is not None else acting_agent(),
+        parent=parent,
         context=context,
         owner=owner,
     )
     if context is not None:
+        with context.lock:
+            context.open_steps[step.id] = step
+        if asks is not None and step.keeps_messages:
+            inputs = shortened(context.notes, step.id, asks)
         context.emit(
             StepStartEvent(
                 id=EventId(f"{step.id}-start"),
                 attempt_id=context.attempt_id,
                 at=datetime.now(UTC),
                 step_id=step.id,
-                parent_id=step.parent_id,
+                parent_id=None if parent is None else parent.id,
                 kind=step.kind,
                 name=name,
                 agent=step.agent,
@@ -214,7 +277,11 @@ def end_step(step: Step, *, output: Any = None, error: BaseException | str | Non
     if step.ended:
         return
     step.ended = True
-    if context is None or context.closed:
+    if context is None:
+        return
+    with context.lock:
+        context.open_steps.pop(step.id, None)
+    if context.closed:
         return
     text = describe_error(error) if isinstance(error, BaseException) else error
     text = step.error if text is None else text
@@ -230,6 +297,15 @@ def end_step(step: Step, *, output: Any = None, error: BaseException | str | Non
     )
 
 
+def note_answer(step: Step | None, answer: Callable[[], Any]) -> None:
+    """Keep what a model answered as its step's output, where no gateway records it; never raises."""
+    if step is not None and step.keeps_messages:
+        try:
+            step.output = jsonable(answer())
+        except Exception:  # noqa: BLE001 - a framework's objects, looked at within the user's agent
+            _log.warning("a model's answer can't be recorded", exc_info=True)
+
+
 @contextmanager
 def inside(step: Step) -> Generator[None]:
     """Make `step` the current one in the block, and its agent the one that acts."""
@@ -237,8 +313,19 @@ def inside(step: Step) -> Generator[None]:
     try:
         yield
     finally:
-        STEP.reset(tokens[0])
-        AGENT.reset(tokens[1])
+        _leave(tokens)
+
+
+def _leave(tokens: tuple[Token[Any], ...]) -> None:
+    """Make current again what was so before, if this is the context in which it was changed.
+
+    A generator of the user's may be closed from another task, which never was in the block.
+    """
+    for token in tokens:
+        try:
+            token.var.reset(token)
+        except ValueError:
+            return
 
 
 @contextmanager

@@ -7,6 +7,7 @@ model may write into a tool call's arguments, are stored as texts.
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
 import msgspec
@@ -34,6 +35,14 @@ def jsonable(value: Any) -> Any:
 def unicode_text(text: str) -> str:
     r"""`text` with lone surrogates, which no store can hold, written out as `\\udXXX`."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def tool_arguments(text: str) -> Any:
+    """The arguments of a tool call as data; the text where a model wrote what is no JSON."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def is_jsonable(value: Any) -> bool:

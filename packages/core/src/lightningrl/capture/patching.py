@@ -1,15 +1,20 @@
-"""Replacing methods of a framework's classes, so that it can be undone.
+"""Replacing methods and functions of a framework, so that it can be undone.
 
-Invariant: after `undo` every class has exactly the attributes that it had before, also those that were
-inherited. A method that any adapter has wrapped already is not wrapped again.
+Invariant: after `undo` every class and module has exactly the attributes that it had before, also those
+that were inherited. What any adapter has wrapped already is not wrapped again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from lightningrl.capture.adapter import check_version
 from lightningrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightningrl.capture.adapter import Adapter
 
 _MARK = "_lightningrl_wrapper"
 _ABSENT = object()
@@ -22,14 +27,16 @@ class Patches:
     """The replacements that one adapter has made."""
 
     def __init__(self) -> None:
-        self._undo: list[tuple[type, str, Any]] = []
+        self._undo: list[tuple[type | ModuleType, str, Any]] = []
 
     def __bool__(self) -> bool:
         """Whether anything is replaced now."""
         return bool(self._undo)
 
-    def replace(self, owner: type, name: str, make: Make) -> None:
-        """Replace a method by `make(method)`; a static method stays one.
+    def replace(self, owner: type | ModuleType, name: str, make: Make) -> None:
+        """Replace a method of a class, or a function of a module, by `make(original)`.
+
+        A static method stays one.
 
         Raises:
             ConfigError: `owner` doesn't have it: the framework's version isn't what was expected.
@@ -37,9 +44,11 @@ class Patches:
         found: Any = owner.__dict__.get(name, _ABSENT)
         inherited = getattr(owner, name, _ABSENT) if found is _ABSENT else found
         if inherited is _ABSENT:
+            module = isinstance(owner, ModuleType)
+            where = owner.__name__ if module else f"{owner.__module__}.{owner.__qualname__}"
             raise ConfigError(
-                f"{owner.__module__}.{owner.__qualname__} has no {name!r}, so its agents can't be "
-                "captured; install a version of the framework that the adapter names"
+                f"{where} has no {name!r}, so its agents can't be captured; install a version of the "
+                "framework that the adapter names"
             )
         static = isinstance(inherited, staticmethod)
         original = inherited.__func__ if static else inherited
@@ -49,6 +58,15 @@ class Patches:
         setattr(wrapper, _MARK, True)
         self._undo.append((owner, name, found))
         setattr(owner, name, staticmethod(wrapper) if static else wrapper)
+
+    def replace_own(self, owner: type, name: str, make: Make) -> None:
+        """Replace a method that `owner` defines itself and not abstractly; else do nothing.
+
+        For visitors of `follow`: what a class inherits is replaced where it is defined.
+        """
+        method = owner.__dict__.get(name)
+        if method is not None and not getattr(method, "__isabstractmethod__", False):
+            self.replace(owner, name, make)
 
     def follow(self, base: type, visit: Callable[[type], None]) -> None:
         """Call `visit` for `base`, for its subclasses, and for those that are defined later."""
@@ -76,6 +94,39 @@ class Patches:
                 delattr(owner, name)
             else:
                 setattr(owner, name, found)
+
+
+class PatchingAdapter:
+    """What the adapters that replace methods of their framework have in common."""
+
+    followed: ClassVar[type]
+    """A class that `hook` follows: by it an adapter that is installed already is noticed."""
+
+    def __init__(self) -> None:
+        self._patches = Patches()
+
+    def hook(self, patches: Patches) -> None:
+        """Replace what is to be replaced."""
+        raise NotImplementedError
+
+    def install(self) -> None:
+        """Hook into the framework, wholly or not at all; a second time, or by a second adapter, nothing changes.
+
+        Raises:
+            ConfigError: its version is not one of `versions`, or a hook point is missing.
+        """
+        if self._patches or "__init_subclass__" in self.followed.__dict__:
+            return
+        check_version(cast("type[Adapter]", type(self)))
+        try:
+            self.hook(self._patches)
+        except BaseException:
+            self._patches.undo()
+            raise
+
+    def uninstall(self) -> None:
+        """Undo all that `install` did."""
+        self._patches.undo()
 
 
 def _family(base: type) -> list[type]:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from lightningrl.capture.context import STEP, RolloutContext, Step, current
+from lightningrl.capture.context import RolloutContext, Step, current, current_step
+from lightningrl.conversation.responses import step_of_response
 from lightningrl.errors import AgentError
 from lightningrl.schema import FINAL, EventId, RewardEvent, StepId, new_id
 
@@ -46,13 +47,13 @@ def reward(value: float, step: Step | str | None = None, name: str = STEP_REWARD
     if context is None:
         return
     if step is None:
-        step = STEP.get()
+        step = current_step()
         if step is None:
             raise AgentError(
                 f"reward({value!r}) in rollout {context.rollout_id!r}: no step is current here; "
                 "give step=... or reward the whole rollout with final_reward()"
             )
-    step_id = step.id if isinstance(step, Step) else StepId(step)
+    step_id = step.id if isinstance(step, Step) else StepId(step_of_response(step))
     emit_reward(context, value, step_id=step_id, name=name, source="agent")
 
 
@@ -74,7 +75,13 @@ def emit_rewards(context: RolloutContext, given: Reward, *, source: str) -> None
         ValueError: a value is NaN or infinite.
     """
     for step_id, value in given.steps.items():
-        emit_reward(context, value, step_id=StepId(step_id), name=STEP_REWARD, source=source)
+        emit_reward(
+            context,
+            value,
+            step_id=StepId(step_of_response(step_id)),
+            name=STEP_REWARD,
+            source=source,
+        )
     emit_reward(context, given.final, step_id=None, name=FINAL, source=source)
 
 

@@ -2,8 +2,9 @@
 
 Invariants:
 - Starting is fast: a command's module is imported when the command is used, and not before.
-- An error that LightningRL raises on purpose is one line on stderr, `Error: ...`, and status 1, or 2
-  where the user's settings or arguments are wrong. Anything else keeps its traceback.
+- An error that LightningRL raises on purpose is one line on stderr, `Error: ...`, and its `exit_code`: 2
+  where the user's settings or arguments are wrong, 3 where a guard stopped training, else 1. Anything else
+  keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,14 +17,22 @@ import click
 
 from lightningrl.errors import ConfigError, LightningError
 from lightningrl.nearest import suggest
+from lightningrl.settings import check_names
 
 GROUP = "lightningrl.commands"
 """The entry-point group of further commands; each entry is a `click.Command`."""
 
 _OWN = {
+    "credit": "lightningrl.cli.credit:credit",
+    "db": "lightningrl.cli.db:db",
+    "delete": "lightningrl.cli.operate:delete",
     "doctor": "lightningrl.cli.doctor:doctor",
+    "drift": "lightningrl.cli.drift:drift",
     "export": "lightningrl.cli.export:export",
+    "import": "lightningrl.cli.import_run:import_command",
     "plot": "lightningrl.cli.plot:plot",
+    "rescore": "lightningrl.cli.rescore:rescore",
+    "retry": "lightningrl.cli.operate:retry",
     "runner": "lightningrl.cli.runner:runner",
     "serve": "lightningrl.cli.serve:serve",
     "show": "lightningrl.cli.show:show",
@@ -31,12 +40,6 @@ _OWN = {
 }
 _TRAINER = ("tiny", "train")
 """Commands that the distribution `lightningrl-verl` brings."""
-
-
-class _Misused(click.ClickException):
-    """How a `ConfigError` leaves the program."""
-
-    exit_code = 2
 
 
 class Commands(click.Group):
@@ -78,12 +81,13 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours becomes one line."""
         try:
+            check_names()
             return super().invoke(ctx)
         except LightningError as error:
             if ctx.params["debug"]:
                 raise
-            kind = _Misused if isinstance(error, ConfigError) else click.ClickException
-            raise kind(str(error)) from error
+            click.ClickException(str(error)).show()
+            ctx.exit(error.exit_code)
 
 
 def _load(entry: EntryPoint) -> click.Command:

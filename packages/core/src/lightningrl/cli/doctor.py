@@ -63,7 +63,7 @@ async def take_snapshot(
     now_running = await store.rollouts(RolloutQuery(run=run.name, states=(RolloutState.RUNNING,)))
     attempts = await store.attempts([one.id for one in now_running])
     ended = await store.rollouts(
-        RolloutQuery(run=run.name, states=_ENDED, newest_first=True, limit=RECENT)
+        RolloutQuery(run=run.name, states=_ENDED, descending=True, limit=RECENT)
     )
     policies = await store.policies(run.name)
     if server is not None:

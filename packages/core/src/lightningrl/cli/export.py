@@ -1,17 +1,28 @@
-"""`lightningrl export RUN`: a checkpoint as a Hugging Face folder with a model card."""
+"""`lightningrl export RUN`: a checkpoint as a Hugging Face folder with a model card, or the run's records."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 from pathlib import Path
 
 import click
 
+from lightningrl.archive import export_run
 from lightningrl.cli.model_card import CardFacts, model_card
-from lightningrl.cli.stored_run import find_run_folder, load_run_recipe, read_origin
+from lightningrl.cli.stored_run import (
+    find_run_folder,
+    load_run_recipe,
+    open_runs,
+    read_origin,
+    server_options,
+)
 from lightningrl.errors import ConfigError
 from lightningrl.metrics import read_metrics
+from lightningrl.nearest import suggest
+from lightningrl.recipe import Recipe
+from lightningrl.task_export import export_tasks
 
 _CHECKPOINT = re.compile(r"iteration-(\d+)")
 
@@ -19,21 +30,89 @@ _CHECKPOINT = re.compile(r"iteration-(\d+)")
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--iteration", type=int, help="Instead of the newest checkpoint.")
+@click.option("--policy", help="Which one, where the run trained several.")
 @click.option("--out", type=click.Path(path_type=Path), help="Instead of RUN/export.")
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
-def export(run: str, iteration: int | None, out: Path | None, force: bool) -> None:
-    """Export a trained model.
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    help="Instead of the model the records, as FILE.jsonl or FILE.parquet.",
+)
+@click.option(
+    "--tasks",
+    type=click.Path(path_type=Path),
+    help="Instead of the model the tasks, as FILE.jsonl.",
+)
+@click.option(
+    "--with-rollouts",
+    is_flag=True,
+    help="To each task add its rollouts: reward, output, and what models were asked and answered.",
+)
+@server_options
+def export(
+    run: str,
+    iteration: int | None,
+    policy: str | None,
+    out: Path | None,
+    force: bool,
+    to: Path | None,
+    tasks: Path | None,
+    with_rollouts: bool,
+    server: str | None,
+    key: str | None,
+) -> None:
+    """Export a trained model, or a run's records.
 
-    Writes a checkpoint as a Hugging Face folder with a model card. RUN is a run's folder or its name in runs/.
+    Writes a checkpoint as a Hugging Face folder with a model card. With --to, all that the store holds of the run instead: rollouts, attempts, events, rewards, ledger; `lightningrl import` reads it. FILE.parquet is for analysis and needs lightningrl[parquet]. With --tasks, its tasks, ready to be a recipe's data. RUN is a run's folder or its name in runs/; with --server, which has records alone, its name.
     """
-    folder = find_run_folder(run)
-    target = out or folder / "export"
-    exported = export_checkpoint(folder, target, iteration=iteration, force=force)
-    click.echo(f"exported iteration {exported} to {target}")
+    if with_rollouts and tasks is None:
+        raise ConfigError("--with-rollouts is about --tasks; give that too, or leave it out")
+    if to is None and tasks is None:
+        if server is not None:
+            raise ConfigError("a server holds records, no models; give --to or --tasks")
+        folder = find_run_folder(run)
+        target = out or folder / "export"
+        exported = export_checkpoint(
+            folder, target, iteration=iteration, policy=policy, force=force
+        )
+        click.echo(f"exported iteration {exported} to {target}")
+        return
+    if (iteration, policy, out) != (None, None, None) or force:
+        raise ConfigError(
+            "--iteration, --policy, --out and --force are about models; leave them out"
+        )
+    if tasks is not None and tasks.suffix != ".jsonl":
+        raise ConfigError(f"{str(tasks)!r} must end in .jsonl, which is what is written")
+    for line in asyncio.run(_export_records(run, to, tasks, with_rollouts, server, key)):
+        click.echo(line)
+
+
+async def _export_records(
+    run: str,
+    to: Path | None,
+    tasks: Path | None,
+    with_rollouts: bool,
+    server: str | None,
+    key: str | None,
+) -> list[str]:
+    done: list[str] = []
+    async with open_runs(run, server, key) as (found,):
+        if to is not None:
+            count = await export_run(found.store, found.name, to)
+            done.append(f"exported {count} rollouts to {to}")
+        if tasks is not None:
+            count = await export_tasks(found.store, found.name, tasks, with_rollouts=with_rollouts)
+            done.append(f"exported {count} tasks to {tasks}")
+    return done
 
 
 def export_checkpoint(
-    folder: Path, target: Path, *, iteration: int | None = None, force: bool = False
+    folder: Path,
+    target: Path,
+    *,
+    iteration: int | None = None,
+    policy: str | None = None,
+    force: bool = False,
 ) -> int:
     """Copy a checkpoint's model to `target` and write its card; return the checkpoint's iteration.
 
@@ -41,13 +120,16 @@ def export_checkpoint(
         folder: the run's.
         target: made where it isn't there.
         iteration: the checkpoint's. `None`: the newest.
+        policy: the trained policy's alias. `None`: the only one's.
         force: write into a folder that isn't empty: files of the same name are replaced, others stay.
 
     Raises:
-        ConfigError: there is no such checkpoint, or `target` is not empty.
+        ConfigError: there is no such checkpoint or policy, or `target` is not empty.
         RunError: the run's metrics can't be read.
     """
-    found, model = _find_model(folder, iteration)
+    recipe = load_run_recipe(folder).recipe
+    alias = _trained(recipe, policy)
+    found, model = _find_model(folder, iteration, alias if len(_all_trained(recipe)) > 1 else ".")
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
         raise ConfigError(
             f"{str(target)!r} is there and not empty; choose another --out, or --force to write into"
@@ -57,7 +139,8 @@ def export_checkpoint(
     curve = folder / "curve.png"
     tiny = model / "tiny_policy.json"
     facts = CardFacts(
-        recipe=load_run_recipe(folder).recipe,
+        recipe=recipe,
+        policy=alias,
         iteration=found,
         metrics=read_metrics(folder / "metrics.jsonl"),
         origin=read_origin(folder),
@@ -71,13 +154,30 @@ def export_checkpoint(
     return found
 
 
-def _find_model(folder: Path, iteration: int | None) -> tuple[int, Path]:
+def _all_trained(recipe: Recipe) -> list[str]:
+    return [alias for alias, one in recipe.policies.items() if one.trainable]
+
+
+def _trained(recipe: Recipe, policy: str | None) -> str:
+    """The alias of the policy to export."""
+    trained = _all_trained(recipe)
+    if policy is not None and policy not in trained:
+        raise ConfigError(
+            f"the run trained no policy {policy!r}, but {trained}.{suggest(policy, trained)}"
+        )
+    if policy is None and len(trained) > 1:
+        raise ConfigError(f"the run trained several policies, {trained}; name one by --policy")
+    return policy or (trained[0] if trained else "policy")
+
+
+def _find_model(folder: Path, iteration: int | None, inside: str) -> tuple[int, Path]:
     """Iteration and Hugging Face folder of the checkpoint that is asked for."""
     models: dict[int, Path] = {}
-    for path in (folder / "checkpoints").glob("iteration-*/huggingface"):
-        name = _CHECKPOINT.fullmatch(path.parent.name)
-        if name is not None:
-            models[int(name.group(1))] = path
+    for path in (folder / "checkpoints").iterdir() if (folder / "checkpoints").is_dir() else ():
+        name = _CHECKPOINT.fullmatch(path.name)
+        model = path / inside / "huggingface"
+        if name is not None and model.is_dir():
+            models[int(name.group(1))] = model
     if not models:
         raise ConfigError(
             f"run {str(folder)!r} has no checkpoint yet; the trainer writes one at the end of each"

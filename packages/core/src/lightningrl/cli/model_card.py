@@ -25,6 +25,8 @@ class CardFacts:
     """What a model card is made of."""
 
     recipe: Recipe
+    policy: str
+    """Alias of the exported policy."""
     iteration: int
     """Of the checkpoint."""
     metrics: Sequence[MetricLine]
@@ -39,7 +41,8 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown, with the front matter that the Hugging Face Hub reads."""
-    alias, policy = trained_policy(facts.recipe)
+    alias = facts.policy
+    policy = facts.recipe.policies.get(alias, PolicyRecipe(model="."))
     is_tiny = policy.tiny is not None or facts.tiny_record is not None
     parts = [
         _front_matter(),
@@ -60,12 +63,6 @@ def model_card(facts: CardFacts) -> str:
         ),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def trained_policy(recipe: Recipe) -> tuple[str, PolicyRecipe]:
-    """Alias and description of the policy that the run trained; a run trains one."""
-    trained = [item for item in recipe.policies.items() if item[1].trainable]
-    return trained[0] if trained else ("policy", PolicyRecipe(model="."))
 
 
 def _front_matter() -> str:

@@ -8,18 +8,46 @@ import click
 
 from lightningrl.recipe import load_recipe
 from lightningrl.runner.supervisor import run_workers
+from lightningrl.settings import client_key
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[key=value]...")
-@click.option("--server", required=True, metavar="URL", help="Of `lightningrl serve`.")
-@click.option("--processes", type=click.IntRange(min=1), help="Instead of the recipe's.")
-@click.option("--concurrency", type=click.IntRange(min=1), help="Attempts at a time in each.")
-@click.option("--log-level", default="warning", show_default=True, help="Of the processes.")
-@click.option("--key", envvar="LIGHTNINGRL_KEY", hidden=True, help="The server's key.")
 @click.option(
-    "--grace-seconds", type=float, default=20.0, show_default=True, help="Time to finish."
+    "--server",
+    required=True,
+    metavar="URL",
+    envvar="LIGHTNINGRL_SERVER",
+    help="Of `lightningrl serve`.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    envvar="LIGHTNINGRL_PROCESSES",
+    help="Instead of the recipe's.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    envvar="LIGHTNINGRL_CONCURRENCY",
+    help="Attempts at a time in each.",
+)
+@click.option(
+    "--log-level",
+    default="warning",
+    show_default=True,
+    envvar="LIGHTNINGRL_LOG_LEVEL",
+    help="Of the processes.",
+)
+@click.option("--key", default=client_key, hidden=True, help="The server's key.")
+@click.option(
+    "--grace-seconds",
+    type=float,
+    default=20.0,
+    show_default=True,
+    envvar="LIGHTNINGRL_GRACE_SECONDS",
+    help="Time to finish.",
 )
 @click.option("--parent-fd", type=int, hidden=True, help="End when this pipe's other end closes.")
 def runner(

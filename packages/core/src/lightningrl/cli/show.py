@@ -12,11 +12,12 @@ from rich.text import Text
 from lightningrl.cli.stored_run import StoredRun, open_runs, server_options
 from lightningrl.cli.terminal import console
 from lightningrl.cli.tree import SHORT, rollout_tree
-from lightningrl.credit import assign, find_assigner
+from lightningrl.credit import StatefulAssigner, assign, find_assigner
 from lightningrl.errors import NotFound
 from lightningrl.schema import Mode, Rollout, RolloutId
+from lightningrl.scoring import Scorer
 from lightningrl.store import RolloutQuery
-from lightningrl.traces import read_attempts, read_ledger
+from lightningrl.traces import late_rewards, read_attempts, read_ledger
 
 
 @click.command()
@@ -45,7 +46,7 @@ def show(
         ids=(RolloutId(rollout),) if rollout is not None else (),
         iteration=iteration,
         mode=Mode(mode) if mode is not None else None,
-        newest_first=True,
+        descending=True,
         limit=last,
     )
     picture = asyncio.run(_picture(run, server, key, query, None if full else SHORT))
@@ -70,7 +71,7 @@ async def run_picture(run: StoredRun, query: RolloutQuery, *, limit: int | None 
         ids=query.ids,
         iteration=query.iteration,
         mode=query.mode,
-        newest_first=True,
+        descending=True,
         limit=query.limit,
     )
     rollouts = (await run.store.rollouts(narrowed))[::-1]
@@ -80,8 +81,15 @@ async def run_picture(run: StoredRun, query: RolloutQuery, *, limit: int | None 
         raise NotFound(f"run {run.name!r} has no such rollout; it has {counts or 'none at all'}")
     credit = await credit_of(run, rollouts)
     records = await read_attempts(run.store, rollouts)
+    entries = await run.store.ledger(run.name)
     trees = [
-        rollout_tree(rollout, attempts, credit.get(rollout.id), limit=limit)
+        rollout_tree(
+            rollout,
+            attempts,
+            credit.get(rollout.id),
+            late=[reward for one in attempts for reward in late_rewards(entries, one)],
+            limit=limit,
+        )
         for rollout, attempts in zip(rollouts, records, strict=True)
     ]
     return Group(Text(f"{run.name}: {counts}", "dim"), *trees)
@@ -90,17 +98,22 @@ async def run_picture(run: StoredRun, query: RolloutQuery, *, limit: int | None 
 async def credit_of(run: StoredRun, rollouts: Sequence[Rollout]) -> dict[RolloutId, list[float]]:
     """Per rollout that its iteration took, the credit of its transitions, computed anew.
 
-    Empty where the recipe isn't known or names no credit.
+    Empty where the recipe isn't known or names no credit, and for a method with a state or a critic, whose
+    values are not among the events.
     """
     loaded = run.recipe
     if loaded is None or loaded.recipe.algorithm is None:
         return {}
     algorithm = loaded.recipe.algorithm
     assigner = find_assigner(algorithm.credit, algorithm.credit_args, folder=loaded.folder)
+    if isinstance(assigner, StatefulAssigner):
+        return {}
+    scorer = Scorer(loaded.recipe.step_rewards, run_folder=loaded.run_folder, folder=loaded.folder)
     found: dict[RolloutId, list[float]] = {}
     trained = (one for one in rollouts if one.spec.mode is Mode.TRAIN)
     for iteration in sorted({one.spec.iteration for one in trained}):
-        groups = await read_ledger(run.store, run.name, iteration)
+        taken = await read_ledger(run.store, run.name, iteration)
+        groups = (await scorer.score(taken)).groups
         credit = assign(assigner, groups, algorithm.credit_args)
         for group, credit_G in zip(groups, credit, strict=True):
             for trace, credit_T in zip(group.traces, credit_G, strict=True):

@@ -1,6 +1,7 @@
 """Which run a command is about: a folder on this machine, or one that a server holds.
 
-Invariant: opened only for reading, so that looking at a run never disturbs the process that writes it.
+Invariant: opened only for reading, so that looking at a run never disturbs the process that writes it,
+except by the commands that change it (`open_to_change`): these take the writer's place, or ask the server.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import click
 from lightningrl.errors import ConfigError, NotFound
 from lightningrl.nearest import suggest
 from lightningrl.recipe import LoadedRecipe, load_recipe
+from lightningrl.settings import client_key
 from lightningrl.store import Store, open_store
 from lightningrl.store.http import HttpStore
+from lightningrl.store.urls import Kind, kind_of, path_of
 
 RUNS = Path("runs")
 """Where runs are, relative to the working directory, unless their recipes say otherwise."""
@@ -43,13 +46,15 @@ def server_options(command: F) -> F:
     """Add `--server` and the key that goes with it to a command."""
     with_key = click.option(
         "--key",
-        envvar="LIGHTNINGRL_KEY",
+        default=client_key,
         hidden=True,  # a key on the command line can be read by every user of the machine
         help="The server's admin key.",
     )(command)
-    return click.option("--server", metavar="URL", help="Read from a server, not a folder.")(
-        with_key
-    )
+    return click.option(
+        "--server",
+        metavar="URL",
+        help="A run of a server, or of a store by its file or URL; not a folder's.",
+    )(with_key)
 
 
 def find_run_folder(run: str) -> Path:
@@ -108,7 +113,7 @@ async def open_runs(
         names = [recipe.recipe.name]
     else:
         recipe = None
-        store = HttpStore.connect(server, key=key, retry_seconds=_RETRY_SECONDS)
+        store = _open_remote(server, key, read_only=True)
         names = [run] if run is not None else []
     try:
         if server is not None:
@@ -118,8 +123,44 @@ async def open_runs(
         await store.close()
 
 
+def _open_remote(url: str, key: str | None, *, read_only: bool) -> Store:
+    """What `--server` names: most often a server, else a store itself."""
+    if kind_of(url) is Kind.HTTP:
+        return HttpStore.connect(url, key=key, retry_seconds=_RETRY_SECONDS)
+    if kind_of(url) is Kind.SQLITE and not path_of(url).is_file():
+        raise ConfigError(f"--server: {url!r} is neither a server's URL nor the file of a store")
+    return open_store(url, read_only=read_only)
+
+
 def _held(held: list[str], names: list[str], server: str) -> list[str]:
     unknown = [name for name in names if name not in held]
     if unknown:
         raise NotFound(f"{server} has no run {unknown[0]!r}.{suggest(unknown[0], held)}")
     return names or held
+
+
+@asynccontextmanager
+async def open_to_change(
+    run: str, server: str | None, key: str | None
+) -> AsyncGenerator[StoredRun]:
+    """The run that a command changes.
+
+    Raises:
+        ConfigError: the run's folder doesn't exist.
+        NotFound: the server has no such run.
+        StoreLocked: a process writes the folder's store; the message names its URL.
+    """
+    if server is None:
+        folder = find_run_folder(run)
+        recipe = load_run_recipe(folder)
+        store = open_store(folder / "store.db")
+        name = recipe.recipe.name
+    else:
+        recipe = None
+        store = _open_remote(server, key, read_only=False)
+        name = run
+    try:
+        _held(await store.runs(), [name], server or str(run))
+        yield StoredRun(name, store, recipe)
+    finally:
+        await store.close()

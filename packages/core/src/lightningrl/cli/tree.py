@@ -19,6 +19,7 @@ from lightningrl.schema import (
     Attempt,
     AttemptState,
     LogEvent,
+    RewardEvent,
     Rollout,
     RolloutState,
     StepId,
@@ -49,6 +50,7 @@ def rollout_tree(
     records: Sequence[AttemptRecord],
     credit: Sequence[float] | None,
     *,
+    late: Sequence[RewardEvent] = (),
     limit: int | None = SHORT,
 ) -> Tree:
     """Draw one rollout.
@@ -57,6 +59,7 @@ def rollout_tree(
         rollout: its state now.
         records: all its attempts, oldest first.
         credit: of the succeeded attempt's transitions. `None`: not trained on, or not known.
+        late: rewards that came after its iteration had taken it.
         limit: longest text shown. `None`: everything.
     """
     tree = Tree(_rollout_line(rollout, records))
@@ -65,6 +68,9 @@ def rollout_tree(
         alone = succeeded and len(records) == 1
         branch = tree if alone else tree.add(_attempt_line(record.attempt))
         _add_attempt(branch, record, credit if succeeded else None, limit)
+    for reward in late:
+        told = f"reward {reward.name!r} {reward.value:+g} came after the rollout was taken: not trained"
+        tree.add(Text(told, "yellow"))
     return tree
 
 
@@ -88,6 +94,8 @@ def _rollout_line(rollout: Rollout, records: Sequence[AttemptRecord]) -> Text:
     line.append(rollout.state.value, _STATE_STYLE[rollout.state])
     if rollout.reward is not None:
         line.append(f" · reward {rollout.reward:.3f}", "bold")
+    if rollout.state is RolloutState.SUCCEEDED and not rollout.complete:
+        line.append(" · awaits rewards", "yellow")
     if rollout.attempts != 1:
         line.append(f" · {rollout.attempts} attempts")
     if records:

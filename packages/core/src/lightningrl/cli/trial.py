@@ -142,6 +142,9 @@ def _new_rollouts(
                 timeout_seconds=recipe.runner.timeout_seconds,
                 # A person is waiting for the first failure, not for the agent's luck.
                 retry=RetryPolicy(max_attempts=1, max_infrastructure_failures=0),
+                rewards=recipe.rewards,
+                await_rewards=recipe.await_rewards,
+                await_seconds=recipe.await_seconds,
             )
         )
     return new
@@ -175,16 +178,17 @@ async def _work(
     rollouts: int,
     overrides: Sequence[str],
 ) -> None:
-    """Run worker processes until the rollouts have ended."""
-    ended = 0
+    """Run worker processes until the rollouts have ended; nobody is there to give what they still await."""
+    ended = complete = 0
     while ended < rollouts:
         worker = await _start_worker(loaded, url, overrides)
         try:
             while ended < rollouts and worker.returncode is None:
                 progress = await store.progress(
-                    loaded.recipe.name, mode, 0, seen=ended, wait_seconds=_LOOK_SECONDS
+                    loaded.recipe.name, mode, 0, seen=complete, wait_seconds=_LOOK_SECONDS
                 )
-                ended = progress.ended
+                complete = progress.ended
+                ended = complete + progress.awaiting
                 await store.expire()
         finally:
             if worker.returncode is None:

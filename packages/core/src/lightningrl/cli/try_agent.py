@@ -45,7 +45,7 @@ def try_agent(
 ) -> None:
     """Check that an agent is wired up.
 
-    Runs the agent of RECIPE on a few tasks against an endpoint, and says what was seen. Exits with 0 only if every rollout has a reward and a model call that joined its step, and it is
+    Runs the agent of RECIPE on a few tasks against an endpoint, and says what was seen. Exits with 0 only if every rollout has a reward, or awaits its final one, and a model call that joined its step, and it is
     clear which models are trained. An endpoint's API key is read from LIGHTNINGRL_POLICY_KEY.
     """
     loaded = load_recipe(recipe, overrides)
@@ -88,6 +88,8 @@ def report(wiring: Wiring) -> Text:
     text = Text()
     text.append(f"\n{wiring.rewarded} of {wiring.rollouts} rollouts have a reward, ")
     text.append(f"{wiring.joined} a joined model call\n")
+    if wiring.awaited:
+        text.append(f"awaited: rewards {', '.join(wiring.awaited)}, which nobody gives here\n")
     for (model, policy), calls in sorted(wiring.redirected.items()):
         text.append(f"redirected: {calls} calls for model {model!r} to policy {policy!r}\n")
     for message in wiring.untouched:

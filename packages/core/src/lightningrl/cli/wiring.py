@@ -16,11 +16,13 @@ from dataclasses import dataclass
 
 from lightningrl.recipe import Recipe
 from lightningrl.schema import (
+    FINAL,
     AttemptState,
     CallEvent,
     CallStatus,
     LogEvent,
     LogTopic,
+    RewardEvent,
     RolloutState,
     StepKind,
     StepStartEvent,
@@ -37,6 +39,8 @@ class Wiring:
 
     rollouts: int
     rewarded: int
+    awaited: tuple[str, ...]
+    """Rewards that rollouts which succeeded still await, each name once."""
     joined: int
     """Rollouts with a joined call."""
     redirected: dict[tuple[str, str], int]
@@ -67,13 +71,14 @@ def judge_wiring(recipe: Recipe, rollouts: Sequence[Sequence[AttemptRecord]]) ->
     return Wiring(
         rollouts=len(rollouts),
         rewarded=len(rewarded),
+        awaited=_awaited(decisive),
         joined=len(joined),
         redirected=dict(Counter((call.model, call.policy) for call in calls)),
         untouched=_untouched(rollouts),
         trainable=judged.count(None),
         untrainable=dict(Counter(reason for reason in judged if reason is not None)),
         problems=(
-            *_unrewarded(len(rollouts) - len(rewarded), decisive),
+            *_unrewarded(len(rollouts) - len(rewarded) - sum(map(_comes_late, decisive)), decisive),
             *_unjoined(decisive),
             *_undeclared(recipe, {call.model for call in calls}),
         ),
@@ -106,6 +111,24 @@ def _untouched(rollouts: Sequence[Sequence[AttemptRecord]]) -> tuple[str, ...]:
         if isinstance(event, LogEvent) and event.topic is LogTopic.OUTSIDE
     )
     return tuple(dict.fromkeys(named))
+
+
+def _awaited(decisive: Sequence[AttemptRecord]) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for one in decisive:
+        if one.rollout.state is RolloutState.SUCCEEDED and not one.rollout.complete:
+            given = {event.name for event in one.events if isinstance(event, RewardEvent)}
+            names |= dict.fromkeys(n for n in one.rollout.spec.await_rewards if n not in given)
+    return tuple(names)
+
+
+def _comes_late(record: AttemptRecord) -> bool:
+    """Whether the final reward is not there, and is awaited."""
+    return (
+        record.rollout.state is RolloutState.SUCCEEDED
+        and record.rollout.reward is None
+        and FINAL in record.rollout.spec.await_rewards
+    )
 
 
 def _unrewarded(missing: int, decisive: Sequence[AttemptRecord]) -> Iterator[str]:

@@ -1,49 +1,77 @@
-"""Broadcast: every transition of a rollout gets the rollout's own advantage."""
+"""Broadcast: every decision of a rollout gets the rollout's own advantage.
+
+With R_i the final reward of member i of a group of N:
+
+| form | advantage | source |
+|---|---|---|
+| `std` | (R_i - mean R) / (std R + 1e-6), sample deviation | GRPO, arXiv 2402.03300, eq. 4; verl 0.9.1 |
+| `mean` | R_i - mean R | Dr. GRPO, arXiv 2503.20783 |
+| `leave_one_out` | R_i - mean of the others = N / (N - 1) (R_i - mean R) | RLOO, arXiv 2402.14740 |
+| `max_rl` | (R_i - mean R) / mean R, 0 where the mean isn't above 0 | MaxRL, as in prime-rl: rare success counts more |
+| `reinforce++` | R_i, whitened over all trained tokens of the batch | arXiv 2501.03262; verl `masked_whiten` |
+| `reinforce++_baseline` | R_i - mean R, whitened so | the same |
+
+Mean and deviation of a group are over members, never over decisions (verl-agent's default takes them over
+decisions, so that long rollouts count more).
+
+Degenerate cases. A group of one, and a group whose rewards are all equal: exactly 0 (verl's GRPO and RLOO give
+a group of one its raw reward); with `reinforce++`, which has no group, a group of one counts like any other.
+A batch whose tokens all have one reward, or with fewer than two tokens: `reinforce++` gives 0.
+"""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
+
+from lightningrl.credit.columns import read_decisions
+from lightningrl.credit.compare import centred, counts, means, standardised, whitened
+from lightningrl.credit.decisions import Decisions, Floats, spread
+from lightningrl.credit.result import Credit
+from lightningrl.errors import ConfigError
+from lightningrl.nearest import suggest
 from lightningrl.transition import Group
 
-_EPSILON = 1e-6
-"""Added to the standard deviation, as in verl 0.9.1, `trainer/ppo/core_algos.py`."""
+Form = Literal["std", "mean", "leave_one_out", "max_rl", "reinforce++", "reinforce++_baseline"]
+"""How a rollout's advantage is computed; see the module."""
 
 
-def broadcast(
-    groups: Sequence[Group], *, normalise: Literal["std", "mean"] = "std"
-) -> list[list[list[float]]]:
-    """GRPO's group-relative advantage, equal for all transitions of a rollout.
+def broadcast(groups: Sequence[Group], *, normalise: Form = "std") -> Credit:
+    """The rollout's advantage, equal for all its decisions; the control that other methods must beat.
 
-    With the rewards R_i of a group: `std` gives (R_i - mean R) / (std R + 1e-6) with the sample
-    standard deviation (GRPO, arXiv 2402.03300, eq. 4); `mean` gives R_i - mean R (Dr. GRPO,
-    arXiv 2503.20783). Mean and deviation are over rollouts, never over transitions.
-
-    A group of one, and a group whose rewards are all equal, get exactly 0 (verl's estimator gives a
-    group of one its raw reward). An empty group gives an empty list.
+    Args:
+        groups: any number, of any sizes.
+        normalise: the form; see the module.
 
     Raises:
-        ValueError: `normalise` is neither `std` nor `mean`.
+        ConfigError: `normalise` is no form.
     """
-    if normalise not in ("std", "mean"):
-        raise ValueError(f"broadcast: normalise is 'std' or 'mean', not {normalise!r}")
-    credit: list[list[list[float]]] = []
-    for group in groups:
-        advantages_G = _advantages([trace.reward for trace in group.traces], normalise)
-        credit.append(
-            [
-                [advantage] * len(trace.transitions)
-                for trace, advantage in zip(group.traces, advantages_G, strict=True)
-            ]
+    decisions = read_decisions(groups)
+    return spread(groups, decisions, broadcast_advantages(decisions, normalise))
+
+
+def broadcast_advantages(decisions: Decisions, normalise: Form = "std") -> Floats:
+    """[n] `broadcast` on columns."""
+    if normalise not in get_args(Form):
+        raise ConfigError(
+            f"algorithm.credit_args.normalise: no form {normalise!r}."
+            f"{suggest(str(normalise), get_args(Form))}"
         )
-    return credit
-
-
-def _advantages(rewards_G: list[float], normalise: str) -> list[float]:
-    if len(rewards_G) < 2 or min(rewards_G) == max(rewards_G):
-        return [0.0] * len(rewards_G)
-    mean = statistics.fmean(rewards_G)
-    scale = statistics.stdev(rewards_G) + _EPSILON if normalise == "std" else 1.0
-    return [(reward - mean) / scale for reward in rewards_G]
+    final, group = decisions.final, decisions.member_group
+    if normalise == "std":
+        return standardised(group, final)[decisions.member]
+    if normalise == "reinforce++":
+        return whitened(final[decisions.member], decisions.tokens)
+    apart = centred(group, final)
+    if normalise == "leave_one_out":
+        size = counts(group)
+        apart = apart * size / (size - 1).clip(1)
+    if normalise == "max_rl":
+        mean = means(group, final)
+        apart = np.where(mean > 0, apart / np.where(mean > 0, mean, 1.0), 0.0)
+    spread_out = apart[decisions.member]
+    if normalise == "reinforce++_baseline":
+        return whitened(spread_out, decisions.tokens)
+    return spread_out

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 
 from lightningrl.clock import Clock
 from lightningrl.errors import (
@@ -33,18 +34,29 @@ from lightningrl.gateway.asgi import (
 from lightningrl.gateway.calls import Calls
 from lightningrl.gateway.control import CONTROL_PREFIX
 from lightningrl.gateway.control_routes import ControlRoutes
+from lightningrl.gateway.dialects import SPOKEN, models
+from lightningrl.gateway.dialects.anthropic import ANTHROPIC
+from lightningrl.gateway.dialects.base import Spoken
 from lightningrl.gateway.identity import AgentRoute, Contexts, Identifier, agent_route
 from lightningrl.gateway.limits import GatewayLimits
+from lightningrl.gateway.metrics import CONTENT_TYPE, Metrics
+from lightningrl.gateway.observe import Observer
 from lightningrl.gateway.policies import Policies
+from lightningrl.gateway.replicas import Replicas
+from lightningrl.gateway.rewards import post_reward
 from lightningrl.gateway.sync import closing
 from lightningrl.gateway.upstream import Upstream
+from lightningrl.keys import OPEN, AccessKeys
 from lightningrl.store.base import Store
 
 _LOG = logging.getLogger(__name__)
 
+METRICS_PATH = "/metrics"
+
 SERVED_ROUTES = (
-    "POST /v1/chat/completions",
-    "GET /v1/models",
+    *(f"POST /v1/{route}" for route in SPOKEN),
+    "POST /v1/rewards",
+    "GET /v1/models and /v1/models/{name}",
     "the same below /rollouts/{rollout}/attempts/{attempt} and /keys/{attempt key}",
     f"{CONTROL_PREFIX}/status and {CONTROL_PREFIX}/policies/{{run}}/{{name}}",
 )
@@ -69,7 +81,8 @@ class Gateway:
         clock: Clock,
         limits: GatewayLimits | None = None,
         require_keys: bool = True,
-        admin_key: str | None = None,
+        keys: AccessKeys = OPEN,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Make a gateway that is not started.
 
@@ -79,19 +92,28 @@ class Gateway:
             limits: Bounds; `None` means the defaults.
             require_keys: Whether a call needs an attempt key even where its URL names the attempt.
                 Only a server bound to the loopback address may say `False`.
-            admin_key: What policy control asks for. `None`: nothing.
+            keys: Whose admin keys policy control and `/metrics` ask for.
+            observers: Who else is told of recorded calls.
         """
         self._limits = limits or GatewayLimits()
         self._store = store
         self._clock = clock
         self._require_keys = require_keys
         self._contexts = Contexts(store, clock, self._limits)
-        self._policies = Policies(store, clock, self._contexts)
+        self._policies = Policies(store, self._contexts)
+        self._replicas = Replicas(store, self._policies) if store.shared else None
+        self._policies.others = self._replicas
         self._upstream = Upstream(clock, self._limits)
+        self._metrics = Metrics(self._policies, self._upstream.health)
         self._calls = Calls(
-            store, clock, self._limits, policies=self._policies, upstream=self._upstream
+            store,
+            clock,
+            self._limits,
+            policies=self._policies,
+            upstream=self._upstream,
+            observers=(self._metrics, *observers),
         )
-        self._control = ControlRoutes(self._policies, self._upstream.health, admin_key)
+        self._control = ControlRoutes(self._policies, self._upstream.health, keys)
         self._identifier: Identifier | None = None
         self._closing = False
         self._requests = 0
@@ -99,15 +121,18 @@ class Gateway:
         self._idle.set()
 
     async def start(self) -> None:
-        """Read the secret and the policies from the store and open the pool to the engines."""
+        """Read the secret and the policies from the store."""
         self._identifier = Identifier(
             await self._store.secret(),
             self._contexts,
             self._clock,
             require_keys=self._require_keys,
         )
-        await self._policies.load()
-        await self._upstream.start()
+        if self._replicas is None:
+            await self._policies.load()
+        else:
+            await self._replicas.start()
+        self._upstream.start()
 
     async def close(self) -> None:
         """Refuse new calls, let running ones finish for `close_seconds`, stop the rest."""
@@ -122,6 +147,8 @@ class Gateway:
                 await served.gate.drain(0.0)  # stopped calls meet a closed gate: answered 503
             await self._idle.wait()
         await self._upstream.close()
+        if self._replicas is not None:
+            await self._replicas.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
@@ -144,14 +171,15 @@ class Gateway:
             return await self._routed(scope, receive)
         except ClientGone:
             return None
-        except Refusal as refusal:
-            return refusal.answer()
+        except Refusal as refused:
+            refusal = refused
         except LightningError as error:
-            return _refusal_of(error).answer()
+            refusal = _refusal_of(error)
         except Exception:  # noqa: BLE001 - the outermost boundary: agents get an answer
             _LOG.exception("%s %s failed", scope["method"], scope["path"])
-            message = "the gateway failed; its log says why"
-            return Refusal(500, "gateway_failed", message).answer()
+            refusal = Refusal(500, "gateway_failed", "the gateway failed; its log says why")
+        self._metrics.refused(refusal.code)
+        return refusal.answer(_error_format(scope))
 
     async def _routed(self, scope: Scope, receive: Receive) -> Answer:
         method: str = scope["method"]
@@ -160,31 +188,41 @@ class Gateway:
         if path.startswith(CONTROL_PREFIX + "/"):
             body = await read_body(receive, headers, self._limits.body_bytes)
             return await self._control.answer(method, path[len(CONTROL_PREFIX) :], headers, body)
+        if (method, path) == ("GET", METRICS_PATH):
+            self._control.check_key(headers)
+            return Answer(200, self._metrics.text(), CONTENT_TYPE)
         route = agent_route(path)
-        match method, route.rest if route is not None else None:
-            case "POST", "chat/completions" if route is not None:
-                return await self._chat(route, headers, receive)
-            case "GET", "models" if route is not None:
-                return await self._models(route, headers)
-            case _:
-                raise _unserved(method, path)
+        if route is None:
+            raise _unserved(method, path)
+        if method == "POST" and route.rest in SPOKEN:
+            return await self._call(SPOKEN[route.rest], route, headers, receive)
+        if method == "POST" and route.rest == "rewards":
+            return await self._reward(route, headers, receive)
+        if method == "GET" and route.rest.partition("/")[0] == models.ROUTE:
+            return await self._models(route, headers)
+        raise _unserved(method, path)
 
-    async def _chat(self, route: AgentRoute, headers: Headers, receive: Receive) -> Answer:
+    async def _reward(self, route: AgentRoute, headers: Headers, receive: Receive) -> Answer:
+        context = await self._identified().identify(route, headers)
+        body = await read_body(receive, headers, self._limits.body_bytes)
+        return await post_reward(self._store, self._clock, context, body)
+
+    async def _call(
+        self, spoken: Spoken, route: AgentRoute, headers: Headers, receive: Receive
+    ) -> Answer:
         if self._closing:
             raise closing()
         context = await self._identified().identify(route, headers)
         body = await read_body(receive, headers, self._limits.body_bytes)
-        return await self._calls.answer(context, headers, body, receive)
+        return await self._calls.answer(spoken, context, headers, body, receive)
 
     async def _models(self, route: AgentRoute, headers: Headers) -> Answer:
         context = await self._identified().identify(route, headers)
         run = context.rollout.run
         await self._policies.load(run)
-        data = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "lightningrl"}
-            for name in self._policies.aliases(run)
-        ]
-        return Answer(200, to_json({"object": "list", "data": data}))
+        anthropic = models.is_anthropic(headers)
+        found = models.models(route.rest, self._policies.aliases(run), anthropic=anthropic)
+        return Answer(200, to_json(found))
 
     def _identified(self) -> Identifier:
         if self._identifier is None:
@@ -198,17 +236,29 @@ def _raw_path(scope: Scope) -> str:
     return raw.partition(b"?")[0].decode("latin-1") if raw else scope["path"]
 
 
+def _error_format(scope: Scope) -> Callable[[Refusal], bytes]:
+    """How the client of this request expects to read an error."""
+    route = agent_route(_raw_path(scope))
+    rest = route.rest if route is not None else ""
+    if rest in SPOKEN:
+        return SPOKEN[rest].error
+    if rest.startswith("messages/") or models.is_anthropic(dict(scope["headers"])):
+        return ANTHROPIC.error
+    return Refusal.body
+
+
 def _refusal_of(error: LightningError) -> Refusal:
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     return Refusal(status, error.code, str(error), retry_after=2 if status == 503 else None)
 
 
 def _unserved(method: str, path: str) -> Refusal:
-    hint = ""
-    if path.endswith("/responses"):
-        hint = " Tell the client to use chat completions instead of the Responses API."
+    if path.startswith("/keys/"):  # messages end up in logs, and keys must not
+        path = "/keys/.../" + path.split("/", 3)[-1]
     return Refusal(
         404,
         "no_such_route",
-        f"the gateway does not serve {method} {path}. It serves {'; '.join(SERVED_ROUTES)}.{hint}",
+        f"the gateway does not serve {method} {path}. It serves {'; '.join(SERVED_ROUTES)}. What the"
+        " run's policies don't answer (embeddings, judges) needs a client with a base URL and key of"
+        " its own.",
     )

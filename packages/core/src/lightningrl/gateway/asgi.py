@@ -66,12 +66,13 @@ class Refusal(Exception):
         self.retry_after = retry_after
         """Seconds after which trying again may help. `None`: it won't."""
 
-    def answer(self) -> Answer:
-        """The refusal as an HTTP response."""
+    def answer(self, write: Callable[[Refusal], bytes] | None = None) -> Answer:
+        """The refusal as an HTTP response, its body as `write` has it; `None`: OpenAI's format."""
         headers = [(b"x-should-retry", b"false" if self.retry_after is None else b"true")]
         if self.retry_after is not None:
             headers.append((b"retry-after", str(max(1, round(self.retry_after))).encode()))
-        return Answer(self.status, self.body(), headers=tuple(headers))
+        body = self.body() if write is None else write(self)
+        return Answer(self.status, body, headers=tuple(headers))
 
     def body(self) -> bytes:
         """The refusal in OpenAI's error format."""
@@ -119,7 +120,7 @@ def _too_long(limit: int) -> Refusal:
         413,
         "body_too_long",
         f"the request body is longer than {limit} bytes, the most that this gateway accepts; "
-        "send less, or raise GatewayLimits.body_bytes",
+        "send less, or raise LIGHTNINGRL_GATEWAY_BODY_BYTES at the server",
     )
 
 

@@ -7,14 +7,14 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from urllib.parse import unquote
 
 import msgspec
 
 from lightningrl.clock import Clock
-from lightningrl.errors import StaleAttempt, StoreUnavailable
+from lightningrl.errors import LimitReached, StaleAttempt, StoreUnavailable
 from lightningrl.gateway.asgi import (
     EVENT_STREAM,
     JSON,
@@ -23,21 +23,15 @@ from lightningrl.gateway.asgi import (
     Headers,
     Receive,
     Refusal,
-    to_json,
 )
-from lightningrl.gateway.dialects.chat import (
-    EngineReply,
-    agent_reply,
-    effective_sampling,
-    engine_request,
-    parse_reply,
-    parse_request,
-)
-from lightningrl.gateway.dialects.sse import event_stream
+from lightningrl.gateway.dialects.base import Spoken, Written
+from lightningrl.gateway.dialects.engine_reply import EngineReply
 from lightningrl.gateway.identity import AttemptContext, ended
 from lightningrl.gateway.interrupt import UntilHangup
 from lightningrl.gateway.limits import GatewayLimits
+from lightningrl.gateway.observe import Observer, Recorded
 from lightningrl.gateway.policies import Policies, Served
+from lightningrl.gateway.recollection import Recollection
 from lightningrl.gateway.record import Call, choices_of
 from lightningrl.gateway.sync import Drained, GateState
 from lightningrl.gateway.upstream import Upstream, rank, refusal_of_engine
@@ -48,15 +42,17 @@ STEP_HEADER = b"x-lightningrl-step"
 """Id of the step that the call is; the join key to an adapter's events."""
 AGENT_HEADER = b"x-lightningrl-agent"
 """Name of the agent that takes the step, percent-encoded UTF-8."""
+STATE_HEADER = b"x-lightningrl-state"
+"""Key of the state in which the call is made, percent-encoded UTF-8."""
 
-_CHAT_PATH = "/chat/completions"
 _LONGEST_NAME = 256
 _CLIENT_CLOSED = 499
-_TRACE_HEADERS = (b"traceparent", b"tracestate")
+_TRACEPARENT = b"traceparent"
+_TRACE_HEADERS = (_TRACEPARENT, b"tracestate")
 
 
 class Calls:
-    """Answers chat completions."""
+    """Answers model calls, in whatever dialect."""
 
     def __init__(
         self,
@@ -66,15 +62,24 @@ class Calls:
         *,
         policies: Policies,
         upstream: Upstream,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._store = store
         self._clock = clock
         self._limits = limits
         self._policies = policies
         self._upstream = upstream
+        self._observers = observers
+        self._shared_limits = limits.shared
+        self._recollection = Recollection(store)
 
     async def answer(
-        self, context: AttemptContext, headers: Headers, body: bytes, receive: Receive
+        self,
+        spoken: Spoken,
+        context: AttemptContext,
+        headers: Headers,
+        body: bytes,
+        receive: Receive,
     ) -> Answer:
         """Sample, record and answer one call.
 
@@ -82,7 +87,7 @@ class Calls:
             Refusal: the request is wrong, or its engine failed it; the latter is recorded.
             ClientGone: the client hung up; recorded as cancelled.
         """
-        request = parse_request(body)
+        request = await spoken.read(body, lambda: self._recollection.of(context.id))
         agent = _name(headers, AGENT_HEADER)
         served = await self._policies.resolve(context.rollout.run, request.model, agent)
         event_id = new_id("call")
@@ -92,34 +97,31 @@ class Calls:
             attempt_id=context.id,
             step_id=StepId(_name(headers, STEP_HEADER) or own_step_id),
             agent=agent,
+            state=_name(headers, STATE_HEADER),
             policy=served.policy.name,
+            dialect=spoken.dialect,
             request=request,
-            sampling=effective_sampling(request, context.rollout.sampling),
+            sampling=request.engine.effective_sampling(context.rollout.sampling),
+            traceparent=_text(headers, _TRACEPARENT),
             started_at=self._clock.now(),
             started=self._clock.monotonic(),
         )
         with self._slot(context):
-            reply = await self._recorded(call, context, served, headers, receive)
-        return _answer(call, reply)
+            return await self._recorded(call, context, served, headers, receive)
 
     @contextmanager
     def _slot(self, context: AttemptContext) -> Generator[None]:
+        """A place for one call within the attempt's limits."""
         limits = self._limits
-        if limits.calls_per_attempt is not None and context.calls >= limits.calls_per_attempt:
-            raise Refusal(
-                429,
-                "call_limit",
-                f"attempt {context.id!r} has made the {limits.calls_per_attempt} model calls that one"
-                " attempt may make (GatewayLimits.calls_per_attempt)",
-            )
+        if context.exhausted is not None:
+            raise _exhausted(context.exhausted)
+        if _reached(context.calls, limits.calls_per_attempt):
+            raise _limit("call_limit", context, f"made {context.calls} model calls", "calls")
+        if _reached(context.tokens, limits.tokens_per_attempt):
+            raise _limit("token_limit", context, f"used {context.tokens} tokens", "tokens")
         if context.running >= limits.concurrent_calls_per_attempt:
-            raise Refusal(
-                429,
-                "concurrency_limit",
-                f"attempt {context.id!r} has {context.running} model calls under way, the most that"
-                " it may (GatewayLimits.concurrent_calls_per_attempt)",
-                retry_after=1,
-            )
+            told = f"{context.running} model calls under way"
+            raise _limit("concurrency_limit", context, told, "concurrent_calls", retry_after=1.0)
         context.calls += 1
         context.running += 1
         try:
@@ -134,30 +136,31 @@ class Calls:
         served: Served,
         headers: Headers,
         receive: Receive,
-    ) -> EngineReply:
-        """The engine's answer, when the record of it is committed."""
+    ) -> Answer:
+        """The answer as the agent gets it, when the record of it is committed."""
         try:
             with UntilHangup(receive):
                 reply = await self._sample(call, context, served, headers)
-            event = self._delivered(call, reply)
+            event, written = self._delivered(call, reply)
         except ClientGone:
             gone = "the client hung up before it was answered"
-            await self._commit(
-                self._failed(call, CallStatus.CANCELLED, _CLIENT_CLOSED, gone), context
-            )
+            event = self._failed(call, CallStatus.CANCELLED, _CLIENT_CLOSED, gone)
+            await self._commit(event, call, context)
             raise
         except Refusal as refusal:
             event = self._failed(call, CallStatus.FAILED, refusal.status, refusal.message)
-            await self._commit(event, context)
+            await self._commit(event, call, context)
             raise
-        await self._commit(event, context)
-        return reply
+        await self._commit(event, call, context)
+        context.tokens += event.prompt_tokens + event.completion_tokens
+        return _answer(call, written)
 
     async def _sample(
         self, call: Call, context: AttemptContext, served: Served, headers: Headers
     ) -> EngineReply:
         """Have the call answered, again after each drain that stopped it."""
-        body = engine_request(call.request, call.policy, call.sampling)
+        asked = call.request.engine
+        body = asked.encoded(call.policy, call.sampling)
         sent_headers = _engine_headers(call, headers)
         while True:
             if served.gate.state is not GateState.OPEN:
@@ -168,13 +171,13 @@ class Calls:
             try:
                 with served.gate.flight():
                     status, answer = await self._upstream.post(
-                        ranked, _CHAT_PATH, body, sent_headers, call.sending
+                        ranked, asked.path, body, sent_headers, call.sending
                     )
             except Drained:
                 continue
             finally:
                 call.version_end = served.policy.version
-            return _read(status, answer, call.sending.endpoint)
+            return _read(call, status, answer)
 
     async def _wait(self, call: Call, served: Served) -> None:
         since = self._clock.monotonic()
@@ -183,21 +186,26 @@ class Calls:
         finally:
             call.held_seconds += self._clock.monotonic() - since
 
-    def _delivered(self, call: Call, reply: EngineReply) -> CallEvent:
+    def _delivered(self, call: Call, reply: EngineReply) -> tuple[CallEvent, Written]:
+        """The record, and the answer. Its id follows from the step's, so rewards can name it by either."""
         try:
-            return call.delivered(reply, choices_of(call, reply), self._clock.monotonic())
+            event = call.delivered(reply, choices_of(call, reply), self._clock.monotonic())
+            return event, call.request.write(reply, call.step_id)
         except ValueError as error:
             raise _unreadable(call.sending.endpoint, error) from error
 
     def _failed(self, call: Call, status: CallStatus, http_status: int, error: str) -> CallEvent:
         return call.failed(status, http_status, error, self._clock.monotonic())
 
-    async def _commit(self, event: CallEvent, context: AttemptContext) -> None:
+    async def _commit(self, event: CallEvent, call: Call, context: AttemptContext) -> None:
         try:
-            await self._store.append([event])
+            await self._store.append([event], limits=self._shared_limits)
         except StaleAttempt as error:
             context.checked_at = float("-inf")
             raise ended(context) from error
+        except LimitReached as error:
+            context.exhausted = str(error)
+            raise _exhausted(context.exhausted) from error
         except StoreUnavailable as error:
             raise Refusal(
                 503,
@@ -205,24 +213,52 @@ class Calls:
                 f"the call could not be recorded, so it is not answered: {error}",
                 retry_after=2,
             ) from error
+        self._recollection.note(event)
+        if self._observers:
+            rollout = context.rollout
+            recorded = Recorded(event, rollout.run, rollout.id, call.traceparent)
+            for observer in self._observers:
+                observer.recorded(recorded)
 
 
-def _answer(call: Call, reply: EngineReply) -> Answer:
-    """The answer as the agent gets it. Its id is the step id, so rewards can name it by either."""
-    request = call.request
+def _reached(count: int, limit: int | None) -> bool:
+    return limit is not None and count >= limit
+
+
+def _limit(
+    code: str, context: AttemptContext, told: str, limit: str, *, retry_after: float | None = None
+) -> Refusal:
+    return Refusal(
+        429,
+        code,
+        f"attempt {context.id!r} has {told}, all that one attempt may"
+        f" (LIGHTNINGRL_GATEWAY_{limit.upper()}_PER_ATTEMPT at the server)",
+        retry_after=retry_after,
+    )
+
+
+def _exhausted(told: str) -> Refusal:
+    """The refusal of a call by an attempt whose calls at all gateways have reached a limit."""
+    return Refusal(
+        429,
+        "call_limit",
+        f"{told} (LIGHTNINGRL_GATEWAY_CALLS_PER_ATTEMPT and _TOKENS_PER_ATTEMPT at the server)",
+    )
+
+
+def _answer(call: Call, written: Written) -> Answer:
     headers = ((b"x-request-id", call.event_id.encode()),)
-    answer = agent_reply(request, reply, call.step_id)
-    if request.streams:
-        stream = event_stream(answer, include_usage=request.wants_usage)
-        return Answer(200, stream, EVENT_STREAM, (*headers, (b"cache-control", b"no-cache")))
-    return Answer(200, to_json(answer), JSON, headers)
+    if written.streams:
+        return Answer(200, written.body, EVENT_STREAM, (*headers, (b"cache-control", b"no-cache")))
+    return Answer(200, written.body, JSON, headers)
 
 
-def _read(status: int, answer: bytes, endpoint: str) -> EngineReply:
+def _read(call: Call, status: int, answer: bytes) -> EngineReply:
+    endpoint = call.sending.endpoint
     if status != 200:
         raise refusal_of_engine(status, answer, endpoint)
     try:
-        reply = parse_reply(answer)
+        reply = call.request.engine.parse(answer)
     except msgspec.DecodeError as error:
         raise _unreadable(endpoint, error) from error
     if not reply.choices or any(bytes(one.message)[:1] != b"{" for one in reply.choices):
@@ -240,9 +276,16 @@ def _engine_headers(call: Call, headers: Headers) -> dict[str, str]:
     """What the engine is told: nothing of the agent's but the trace; our id, for its log."""
     told = {"content-type": "application/json", "x-request-id": call.event_id}
     for name in _TRACE_HEADERS:
-        if name in headers:
-            told[name.decode()] = headers[name].decode("latin-1")
+        value = _text(headers, name)
+        if value is not None:
+            told[name.decode()] = value
     return told
+
+
+def _text(headers: Headers, name: bytes) -> str | None:
+    """A header's value. `None`: it was not sent."""
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 def _name(headers: Headers, header: bytes) -> str | None:

@@ -52,11 +52,13 @@ class Publish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EndpointStatus(msgspec.Struct, frozen=True):
-    """One engine, as calls found it."""
+    """One engine, as calls and checks found it."""
 
     url: str
     failures: int
-    """Failed tries since the last answer; 0 is healthy."""
+    """Failed calls and checks since the last answer; 0 is healthy."""
+    up: bool = True
+    """Whether it is in rotation."""
 
 
 class PolicyStatus(msgspec.Struct, frozen=True):

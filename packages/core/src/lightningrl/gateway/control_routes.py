@@ -5,7 +5,6 @@ Invariant: with an admin key set, nothing here answers without it; an attempt ke
 
 from __future__ import annotations
 
-import hmac
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -20,21 +19,23 @@ from lightningrl.gateway.control import (
     PolicyStatus,
     Publish,
 )
+from lightningrl.gateway.health import Health
 from lightningrl.gateway.identity import bearer
 from lightningrl.gateway.policies import Policies, Served
-from lightningrl.gateway.upstream import Health
+from lightningrl.keys import AccessKeys, Scope
+from lightningrl.nearest import suggest
 from lightningrl.schema import Policy
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class ControlRoutes:
     """Answers what follows `/gateway/v1/`."""
 
-    def __init__(self, policies: Policies, health: Health, admin_key: str | None) -> None:
+    def __init__(self, policies: Policies, health: Health, keys: AccessKeys) -> None:
         self._policies = policies
         self._health = health
-        self._admin_key = admin_key
+        self._keys = keys
 
     async def answer(self, method: str, path: str, headers: Headers, body: bytes) -> Answer:
         """Answer one request; `path` is undecoded and without the prefix.
@@ -42,7 +43,7 @@ class ControlRoutes:
         Raises:
             LightningError: the request is refused; the class says why.
         """
-        self._check_key(headers)
+        self.check_key(headers)
         match method, [unquote(part) for part in path.strip("/").split("/")]:
             case "GET", ["status"]:
                 return _ok([self._status(served) for served in self._policies])
@@ -64,13 +65,15 @@ class ControlRoutes:
                     " release"
                 )
 
-    def _check_key(self, headers: Headers) -> None:
-        given = bearer(headers) or ""
-        if self._admin_key is not None and not hmac.compare_digest(
-            given.encode(), self._admin_key.encode()
-        ):
+    def check_key(self, headers: Headers) -> None:
+        """Refuse who has not the admin key, where there is one.
+
+        Raises:
+            AuthError: the key is missing or wrong.
+        """
+        if self._keys.scope(bearer(headers)) is not Scope.ADMIN:
             raise AuthError(
-                "policy control needs the server's admin key as bearer token: set LIGHTNINGRL_KEY to"
+                "policy control and metrics need the server's admin key as bearer token: set LIGHTNINGRL_KEY to"
                 " the value of the server's LIGHTNINGRL_ADMIN_KEY"
             )
 
@@ -100,13 +103,18 @@ class ControlRoutes:
             in_flight=served.gate.in_flight,
             waiting=served.gate.waiting,
             endpoints=tuple(
-                EndpointStatus(one.url, self._health.failures(one.url)) for one in policy.endpoints
+                EndpointStatus(one.url, self._health.failures(one.url), self._health.is_up(one.url))
+                for one in policy.endpoints
             ),
         )
 
 
 def _decode(body: bytes, kind: type[T]) -> T:
     try:
+        given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        fields = {one.encode_name for one in msgspec.structs.fields(kind)}
+        for name in given.keys() - fields:
+            raise ConfigError(f"{kind.__name__} has no field {name!r}.{suggest(name, fields)}")
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:
         raise ConfigError(f"the body is no {kind.__name__}: {error}") from error

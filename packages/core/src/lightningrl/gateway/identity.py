@@ -16,7 +16,7 @@ from lightningrl.clock import Clock
 from lightningrl.errors import AuthError, NotFound
 from lightningrl.gateway.asgi import Headers, Refusal
 from lightningrl.gateway.limits import GatewayLimits
-from lightningrl.keys import check_attempt_key
+from lightningrl.keys import CheckedKey, check_attempt_key
 from lightningrl.schema import Attempt, AttemptId, AttemptState, Rollout, RolloutId
 from lightningrl.store.base import Store
 
@@ -25,6 +25,8 @@ HOW_TO_IDENTIFY = (
     "the attempt key (inside a rollout, LightningRL's runner and capture do both)"
 )
 _KEY_PREFIX = "lrk1."
+_KEYS = 65536
+"""Keys whose signature is remembered."""
 
 
 class AgentRoute(NamedTuple):
@@ -39,7 +41,8 @@ class AgentRoute(NamedTuple):
 
 def agent_route(path: str) -> AgentRoute | None:
     """Read an undecoded URL path. `None`: it is no route for agents."""
-    match [unquote(part) for part in path.strip("/").split("/")]:
+    parts = path.strip("/").split("/")
+    match [unquote(part) for part in parts] if "%" in path else parts:
         case ["rollouts", rollout, "attempts", attempt, "v1", *rest] if rest:
             return AgentRoute("/".join(rest), rollout=rollout, attempt=attempt)
         case ["keys", key, "v1", *rest] if rest:
@@ -56,6 +59,11 @@ def bearer(headers: Headers) -> str | None:
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
+def _given_key(headers: Headers) -> str | None:
+    """The key of a request: its bearer token, else what Anthropic's clients send."""
+    return bearer(headers) or headers.get(b"x-api-key", b"").decode(errors="replace") or None
+
+
 class AttemptContext:
     """What the gateway knows about one attempt, kept between its calls."""
 
@@ -68,7 +76,11 @@ class AttemptContext:
         self.running = 0
         """Calls under way."""
         self.calls = 0
-        """Calls so far."""
+        """Calls at this gateway so far."""
+        self.tokens = 0
+        """Prompt and answer tokens of delivered calls at this gateway so far."""
+        self.exhausted: str | None = None
+        """What the store said when the attempt's calls, those elsewhere counted, had reached a limit."""
         self.extended_seconds = 0.0
         """Hold time by which this gateway pushed back the attempt's deadline."""
 
@@ -152,6 +164,8 @@ class Identifier:
         self._contexts = contexts
         self._clock = clock
         self._require_keys = require_keys
+        self._checked: OrderedDict[str, CheckedKey] = OrderedDict()
+        """Keys whose signature was found good: an attempt shows the same one with every call."""
 
     async def identify(self, route: AgentRoute, headers: Headers) -> AttemptContext:
         """The running attempt that made a request.
@@ -178,23 +192,30 @@ class Identifier:
                 404,
                 "rollout_not_found",
                 f"attempt {attempt_id!r} belongs to rollout {context.rollout.id!r}, not to "
-                f"{route.rollout!r} as the URL says",
+                f"{route.rollout!r} as the URL says. {HOW_TO_IDENTIFY}",
             )
         return context
 
     def _attempt_of_key(self, route: AgentRoute, headers: Headers) -> AttemptId | None:
-        key = route.key if route.key is not None else bearer(headers)
+        key = route.key if route.key is not None else _given_key(headers)
         optional = not self._require_keys and route.attempt is not None
         if key is None or (optional and not key.startswith(_KEY_PREFIX)):
             if optional:
                 return None
             raise _unidentified("the request has no attempt key")
-        claimed = key.split(".")[1] if key.startswith(_KEY_PREFIX) else ""
         try:
-            now = self._clock.now() - self._contexts.extension(claimed)
-            return check_attempt_key(self._secret, key, now)
+            checked = self._checked.get(key) or self._check(key)
+            now = self._clock.now() - self._contexts.extension(checked.attempt_id)
+            checked.refuse_expired(now)
         except AuthError as error:
             raise _unidentified(str(error)) from error
+        return checked.attempt_id
+
+    def _check(self, key: str) -> CheckedKey:
+        checked = self._checked[key] = check_attempt_key(self._secret, key)
+        if len(self._checked) > _KEYS:
+            self._checked.popitem(last=False)
+        return checked
 
 
 def _unidentified(reason: str) -> Refusal:

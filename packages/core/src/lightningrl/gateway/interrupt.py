@@ -70,6 +70,7 @@ class UntilHangup(Interruptible):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
+        watcher, self._watcher = self._watcher, None  # a cycle through it would outlive the call
+        if watcher is not None:
+            watcher.cancel()
         super().__exit__(kind, error, traceback)

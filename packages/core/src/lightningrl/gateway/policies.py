@@ -5,17 +5,19 @@ Invariants:
   name means two policies.
 - A version is on disk before any call is answered under it, and never goes back. A hold is on disk
   too, so a restarted gateway refuses calls of a policy whose hold ran out meanwhile.
+- The store's row decides: a change is committed first and then adopted, by this gateway as by every
+  other one on the store (`replicas`). An older row never takes the place of a newer one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
 
 import msgspec
 
-from lightningrl.clock import Clock
 from lightningrl.errors import ConfigError, Conflict, NotFound
 from lightningrl.gateway.asgi import Refusal
 from lightningrl.gateway.identity import Contexts
@@ -23,6 +25,12 @@ from lightningrl.gateway.sync import Gate, GateState
 from lightningrl.nearest import suggest
 from lightningrl.schema import AttemptId, Policy
 from lightningrl.store.base import Store
+
+_FENCED_SECONDS = 3600.0
+"""How long a fenced gate waits at most: calls give up before."""
+
+_TRIES = 10
+"""How often a change is decided anew because another gateway changed the policy meanwhile."""
 
 
 class Served:
@@ -35,32 +43,73 @@ class Served:
         """Held while the policy changes, so that changes reach the store in order."""
 
 
+class Others(Protocol):
+    """The other gateways on the store; see `replicas.Replicas`."""
+
+    async def drained(self, served: Served) -> int | None:
+        """Wait until every gateway has drained the policy's hold; return how many calls were stopped.
+
+        `None`: the hold ended before.
+        """
+        ...
+
+    async def all_drained(self, served: Served) -> bool:
+        """Whether every living gateway has drained the policy's hold."""
+        ...
+
+
 class Policies:
     """The table of policies, kept in the store and in memory."""
 
-    def __init__(self, store: Store, clock: Clock, contexts: Contexts) -> None:
+    def __init__(self, store: Store, contexts: Contexts) -> None:
         self._store = store
-        self._clock = clock
         self._contexts = contexts
         self._served: dict[str, dict[str, Served]] = {}
         """Run -> name -> policy."""
         self._registering = asyncio.Lock()
+        self._fenced = False
+        self.others: Others | None = None
+        """The other gateways on the store. `None`: there are none."""
 
     async def load(self, run: str | None = None) -> None:
-        """Take up the policies of the store that are not in memory yet."""
-        for policy in await self._store.policies(run):
-            if policy.name not in self._served.get(policy.run, {}):
-                self._serve(policy)
+        """Do as the store says of the policies of `run`, or of all."""
+        self.adopt(await self._store.policies(run), await self._store.now())
 
-    def _serve(self, policy: Policy) -> Served:
-        """Take up a policy of the store; one that was meanwhile keeps its gate, where calls are."""
-        of_run = self._served.setdefault(policy.run, {})
-        if policy.name in of_run:
-            return of_run[policy.name]
-        served = of_run[policy.name] = Served(policy, Gate(policy.name, self._extend))
-        if policy.held_until is not None:
-            served.gate.hold((policy.held_until - self._clock.now()).total_seconds())
-        return served
+    def adopt(self, policies: Sequence[Policy], now: datetime, *, afresh: bool = False) -> None:
+        """Hold, open or take up policies as the store's rows say; older rows are passed over.
+
+        Args:
+            policies: Rows of the store.
+            now: The store's time.
+            afresh: Set the gates anew where nothing changed too: what ends a `fence`.
+        """
+        if afresh:
+            self._fenced = False
+        if self._fenced:
+            return
+        for policy in policies:
+            served = self._served.get(policy.run, {}).get(policy.name)
+            if served is None:
+                of_run = self._served.setdefault(policy.run, {})
+                served = of_run[policy.name] = Served(policy, Gate(policy.name, self._extend))
+                if policy.held_until is None:
+                    continue
+            elif policy.revision < served.policy.revision or (
+                policy == served.policy and not afresh
+            ):
+                continue
+            served.policy = policy
+            if policy.held_until is None:
+                served.gate.open()
+            else:
+                served.gate.hold((policy.held_until - now).total_seconds())
+
+    async def fence(self) -> None:
+        """Let no call pass, and stop those under way, until rows are adopted afresh."""
+        self._fenced = True
+        for served in self:
+            served.gate.hold(_FENCED_SECONDS)
+        await asyncio.gather(*(served.gate.drain(0.0) for served in self))
 
     async def _extend(self, attempt_ids: list[AttemptId], seconds: float) -> None:
         if attempt_ids:
@@ -157,11 +206,18 @@ class Policies:
         known = self._served.get(policy.run, {}).get(policy.name)
         if known is None:
             await self._store.put_policy(policy)
-            return self._serve(policy).policy
+            self.adopt([policy], await self._store.now())
+            return policy
         async with known.lock:
-            kept = msgspec.structs.replace(policy, held_until=known.policy.held_until)
-            await self._put(known, kept)
-        return kept
+            return await self._change(
+                known,
+                lambda old: msgspec.structs.replace(
+                    policy,
+                    held_until=old.held_until,
+                    held_since=old.held_since,
+                    drain_seconds=old.drain_seconds,
+                ),
+            )
 
     def _refuse_overlap(self, policy: Policy) -> None:
         models = {policy.name, *policy.replaces}
@@ -176,9 +232,28 @@ class Policies:
                     f"{', '.join(sorted(map(repr, shared)))}; take it from one of them"
                 )
 
-    async def _put(self, served: Served, policy: Policy) -> None:
-        await self._store.put_policy(policy)
-        served.policy = policy
+    async def _change(self, served: Served, decide: Callable[[Policy], Policy]) -> Policy:
+        """Commit what `decide` makes of the present policy, then do as it says.
+
+        Raises:
+            Conflict: the store refuses it, or others change the policy again and again.
+        """
+        for _ in range(_TRIES):
+            old = served.policy
+            new = msgspec.structs.replace(decide(old), revision=old.revision + 1)
+            try:
+                await self._store.put_policy(new, if_was=old)
+            except Conflict:
+                await self.load(old.run)
+                if served.policy == old:
+                    raise
+                continue
+            self.adopt([new], await self._store.now())
+            return new
+        raise Conflict(
+            f"policy {served.policy.name!r} of run {served.policy.run!r} is changed by others all the"
+            " time; let one trainer control it"
+        )
 
     async def hold(self, run: str, name: str, *, hold_seconds: float, drain_seconds: float) -> int:
         """Let new calls wait and running ones finish; return how many had to be stopped.
@@ -196,12 +271,21 @@ class Policies:
                 f"drain_seconds ({drain_seconds}), and that at least 0"
             )
         served = self.get(run, name)
+        until = await self._store.now() + timedelta(seconds=hold_seconds)
+
+        def held(old: Policy) -> Policy:
+            since = old.revision + 1 if old.held_since is None else old.held_since
+            return msgspec.structs.replace(
+                old, held_until=until, held_since=since, drain_seconds=drain_seconds
+            )
+
         async with served.lock:
-            until = self._clock.now() + timedelta(seconds=hold_seconds)
-            await self._put(served, msgspec.structs.replace(served.policy, held_until=until))
-            served.gate.hold(hold_seconds)
-        stopped = await served.gate.drain(drain_seconds)
-        if served.gate.state is not GateState.HELD or served.gate.in_flight:
+            await self._change(served, held)
+        if self.others is None:
+            stopped = await served.gate.drain(drain_seconds)
+        else:
+            stopped = await self.others.drained(served)
+        if stopped is None or served.gate.state is not GateState.HELD or served.gate.in_flight:
             raise Conflict(
                 f"the hold of policy {name!r} of run {run!r} ended before its calls were drained (it"
                 f" is {served.gate.state.value} now); don't change its weights, hold it again"
@@ -229,13 +313,12 @@ class Policies:
                     " be published after it (a number is never used for two sets of weights);"
                     " publish a higher one, or release the hold if the weights did not change"
                 )
-            if served.gate.state is GateState.HELD and served.gate.in_flight:
+            if served.gate.state is GateState.HELD and not await self._is_drained(served):
                 raise Conflict(
-                    f"policy {name!r} of run {run!r} still has {served.gate.in_flight} calls in"
-                    " flight; publish when `hold` has returned"
+                    f"policy {name!r} of run {run!r} still has calls in flight; publish when `hold`"
+                    " has returned"
                 )
-            await self._open(served, version)
-        return served.policy
+            return await self._open(served, version)
 
     async def release(self, run: str, name: str) -> Policy:
         """The engines still have the weights of the present version: let calls pass.
@@ -245,11 +328,21 @@ class Policies:
         """
         served = self.get(run, name)
         async with served.lock:
-            if served.gate.state is not GateState.OPEN:
-                await self._open(served, served.policy.version)
-        return served.policy
+            if served.gate.state is GateState.OPEN:
+                return served.policy
+            return await self._open(served, served.policy.version)
 
-    async def _open(self, served: Served, version: int) -> None:
-        opened = msgspec.structs.replace(served.policy, version=version, held_until=None)
-        await self._put(served, opened)
-        served.gate.open()
+    async def _is_drained(self, served: Served) -> bool:
+        if served.gate.in_flight:
+            return False
+        return self.others is None or await self.others.all_drained(served)
+
+    async def _open(self, served: Served, version: int) -> Policy:
+        """Let calls pass under `version`; another gateway may have done so already."""
+
+        def opened(old: Policy) -> Policy:
+            return msgspec.structs.replace(
+                old, version=max(version, old.version), held_until=None, held_since=None
+            )
+
+        return await self._change(served, opened)

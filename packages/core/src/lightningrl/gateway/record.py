@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from lightningrl.gateway.dialects.chat import (
-    ChatRequest,
+from lightningrl.gateway.dialects.base import AgentRequest
+from lightningrl.gateway.dialects.engine_reply import (
     EngineChoice,
     EngineReply,
     Tokens,
@@ -23,6 +23,7 @@ from lightningrl.schema import (
     CallEvent,
     CallStatus,
     Choice,
+    Dialect,
     EventId,
     Sampling,
     StepId,
@@ -41,9 +42,12 @@ class Call:
         attempt_id: AttemptId,
         step_id: StepId,
         agent: str | None,
+        state: str | None,
         policy: str,
-        request: ChatRequest,
+        dialect: Dialect,
+        request: AgentRequest,
         sampling: Sampling | None,
+        traceparent: str | None = None,
         started_at: datetime,
         started: float,
     ) -> None:
@@ -51,10 +55,14 @@ class Call:
         self.attempt_id = attempt_id
         self.step_id = step_id
         self.agent = agent
+        self.state = state
         self.policy = policy
+        self.dialect = dialect
         self.request = request
         self.sampling = sampling
         """What the answer is sampled with. `None`: the agent's own parameters."""
+        self.traceparent = traceparent
+        """The W3C trace header that the agent sent; not part of the record. `None`: none."""
         self.started_at = started_at
         self.started = started
         """Monotonic seconds."""
@@ -105,11 +113,13 @@ class Call:
             at=self.started_at + timedelta(seconds=now - self.started),
             step_id=self.step_id,
             agent=self.agent,
+            state=self.state,
             policy=self.policy,
             model=self.request.model,
             endpoint=self.sending.endpoint,
             version_start=self.version_start,
             version_end=self.version_end,
+            dialect=self.dialect,
             request=self.request.body,
             sampling=self.sampling,
             prompt_ids=prompt_ids,
@@ -161,9 +171,10 @@ def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: To
         return "the engine gave no prompt token ids"
     if choice.finish_reason == "abort":
         return "the engine broke off the answer"
-    if constraint := call.request.constraint():
+    asked = call.request.engine
+    if constraint := asked.constraint():
         return f"sampled under a grammar ({constraint})"
-    if call.sampling is None and (own := call.request.own_sampling()):
+    if call.sampling is None and (own := asked.own_sampling()):
         return f"sampled otherwise ({own})"
     strange = choice.versions() - {call.version_start}
     if strange:

@@ -10,17 +10,17 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 
-import aiohttp
 import msgspec
 
 from lightningrl.clock import Clock
 from lightningrl.gateway.asgi import Refusal
+from lightningrl.gateway.connections import Broken, Connections
+from lightningrl.gateway.health import Health, HealthChecks
 from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.schema import Endpoint, RolloutId
 
 _TRY_AGAIN = frozenset({502, 503, 504})
 _KEEP_ALIVE_SECONDS = 4.0  # below uvicorn's and vLLM's 5 s: the engine never closes first
-_READ_BUFFER = 2**18
 
 
 class Sending:
@@ -36,40 +36,6 @@ class Sending:
     def retries(self) -> int:
         """How often the call was sent again."""
         return max(0, self.tries - 1)
-
-
-class Health:
-    """Which endpoints failed lately. Passive: calls find out, nothing is polled."""
-
-    def __init__(self, clock: Clock, limits: GatewayLimits) -> None:
-        self._clock = clock
-        self._limits = limits
-        self._failures: dict[str, int] = {}
-        self._avoided_until: dict[str, float] = {}
-
-    def failed(self, url: str) -> None:
-        """Avoid `url` for a while, the longer the more often it failed in a row."""
-        count = self._failures[url] = self._failures.get(url, 0) + 1
-        pause = self._limits.backoff_seconds * 2.0 ** min(count, 16)
-        until = self._clock.monotonic() + min(pause, self._limits.backoff_limit_seconds)
-        self._avoided_until[url] = until
-
-    def answered(self, url: str) -> None:
-        """Trust `url` again."""
-        if self._failures.pop(url, None):
-            self._avoided_until.pop(url, None)
-
-    def failures(self, url: str) -> int:
-        """Failures in a row; 0 is healthy."""
-        return self._failures.get(url, 0)
-
-    def choose(self, ranked: Sequence[Endpoint]) -> Endpoint:
-        """The first endpoint that is not avoided, else the one avoided for the shortest time."""
-        if len(ranked) == 1 or not self._avoided_until:
-            return ranked[0]
-        now = self._clock.monotonic()
-        waits = [max(0.0, self._avoided_until.get(one.url, 0.0) - now) for one in ranked]
-        return ranked[waits.index(min(waits))]
 
 
 def rank(endpoints: Sequence[Endpoint], rollout_id: RolloutId) -> Sequence[Endpoint]:
@@ -89,31 +55,26 @@ def rank(endpoints: Sequence[Endpoint], rollout_id: RolloutId) -> Sequence[Endpo
 
 
 class Upstream:
-    """A connection pool towards all engines."""
+    """The way to all engines."""
 
     def __init__(self, clock: Clock, limits: GatewayLimits) -> None:
         self.health = Health(clock, limits)
+        self._checks = HealthChecks(self.health, limits)
         self._limits = limits
-        self._session: aiohttp.ClientSession | None = None
-
-    async def start(self) -> None:
-        """Open the pool."""
-        # aiohttp's own limit is 100 connections, which throttles a thousand agents to 99 calls/s.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(
-                total=self._limits.upstream_seconds, sock_connect=self._limits.connect_seconds
-            ),
-            read_bufsize=_READ_BUFFER,
+        self._connections = Connections(
+            connect_seconds=limits.connect_seconds,
+            answer_seconds=limits.upstream_seconds,
+            idle_seconds=_KEEP_ALIVE_SECONDS,
         )
+
+    def start(self) -> None:
+        """Begin to look after the endpoints' health."""
+        self._checks.start()
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._checks.close()
+        self._connections.close()
 
     async def post(
         self,
@@ -135,16 +96,20 @@ class Upstream:
             sending.endpoint, sending.tries = endpoint.url, sending.tries + 1
             last = retry == self._limits.upstream_retries
             try:
-                status, answer = await self._send(endpoint, path, body, headers)
-            except aiohttp.ClientError as error:
-                self.health.failed(endpoint.url)
+                if len(ranked) == 1:
+                    status, answer = await self._send(endpoint, path, body, headers)
+                else:
+                    with self.health.waiting(endpoint):
+                        status, answer = await self._send(endpoint, path, body, headers)
+            except Broken as error:
+                self.health.failed(endpoint.url, str(error))
                 if last:
                     raise _unreachable(endpoint, sending, error) from error
                 continue
             if status not in _TRY_AGAIN:
                 self.health.answered(endpoint.url)
                 return status, answer
-            self.health.failed(endpoint.url)
+            self.health.failed(endpoint.url, f"it answered {status}")
             if last:
                 return status, answer
         raise AssertionError("the last try returns or raises")
@@ -158,26 +123,18 @@ class Upstream:
     async def _send(
         self, endpoint: Endpoint, path: str, body: bytes, headers: dict[str, str]
     ) -> tuple[int, bytes]:
-        if self._session is None:
-            raise RuntimeError("the gateway was not started: await Gateway.start() first")
         if endpoint.key is not None:
             headers = {**headers, "authorization": f"Bearer {endpoint.key}"}
-        url = endpoint.url.rstrip("/") + path
         try:
-            async with self._session.post(
-                url, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                return response.status, await response.read()
-        except aiohttp.ConnectionTimeoutError:
-            raise
+            return await self._connections.post(endpoint.url.rstrip("/") + path, body, headers)
         except TimeoutError as error:
             raise Refusal(
                 504,
                 "engine_timeout",
                 f"engine {endpoint.url!r} did not answer within {self._limits.upstream_seconds:g} s"
-                " (GatewayLimits.upstream_seconds)",
+                " (LIGHTNINGRL_GATEWAY_UPSTREAM_SECONDS at the server)",
             ) from error
-        except aiohttp.InvalidURL as error:
+        except ValueError as error:
             raise Refusal(502, "engine_failed", f"{endpoint.url!r} is no engine's URL") from error
 
 
@@ -186,7 +143,7 @@ def _unreachable(endpoint: Endpoint, sending: Sending, error: Exception) -> Refu
         502,
         "engine_failed",
         f"engine {endpoint.url!r} could not be reached or broke off its answer, after"
-        f" {sending.tries} tries: {error!r}; check that it runs and that its URL is right",
+        f" {sending.tries} tries: {error}; check that it runs and that its URL is right",
         retry_after=2,
     )
 

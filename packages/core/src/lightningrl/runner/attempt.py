@@ -23,12 +23,14 @@ from lightningrl.runner.flush import EventFlusher
 from lightningrl.runner.outcome import AttemptTrace, failure_of, judge
 from lightningrl.runner.resolve import ResolvedAgent
 from lightningrl.schema import (
+    FINAL,
     AttemptState,
     CallEvent,
     Claim,
     Event,
     Failure,
     FailureKind,
+    RewardsFrom,
 )
 from lightningrl.store.base import Store
 
@@ -66,11 +68,12 @@ class AttemptRunner:
             key=claim.key,
             sink=sink,
             aliases=self.aliases,
+            resources={one.name: one.value for one in claim.resources},
         )
         self.flusher.add(context.attempt_id, sink)
         try:
             output, failure = await self._outcome(claim, context, sink)
-            context.closed = True
+            context.close()
             await self._finish(context, output, failure)
         finally:
             context.closed = True
@@ -124,7 +127,9 @@ class AttemptRunner:
     ) -> None:
         """Emit the rewards that the agent or the recipe's function returned."""
         events: tuple[Event, ...] = sink.events
-        if self.agent.command is not None or context.model_calls == 0:
+        spec = claim.rollout.spec
+        posted = spec.rewards is RewardsFrom.EMITTED
+        if self.agent.command is not None or context.model_calls == 0 or posted:
             await until_available(self.flusher.flush)
             events = tuple(await self._stored_events(context))
             if not any(isinstance(event, CallEvent) for event in events):
@@ -137,8 +142,14 @@ class AttemptRunner:
         if score is not None:
             # Outside the rollout: a judge's own model calls are not the agent's.
             with in_rollout(None):
-                returned = await score(claim.rollout.spec.task, output, AttemptTrace(events))
-        given = judge(returned, events, by_recipe=score is not None, what=what)
+                returned = await score(spec.task, output, AttemptTrace(events))
+        given = judge(
+            returned,
+            events,
+            by_recipe=score is not None,
+            what=what,
+            required=FINAL not in spec.await_rewards,
+        )
         if given is not None:
             emit_rewards(context, given, source="agent" if score is None else "recipe")
 

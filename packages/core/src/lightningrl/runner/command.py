@@ -36,25 +36,40 @@ async def run_command(
         AgentError: it can't be started, or ended with another exit status than 0.
     """
     with tempfile.TemporaryDirectory(prefix="lightningrl-") as temporary:
-        task_file, output_file = Path(temporary, "task.json"), Path(temporary, "output")
-        task_file.write_bytes(msgspec.json.encode(task))
-        environment = _environment(context, task_file, output_file)
+        files = _Files(Path(temporary))
+        files.task.write_bytes(msgspec.json.encode(task))
+        files.resources.write_bytes(msgspec.json.encode(context.resources))
+        environment = _environment(context, files)
         tail = await _run(command, environment, folder)
         if tail is not None:
             raise AgentError(f"{' '.join(command)!r} {tail}")
-        if not output_file.exists():
+        if not files.output.exists():
             return None
-        return _decode(output_file.read_bytes())
+        return _decode(files.output.read_bytes())
 
 
-def _environment(context: RolloutContext, task_file: Path, output_file: Path) -> dict[str, str]:
+class _Files:
+    """What the program and the runner tell each other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.task = folder / "task.json"
+        self.resources = folder / "resources.json"
+        self.output = folder / "output"
+
+
+def _environment(context: RolloutContext, files: _Files) -> dict[str, str]:
     return {
+        # Else a program that uses OpenAI's Agents SDK would send its traces to OpenAI with the attempt's key.
+        "OPENAI_AGENTS_DISABLE_TRACING": "true",
         **os.environ,
-        "LIGHTNINGRL_TASK_FILE": str(task_file),
-        "LIGHTNINGRL_OUTPUT_FILE": str(output_file),
+        "LIGHTNINGRL_TASK_FILE": str(files.task),
+        "LIGHTNINGRL_RESOURCES_FILE": str(files.resources),
+        "LIGHTNINGRL_OUTPUT_FILE": str(files.output),
         "LIGHTNINGRL_ATTEMPT_URL": context.attempt_url,
         "OPENAI_BASE_URL": context.attempt_url,
         "OPENAI_API_KEY": context.key,
+        "ANTHROPIC_BASE_URL": context.attempt_url.removesuffix("/v1"),
+        "ANTHROPIC_API_KEY": context.key,
     }
 
 

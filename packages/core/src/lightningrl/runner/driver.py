@@ -1,7 +1,6 @@
 """The thread behind live rollouts: one event loop for each server, whatever loops the user has.
 
-Invariant: a live rollout is run by the process that enqueued it. One that another process enqueued in
-the same moment is handed back at once.
+Invariant: a live rollout is run by the process that enqueued it, and by nobody else.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from lightningrl.capture.client import install_client_patch
 from lightningrl.capture.context import RolloutContext
 from lightningrl.capture.jsonable import jsonable
 from lightningrl.capture.rewards import emit_rewards
@@ -35,6 +33,7 @@ from lightningrl.schema import (
     Failure,
     FailureKind,
     GroupId,
+    LiveTerms,
     Mode,
     NewRollout,
     RetryPolicy,
@@ -48,9 +47,9 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LEASE_SECONDS = 60.0
-_CLAIM_TRIES = 30
-_RETRY = RetryPolicy(max_attempts=1, max_infrastructure_failures=20)
-"""A rollout whose process died is handed back by the others until it fails: nobody can run it."""
+_RETRY = RetryPolicy(max_attempts=1, max_infrastructure_failures=0)
+"""A rollout whose process died fails when its lease runs out: nobody else can run it."""
+_NO_TERMS = LiveTerms(sampling=None)
 _END_SECONDS = 30.0
 """How long the end of a rollout may wait for a store that is away."""
 
@@ -66,7 +65,6 @@ class LiveDriver:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._store, self._flusher = self.submit(self._open(key)).result()
-        self._claiming = asyncio.Lock()
         self._beating = self.submit(self._beat())
 
     async def _open(self, key: str | None) -> tuple[Store, EventFlusher]:
@@ -86,13 +84,14 @@ class LiveDriver:
 
         Raises:
             ConfigError: the run has no policy.
-            RunError: somebody else leases the rollouts of this run.
+            RunError: it was cancelled at once, or the server restarted at this moment.
         """
         policies = await self._store.policies(run)
         if not policies:
             raise ConfigError(
                 f"run {run!r} has no policy at {self._server_url}; register one, or name another run"
             )
+        terms = next((one.live for one in policies if one.live is not None), _NO_TERMS)
         name = new_id("live")
         spec = NewRollout(
             id=RolloutId(name),
@@ -105,11 +104,13 @@ class LiveDriver:
             task=jsonable(task),
             timeout_seconds=timeout_seconds,
             retry=_RETRY,
+            sampling=terms.sampling,
+            rewards=terms.rewards,
+            await_rewards=terms.await_rewards,
+            await_seconds=terms.await_seconds,
         )
-        # One at a time, so that of this process's own rollouts only this one is in the queue.
-        async with self._claiming:
-            await self._store.enqueue([spec])
-            claim = await self._claim(spec)
+        await self._store.enqueue([spec])
+        claim = await self._claim(spec)
         sink = BufferSink()
         context = RolloutContext(
             rollout_id=claim.rollout.id,
@@ -124,21 +125,15 @@ class LiveDriver:
         return context
 
     async def _claim(self, spec: NewRollout) -> Claim:
-        for _ in range(_CLAIM_TRIES):
-            claims = await self._store.claim(
-                self._name, run=spec.run, lease_seconds=_LEASE_SECONDS, wait_seconds=1.0
-            )
-            for claim in claims:
-                if claim.rollout.id == spec.id:
-                    return claim
-                message = "a live rollout belongs to the process that began it"
-                failure = Failure(kind=FailureKind.INFRASTRUCTURE, message=message)
-                await self._store.finish(claim.attempt.id, AttemptState.FAILED, failure=failure)
-        await self._store.cancel([spec.id])
-        raise RunError(
-            f"rollout {spec.id!r} could not be leased: something else leases the rollouts of run "
-            f"{spec.run!r}. Give live rollouts a run without runners"
+        claims = await self._store.claim(
+            self._name, run=spec.run, rollout_ids=[spec.id], lease_seconds=_LEASE_SECONDS
         )
+        if not claims:
+            raise RunError(
+                f"live rollout {spec.id!r} could not be begun: it was cancelled, or the server restarted"
+                " while it was leased; begin another one"
+            )
+        return claims[0]
 
     async def end(self, context: RolloutContext, output: Any, error: BaseException | None) -> None:
         """Store what is left and finish the attempt; one that ended elsewhere stays as it is.
@@ -149,7 +144,7 @@ class LiveDriver:
         attempt_id = context.attempt_id
         try:
             failure = await self._outcome(context, output, error)
-            context.closed = True
+            context.close()
             await self._patiently(self._finish, context, failure, jsonable(output))
         except StaleAttempt as stale:
             _log.warning("live rollout %r ended before its block: %s", context.rollout_id, stale)
@@ -226,10 +221,9 @@ _drivers_lock = threading.Lock()
 
 
 def driver_for(server_url: str, key: str | None) -> LiveDriver:
-    """This process's driver for a server; also prepares the `openai` client, once."""
+    """This process's driver for a server."""
     with _drivers_lock:
         driver = _drivers.get((server_url, key))
         if driver is None:
-            install_client_patch()
             driver = _drivers[server_url, key] = LiveDriver(server_url, key)
         return driver

@@ -15,8 +15,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightningrl.capture.adapter import find_adapters
-from lightningrl.capture.client import install_client_patch
+from lightningrl.capture.adapter import Adapter, find_adapters
+from lightningrl.capture.client import PLACEHOLDER_KEY, install_client_patch
 from lightningrl.ending import stop_on_signals, stop_with_parent
 from lightningrl.errors import ConfigError
 from lightningrl.event_loop import loop_factory
@@ -29,8 +29,6 @@ from lightningrl.runner.worker import Worker, WorkerLimits
 from lightningrl.store import open_store
 
 KEY_VARIABLE = "LIGHTNINGRL_KEY"
-PLACEHOLDER_KEY = "lightningrl-placeholder"
-"""What `OPENAI_API_KEY` says in a runner: calls outside a rollout arrive with it, and are refused."""
 
 EXIT_CONFIG = 78
 """The recipe or the agent's module is wrong: starting again would not help. (`EX_CONFIG`)"""
@@ -68,7 +66,8 @@ def worker_command(
 
 def worker_environment(key: str | None) -> dict[str, str]:
     """This process's environment, with `key` and no other as the runner's key."""
-    environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+    hidden = (KEY_VARIABLE, f"{KEY_VARIABLE}_FILE")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
     return environment if key is None else {**environment, KEY_VARIABLE: key}
 
 
@@ -102,9 +101,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare_environment(server_url: str) -> str | None:
     """Point model clients at the server; take the runner's key out of the environment, return it."""
-    os.environ["OPENAI_BASE_URL"] = f"{server_url.rstrip('/')}/v1"
-    os.environ["OPENAI_API_KEY"] = PLACEHOLDER_KEY
+    server_url = server_url.rstrip("/")
+    os.environ["OPENAI_BASE_URL"] = f"{server_url}/v1"
+    os.environ["ANTHROPIC_BASE_URL"] = server_url  # its clients append /v1 themselves
+    os.environ["OPENAI_API_KEY"] = os.environ["ANTHROPIC_API_KEY"] = PLACEHOLDER_KEY
     return os.environ.pop(KEY_VARIABLE, None)
+
+
+def keep_traces_home(adapters: Sequence[Adapter]) -> None:
+    """Switch OpenAI's Agents SDK's tracing off, which would send traces to OpenAI under the placeholder key.
+
+    Its adapter sees to that itself, and leaves the user's processors and keys alone. Without it, only the
+    variable is there, which the SDK reads at the first trace; one that the user has set stays.
+    """
+    if not any(one.framework == "openai-agents" for one in adapters):
+        os.environ.setdefault("OPENAI_AGENTS_DISABLE_TRACING", "true")
 
 
 def aliases(recipe: Recipe) -> frozenset[str]:
@@ -117,6 +128,7 @@ def aliases(recipe: Recipe) -> frozenset[str]:
 def _load_agent(loaded: LoadedRecipe) -> ResolvedAgent:
     install_client_patch()
     adapters = find_adapters()
+    keep_traces_home(adapters)
     for adapter in adapters:
         adapter.install()
     return resolve_agent(loaded, adapters)

@@ -1,7 +1,7 @@
 """One ASGI app: the store's API, the gateway, and two health checks.
 
-`/store/` is the store, for those who have the admin key. `/healthz` answers 200 while the process
-does, `/readyz` 200 when the gateway is started and the store can be read, else 503. Every other path
+`/store/` is the store, for those who have a key. `/healthz` answers 200 while the process does, `/readyz`
+200 when the gateway is started and the store can be written, else 503 with the reason. Every other path
 is the gateway's.
 """
 
@@ -13,8 +13,10 @@ import msgspec
 
 from lightningrl.errors import StoreError
 from lightningrl.gateway.asgi import Answer, Receive, Scope, Send, send_answer
+from lightningrl.keys import OPEN, AccessKeys
 from lightningrl.server.store_api import StoreApi
 from lightningrl.store.base import Store
+from lightningrl.store.wire import BODY_LIMIT_BYTES
 
 
 class Part(Protocol):
@@ -33,14 +35,33 @@ class Part(Protocol):
         ...
 
 
+class CheckedStore(Store, Protocol):
+    """A store that can tell whether it can be written."""
+
+    async def check_writable(self) -> None:
+        """Write something.
+
+        Raises:
+            StoreUnavailable: it can't be written; the message says why.
+        """
+        ...
+
+
 class Application:
     """The server's ASGI app. It is given its store and leaves it open."""
 
-    def __init__(self, store: Store, gateway: Part, *, admin_key: str | None = None) -> None:
+    def __init__(
+        self,
+        store: CheckedStore,
+        gateway: Part,
+        *,
+        keys: AccessKeys = OPEN,
+        body_limit: int = BODY_LIMIT_BYTES,
+    ) -> None:
         """Compose the app; nothing runs before `start`."""
         self._store = store
         self._gateway = gateway
-        self._api = StoreApi(store, admin_key)
+        self._api = StoreApi(store, keys, body_limit=body_limit)
         self._ready = False
 
     async def start(self) -> None:
@@ -71,7 +92,7 @@ class Application:
     async def _readiness(self) -> Answer:
         reason = None if self._ready else "the gateway is not started"
         try:
-            await self._store.runs()
+            await self._store.check_writable()
         except StoreError as error:
             reason = str(error)
         status = 200 if reason is None else 503

@@ -1,4 +1,4 @@
-"""The server's process: it owns the store's file, serves it, and ends without losing anything.
+"""The server's process: it opens the store's database, serves it, and ends without losing anything.
 
 Order of ending: waiting calls are told to ask again, the gateway drains, open requests finish, the
 store is closed last. Leases are extended once at the start, because nobody could renew them while
@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Generator
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+import msgspec
 import uvicorn
 
 from lightningrl.clock import Clock, SystemClock
@@ -25,14 +28,23 @@ from lightningrl.errors import ConfigError, LightningError
 from lightningrl.event_loop import loop_factory
 from lightningrl.gateway import Gateway
 from lightningrl.gateway.asgi import Receive, Scope, Send
+from lightningrl.gateway.limits import GatewayLimits
+from lightningrl.gateway.observe import Observer
+from lightningrl.keys import OPEN, AccessKeys
 from lightningrl.server.app import Application
-from lightningrl.store.base import Store
-from lightningrl.store.sqlite import SqliteStore
+from lightningrl.server.protocol import JoiningProtocol
+from lightningrl.store.base import Retention, Store
+from lightningrl.store.databases import open_database
+from lightningrl.store.sql_store import SqlStore
+from lightningrl.store.wire import BODY_LIMIT_BYTES
 
 _LOG = logging.getLogger(__name__)
 
 EXPIRE_SECONDS = 1.0
 """How often leases and deadlines are looked at."""
+
+RETAIN_SECONDS = 60.0
+"""How often what retention lets go is deleted."""
 
 RESTART_LEASE_SECONDS = 30.0
 """What every running attempt is given when the server starts."""
@@ -41,23 +53,51 @@ DRAIN_SECONDS = 10
 """How long open requests may take when the server ends."""
 
 
+_COLLECT_AFTER = 20_000
+"""Objects made and not freed before the youngest are looked through; Python's own number is 700."""
+
+_OPEN_FILES = 10_240
+"""What is asked for where the system sets no limit: macOS grants no more."""
+
+
+class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may set beside address and keys."""
+
+    store_body_bytes: int = BODY_LIMIT_BYTES
+    """Longest request to the store, before and after decompression."""
+    gateway: GatewayLimits = GatewayLimits()
+    """What the gateway allows."""
+    synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+    """See `SqliteStore`."""
+    retention: Retention | None = None
+    """What is deleted, when the server starts and every minute. `None`: nothing."""
+
+
+DEFAULTS = ServerOptions()
+
+
 def serve(
-    store_path: str | Path,
+    store_url: str | Path,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    admin_key: str | None = None,
+    keys: AccessKeys = OPEN,
+    options: ServerOptions = DEFAULTS,
+    observers: Sequence[Observer] = (),
     ready: Callable[[str], None] | None = None,
     parent_fd: int | None = None,
 ) -> None:
-    """Serve the store at `store_path`, and a gateway on it, until SIGTERM or SIGINT.
+    """Serve the store at `store_url`, and a gateway on it, until SIGTERM or SIGINT.
 
     Args:
-        store_path: The SQLite file; made where there is none.
+        store_url: An SQLite file, or the URL of a PostgreSQL database, which several servers may serve;
+            made where there is none.
         host: The address to listen on.
         port: 0 takes a free one.
-        admin_key: What callers of the store and of policy control must send. None: nothing, which
-            only a loopback address may have.
+        keys: What callers of the store and of policy control must send. Without an admin key
+            nothing is asked for, which only a server on a loopback address may do.
+        options: Limits, and how durable the store is.
+        observers: Who is told of recorded calls, beside `/metrics`.
         ready: Called with the server's URL when it answers.
         parent_fd: The reading end of a pipe; the server ends when its other end is closed, so that
             it never outlives the parent which holds that.
@@ -65,11 +105,17 @@ def serve(
     Raises:
         ConfigError: `host` is not a loopback address and there is no admin key, or the address
             can't be listened on.
-        StoreLocked: another process writes the store; the message names its URL.
+        StoreLocked: another process writes the file; the message names its URL.
+        StoreUnavailable: the database can't be reached.
     """
-    listener = listen(host, port, admin_key)
-    with contextlib.closing(listener), asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_serve(Path(store_path), listener, admin_key, ready, parent_fd))
+    _allow_open_files()
+    listener = listen(host, port, keys)
+    with (
+        contextlib.closing(listener),
+        _collecting_rarely(),
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+    ):
+        runner.run(_serve(store_url, listener, keys, options, observers, ready, parent_fd))
 
 
 def is_loopback(host: str) -> bool:
@@ -80,13 +126,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def listen(host: str, port: int, admin_key: str | None) -> socket.socket:
+def listen(host: str, port: int, keys: AccessKeys) -> socket.socket:
     """A socket that listens; see `serve` for the arguments and errors.
 
     Its protocol is set to TCP (`socket.create_server` leaves it 0): only then asyncio turns off
     Nagle's delay, which would cost 40 ms per answer.
     """
-    if admin_key is None and not is_loopback(host):
+    if keys.runner and not keys.admin:
+        raise ConfigError(
+            "there are runner keys and no admin key, so everyone would be an admin; "
+            "set LIGHTNINGRL_ADMIN_KEY too"
+        )
+    if not keys.admin and not is_loopback(host):
         raise ConfigError(
             f"listening on {host!r} lets other machines in, so the server needs a key; "
             "set LIGHTNINGRL_ADMIN_KEY, or listen on 127.0.0.1"
@@ -110,39 +161,87 @@ def listen(host: str, port: int, admin_key: str | None) -> socket.socket:
     return listener
 
 
+def _allow_open_files() -> None:
+    """Let this process have as many open files as the system grants it without asking.
+
+    A call under way has two, and many systems begin with a limit of 1,024.
+    """
+    if sys.platform != "win32":  # which has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _OPEN_FILES if hard == resource.RLIM_INFINITY else hard
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+@contextlib.contextmanager
+def _collecting_rarely() -> Generator[None]:
+    """Let Python look for garbage in cycles less often: a call makes little, and pays for each look.
+
+    What was loaded so far is not looked through at all. Together a twentieth of a call's CPU time.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _serve(
-    path: Path,
+    store_url: str | Path,
     listener: socket.socket,
-    admin_key: str | None,
+    keys: AccessKeys,
+    options: ServerOptions,
+    observers: Sequence[Observer],
     ready: Callable[[str], None] | None,
     parent_fd: int | None,
 ) -> None:
     clock = SystemClock()
-    store = SqliteStore.open(path, clock=clock)
+    store = open_database(store_url, synchronous=options.synchronous)
     try:
         url = _url(listener)
         store.announce(url)
-        application = _application(store, clock, admin_key)
+        _LOG.info("serving %s at %s", store.name, url)
+        application = _application(store, clock, keys, options, observers)
         await store.renew_all_leases(RESTART_LEASE_SECONDS)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         stop_on_signals(loop, stop.set)
         if parent_fd is not None:
             stop_with_parent(loop, parent_fd, stop.set)
-        async with _expiring(store):
+        expiring = _every(EXPIRE_SECONDS, store.expire, first_after=EXPIRE_SECONDS)
+        async with expiring, _retaining(store, options.retention):
             await run(application, listener, stop, lambda: ready(url) if ready else None)
     finally:
         await store.close()
 
 
-def _application(store: Store, clock: Clock, admin_key: str | None) -> Application:
-    gateway = Gateway(store, clock=clock, require_keys=admin_key is not None, admin_key=admin_key)
-    return Application(store, gateway, admin_key=admin_key)
+def _application(
+    store: SqlStore,
+    clock: Clock,
+    keys: AccessKeys,
+    options: ServerOptions,
+    observers: Sequence[Observer],
+) -> Application:
+    gateway = Gateway(
+        store,
+        clock=clock,
+        limits=options.gateway,
+        require_keys=bool(keys.admin),
+        keys=keys,
+        observers=observers,
+    )
+    return Application(store, gateway, keys=keys, body_limit=options.store_body_bytes)
 
 
 class Served(Protocol):
@@ -173,7 +272,7 @@ async def run(
     server = _Server(
         uvicorn.Config(
             application,
-            http="httptools",
+            http=JoiningProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -181,6 +280,7 @@ async def run(
             access_log=False,
             server_header=False,
             date_header=False,
+            proxy_headers=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         ),
@@ -228,19 +328,37 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _retaining(
+    store: Store, rule: Retention | None
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Delete what `rule` lets go, now and then."""
+    if rule is None:
+        return contextlib.nullcontext()
+
+    async def retain() -> None:
+        deleted = await store.retain(rule)
+        if deleted:
+            _LOG.info("deleted %d rollouts by age or size", deleted)
+
+    return _every(RETAIN_SECONDS, retain, first_after=0.0)
+
+
 @contextlib.asynccontextmanager
-async def _expiring(store: Store) -> AsyncGenerator[None]:
-    """Call `expire` every second."""
+async def _every(
+    seconds: float, work: Callable[[], Awaitable[object]], *, first_after: float
+) -> AsyncGenerator[None]:
+    """Do `work` every so many seconds; what fails of it is logged and tried again."""
 
-    async def expire() -> None:
+    async def repeat() -> None:
+        await asyncio.sleep(first_after)
         while True:
-            await asyncio.sleep(EXPIRE_SECONDS)
             try:
-                await store.expire()
+                await work()
             except LightningError:
-                _LOG.exception("leases could not be looked at; trying again in a second")
+                _LOG.exception("this could not be done; trying again in %g seconds", seconds)
+            await asyncio.sleep(seconds)
 
-    task = asyncio.ensure_future(expire())
+    task = asyncio.ensure_future(repeat())
     try:
         yield
     finally:

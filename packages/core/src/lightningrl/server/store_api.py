@@ -8,7 +8,6 @@ call ends when its client hangs up or the server stops, without effect.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -20,16 +19,20 @@ from lightningrl.errors import (
     ConfigError,
     Conflict,
     LightningError,
+    LimitReached,
     NotFound,
     StaleAttempt,
     StoreLocked,
     StoreUnavailable,
 )
 from lightningrl.gateway.asgi import Answer, ClientGone, Receive, Scope, Send, send_answer
+from lightningrl.gateway.identity import bearer
+from lightningrl.keys import OPEN, AccessKeys
 from lightningrl.nearest import suggest
+from lightningrl.server.access import check_arguments, check_method, check_version, visible
 from lightningrl.server.repeats import Repeats
 from lightningrl.store.base import Store
-from lightningrl.store.compression import Compressor, unpack_at_most
+from lightningrl.store.compression import Compressor, TooLong, unpack_at_most
 from lightningrl.store.wire import (
     BODY_LIMIT_BYTES,
     COMPRESS_ABOVE_BYTES,
@@ -51,6 +54,7 @@ _STATUS: tuple[tuple[type[LightningError], int], ...] = (
     (Conflict, 409),
     (StaleAttempt, 410),
     (StoreLocked, 423),
+    (LimitReached, 429),
     (StoreUnavailable, 503),
 )
 
@@ -74,11 +78,15 @@ class StoreApi:
     """Answers the store's HTTP calls."""
 
     def __init__(
-        self, store: Store, admin_key: str | None, *, body_limit: int = BODY_LIMIT_BYTES
+        self,
+        store: Store,
+        keys: AccessKeys = OPEN,
+        *,
+        body_limit: int = BODY_LIMIT_BYTES,
     ) -> None:
-        """Serve `store` to those who send `admin_key`, or to all where it is None."""
+        """Serve `store` to those who have one of `keys`, each within its scope."""
         self._store = store
-        self._key = None if admin_key is None else f"Bearer {admin_key}".encode()
+        self._keys = keys
         self._body_limit = body_limit
         self._compressor = Compressor()
         self._repeats = Repeats()
@@ -108,12 +116,16 @@ class StoreApi:
         await send_answer(send, answer)
 
     async def _answer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Answer:
-        self._check_key(headers)
+        allowed = self._keys.scope(bearer(headers))
+        check_method(allowed, scope["path"].removeprefix(PREFIX))
+        check_version(headers)
         method = _method(scope)
         arguments = self._arguments(method, headers, await self._body(headers, receive))
+        check_arguments(allowed, method.name, arguments)
 
         async def work() -> bytes:
-            return _encoder.encode({"ok": await self._run(method, arguments, receive)})
+            result = await self._run(method, arguments, receive)
+            return _encoder.encode({"ok": visible(allowed, method.name, result)})
 
         request_id = headers.get(REQUEST_ID_HEADER.encode())
         if method.name in ONCE and request_id is not None:
@@ -125,14 +137,6 @@ class StoreApi:
             return Answer(200, body, _MSGPACK, ((b"content-encoding", b"zstd"),))
         return Answer(200, body, _MSGPACK)
 
-    def _check_key(self, headers: dict[bytes, bytes]) -> None:
-        if self._key is None:
-            return
-        if not hmac.compare_digest(headers.get(b"authorization", b""), self._key):
-            raise AuthError(
-                "the store needs the server's admin key as a bearer token; set LIGHTNINGRL_KEY"
-            )
-
     def _arguments(
         self, method: Method, headers: dict[bytes, bytes], body: bytes
     ) -> dict[str, Any]:
@@ -140,6 +144,8 @@ class StoreApi:
             if headers.get(b"content-encoding") == b"zstd":
                 body = unpack_at_most(body, self._body_limit)
             return method.arguments(body)
+        except TooLong as error:
+            raise self._too_long() from error
         except ValueError as error:  # msgspec's errors are ValueErrors too
             raise _Refused(
                 400, ConfigError(f"the arguments of {method.name!r} can't be read: {error}")
@@ -159,13 +165,18 @@ class StoreApi:
             size += len(parts[-1])
             more = message.get("more_body", False) and size <= self._body_limit
         if size > self._body_limit:
-            raise _Refused(
-                413,
-                ConfigError(
-                    f"the request is longer than {self._body_limit} bytes; send fewer records at once"
-                ),
-            )
+            raise self._too_long()
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _too_long(self) -> _Refused:
+        return _Refused(
+            413,
+            ConfigError(
+                f"the request is longer than {self._body_limit} bytes, the most that this server takes"
+                " before and after decompression; send fewer records at once, or raise"
+                " LIGHTNINGRL_STORE_BODY_BYTES at the server"
+            ),
+        )
 
     async def _run(self, method: Method, arguments: dict[str, Any], receive: Receive) -> Any:
         call: Callable[..., Awaitable[Any]] = getattr(self._store, method.name)

@@ -6,39 +6,35 @@ from pathlib import Path
 
 from lightningrl.errors import ConfigError
 from lightningrl.store.base import Ended, LedgerEntry, RolloutQuery, RunSummary, Store
+from lightningrl.store.urls import Kind, kind_of
 
 __all__ = ["Ended", "LedgerEntry", "RolloutQuery", "RunSummary", "Store", "open_store"]
 
 
 def open_store(url: str | Path, *, key: str | None = None, read_only: bool = False) -> Store:
-    """Open the store at `url`: `sqlite:PATH` or a path, or the `http(s)://` URL of a server.
+    """Open the store at `url`: `sqlite:PATH` or a path, `postgresql://...`, or a server's `http(s)://`.
 
     Args:
         url: Where the store is.
-        key: The server's admin key; files have none.
-        read_only: Open a file without becoming its writer.
+        key: The server's admin key; databases have none.
+        read_only: Open a file without becoming its writer; refuse every write.
 
     Raises:
         ConfigError: `url` has another scheme, or an argument doesn't go with it.
         StoreLocked: another process writes the file.
+        StoreUnavailable: a database can't be reached or opened; servers are reached when first used.
     """
-    scheme, colon, rest = str(url).partition(":")
-    # A single letter is a drive of Windows.
-    if isinstance(url, Path) or not colon or len(scheme) == 1:
-        scheme, rest = "sqlite", str(url)
-    if scheme == "sqlite":
-        # apsw and aiohttp are loaded only by those who use them.
-        from lightningrl.store.sqlite import SqliteStore
-
-        if key is not None:
-            raise ConfigError(f"the store {str(url)!r} is a file and takes no key; leave it out")
-        return SqliteStore.open(rest, read_only=read_only)
-    if scheme in ("http", "https"):
+    # Each of apsw, psycopg and aiohttp is loaded only by those who use it.
+    kind = kind_of(url)
+    if kind is Kind.HTTP:
         from lightningrl.store.http import HttpStore
 
         if read_only:
             raise ConfigError(f"{str(url)!r} is a server; `read_only` is for files, leave it out")
         return HttpStore.connect(str(url), key=key)
-    raise ConfigError(
-        f"no store has URLs that begin with {scheme!r}; use sqlite:PATH, a path, or http(s)://HOST"
-    )
+    if key is not None:
+        what = "a file" if kind is Kind.SQLITE else "a database"
+        raise ConfigError(f"the store is {what} and takes no key; leave it out")
+    from lightningrl.store.databases import open_database
+
+    return open_database(url, read_only=read_only)

@@ -2,12 +2,14 @@
 
 A conversation of T turns sends its whole history T times. Stored is, of the prompt's token ids, what
 follows their common beginning with an earlier call's prompt and answer ids, and, of the request, what
-lies between its common beginning and its common end with that call's request. `restore` gives the
-very bytes that `shorten` was given; where no earlier call helps, the whole is stored.
+lies between its common beginning and its common end with that call's request, less the answer, which
+that call holds too. `restore` gives the very bytes that `shorten` was given; where no earlier call
+helps, the whole is stored.
 """
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,15 @@ from lightningrl.schema import CallEvent
 
 _WORTH_BYTES = 64
 """Below this much in common a call is stored whole."""
+
+_PROBE_BYTES = 32
+"""How much of an answer is looked for in the next request."""
+
+_MARK = b"\0"
+"""Begins a request from which a part of an answer was cut; JSON never begins so."""
+
+_CUT = struct.Struct("<III")
+"""Where it was cut, where it begins in the answer, and its length."""
 
 _HEADS = 8
 """Earlier calls of one attempt that are compared: its interleaved conversations."""
@@ -38,11 +49,13 @@ class Head:
     ids: bytes
     """Prompt ids, then the ids of its first choice."""
     request: bytes
+    answer: bytes
+    """The message of its first choice, JSON."""
 
     @property
     def size(self) -> int:
         """Bytes held."""
-        return len(self.ids) + len(self.request)
+        return len(self.ids) + len(self.request) + len(self.answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +74,10 @@ class Shared:
 
 def head_of(seq: int, call: CallEvent) -> Head:
     """`call`, stored at `seq`, as a base for later calls."""
-    answer = call.choices[0].token_ids if call.choices else b""
-    return Head(seq, call.prompt_ids + answer, call.request)
+    if not call.choices:
+        return Head(seq, call.prompt_ids, call.request, b"")
+    answer = call.choices[0]
+    return Head(seq, call.prompt_ids + answer.token_ids, call.request, answer.message)
 
 
 def shorten(call: CallEvent, heads: list[Head]) -> tuple[CallEvent, Shared | None]:
@@ -72,14 +87,15 @@ def shorten(call: CallEvent, heads: list[Head]) -> tuple[CallEvent, Shared | Non
         shared = _shared(call, head)
         if best is None or _saved(shared) > _saved(best):
             best = shared
-        if 0 < shared.ids == len(head.ids):
-            break  # it continues this very call; the others can't hold more of the conversation
+        if 0 < shared.ids == len(head.ids) or _is_whole(shared, call):
+            break  # it continues or repeats this very call; the others can't hold more of it
     if best is None or _saved(best) < _WORTH_BYTES:
         return call, None
+    (answer,) = (one.answer for one in heads if one.seq == best.base)
     short = msgspec.structs.replace(
         call,
         prompt_ids=call.prompt_ids[best.ids :],
-        request=call.request[best.head : len(call.request) - best.tail],
+        request=without_answer(call.request[best.head : len(call.request) - best.tail], answer),
     )
     return short, best
 
@@ -90,8 +106,44 @@ def restore(short: CallEvent, shared: Shared, base: Head) -> CallEvent:
     return msgspec.structs.replace(
         short,
         prompt_ids=base.ids[: shared.ids] + short.prompt_ids,
-        request=base.request[: shared.head] + short.request + tail,
+        request=base.request[: shared.head] + with_answer(short.request, base.answer) + tail,
     )
+
+
+def without_answer(text: bytes, answer: bytes) -> bytes:
+    """`text` without what it repeats of `answer`; `with_answer` puts it back.
+
+    The next request of a conversation has the last answer in it, framed otherwise. Part of the answer's middle
+    is looked for, and from there on both sides as far as they are equal.
+    """
+    place = len(answer) // 2
+    probe = answer[place : place + _PROBE_BYTES]
+    at = text.find(probe) if len(probe) == _PROBE_BYTES else -1
+    if at < 0:
+        return _mark(0, 0, 0) + text if text.startswith(_MARK) else text
+    before = common_suffix(text[:at], answer[:place], min(at, place))
+    length = before + common_prefix(text[at:], answer[place:])
+    start = at - before
+    return _mark(start, place - before, length) + text[:start] + text[start + length :]
+
+
+def with_answer(short: bytes, answer: bytes) -> bytes:
+    """What `without_answer` was given."""
+    if not short.startswith(_MARK):
+        return short
+    start, place, length = _CUT.unpack_from(short, len(_MARK))
+    text = short[len(_MARK) + _CUT.size :]
+    return text[:start] + answer[place : place + length] + text[start:]
+
+
+def _mark(start: int, place: int, length: int) -> bytes:
+    return _MARK + _CUT.pack(start, place, length)
+
+
+def _is_whole(shared: Shared, call: CallEvent) -> bool:
+    """Whether the base holds all of the prompt and of the request."""
+    whole_request = shared.head + shared.tail == len(call.request)
+    return whole_request and shared.ids == len(call.prompt_ids)
 
 
 def _saved(shared: Shared) -> int:
@@ -172,6 +224,10 @@ class Bases:
         self._heads.move_to_end(attempt)
         while self._held > self._limit and len(self._heads) > 1:
             self._held -= _size(self._heads.popitem(last=False)[1])
+
+    def forget(self, attempt: int) -> None:
+        """Let go of an attempt: its heads are read from the database when they are next needed."""
+        self._held -= _size(self._heads.pop(attempt, []))
 
     def committed(self) -> None:
         """What was added is in the database."""

@@ -10,12 +10,22 @@ import math
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import force_setattr, replace
 
-from lightningrl.errors import ConfigError, NotFound, StaleAttempt
-from lightningrl.schema import AFTER_FINISH, FINAL, AttemptId, CallEvent, Event, RewardEvent
+from lightningrl.errors import ConfigError, LimitReached, NotFound, StaleAttempt
+from lightningrl.schema import (
+    AFTER_FINISH,
+    FINAL,
+    AttemptId,
+    CallEvent,
+    CallLimits,
+    Event,
+    RewardEvent,
+)
+from lightningrl.store import awaiting
 from lightningrl.store.compression import unpack
-from lightningrl.store.deltas import Head, Shared, head_of, restore, shorten
-from lightningrl.store.rows import Row
+from lightningrl.store.deltas import Head, Shared, head_of, restore, shorten, with_answer
+from lightningrl.store.rows import ATTEMPT_PK, Row
 from lightningrl.store.session import Session
 
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
@@ -44,20 +54,36 @@ def check(events: Sequence[Event]) -> None:
             )
 
 
-def append(session: Session, events: Sequence[Event]) -> None:
-    """Append `events`, which were checked."""
+def append(session: Session, events: Sequence[Event], limits: CallLimits | None = None) -> None:
+    """Append `events`, which were checked; see `Store.append`."""
     targets = {ident: _target(session, ident) for ident in {event.attempt_id for event in events}}
     fresh = [event for event in events if _accepted(session, event, targets[event.attempt_id])]
     for event in fresh:
-        _insert(session, event, targets[event.attempt_id])
+        target = targets[event.attempt_id]
+        if limits is not None and isinstance(event, CallEvent):
+            _check_limits(session, event, target, limits)
+        _insert(session, event, target)
 
 
 def read(session: Session, attempt_id: AttemptId) -> list[Event]:
     """The events of an attempt in order of arrival."""
-    target = _target(session, attempt_id)
-    return [
-        event for _, event, _ in _restored(session.rows("events_of_attempt", attempt=target.pk))
-    ]
+    attempt = _attempt(session, attempt_id)
+    return _events(attempt_id, session.rows("events_of_attempt", attempt=attempt))
+
+
+def calls(session: Session, attempt_id: AttemptId) -> list[CallEvent]:
+    """The model calls of an attempt in order of arrival."""
+    attempt = _attempt(session, attempt_id)
+    found = _events(attempt_id, session.rows("calls_of_attempt", attempt=attempt))
+    return [event for event in found if isinstance(event, CallEvent)]
+
+
+def _attempt(session: Session, attempt_id: AttemptId) -> int:
+    """The key of an attempt."""
+    row = session.row("attempt_by_id", id=attempt_id)
+    if row is None:
+        raise NotFound(f"there is no attempt {attempt_id!r}; use the id that the claim gave")
+    return row[ATTEMPT_PK]
 
 
 def _target(session: Session, attempt_id: AttemptId) -> _Target:
@@ -79,28 +105,52 @@ def _accepted(session: Session, event: Event, target: _Target) -> bool:
     )
 
 
+def _check_limits(session: Session, call: CallEvent, target: _Target, limits: CallLimits) -> None:
+    """Refuse a new call of an attempt that has reached `limits`."""
+    if session.row("has_event", attempt=target.pk, id=call.id) is not None:
+        return
+    # Another gateway's call of the attempt is counted either before this one or after it.
+    session.row("lock_attempt", pk=target.pk)
+    row = session.row("calls_so_far", attempt=target.pk)
+    assert row is not None, "counting gives a row"
+    counted = zip(("calls", "tokens"), row, (limits.calls, limits.tokens), strict=True)
+    for what, count, limit in counted:
+        if limit is not None and count >= limit:
+            raise LimitReached(
+                f"attempt {call.attempt_id!r} has {count} {what} of model calls recorded, all that it"
+                " may have"
+            )
+
+
 def _insert(session: Session, event: Event, target: _Target) -> None:
     shared: Shared | None = None
     stored = event
     if isinstance(event, CallEvent):
         stored, shared = shorten(event, _heads(session, target.pk))
-    added = session.run(
+    seq = session.insert(
         "insert_event",
         attempt=target.pk,
         id=event.id,
         kind=_kind(event),
-        payload=session.packed(stored),
+        prompt_tokens=event.prompt_tokens if isinstance(event, CallEvent) else None,
+        completion_tokens=event.completion_tokens if isinstance(event, CallEvent) else None,
+        # The row says whose event it is, and which.
+        payload=session.packed(replace(stored, id="", attempt_id="")),
         base=shared and shared.base,
         shared_ids=shared and shared.ids,
         shared_head=shared and shared.head,
         shared_tail=shared and shared.tail,
     )
-    if not added:
+    if seq is None:
         return
     if isinstance(event, CallEvent):
-        seq = session.connection.last_insert_rowid()
         _remember(session, target.pk, head_of(seq, event), shared)
-    elif isinstance(event, RewardEvent) and event.step_id is None and event.name == FINAL:
+    elif isinstance(event, RewardEvent):
+        _reward(session, event, target)
+
+
+def _reward(session: Session, event: RewardEvent, target: _Target) -> None:
+    if event.step_id is None and event.name == FINAL:
         session.run(
             "reward_rollout",
             pk=target.rollout,
@@ -108,6 +158,9 @@ def _insert(session: Session, event: Event, target: _Target) -> None:
             value=event.value,
             revision=event.revision,
         )
+    awaiting.arrived(
+        session, target.rollout, target.pk, event.name, ended=target.state != "running"
+    )
 
 
 def _kind(event: Event) -> str:
@@ -134,16 +187,53 @@ def _remember(session: Session, attempt: int, head: Head, shared: Shared | None)
     session.bases.add(attempt, head, continued)
 
 
+def _events(attempt_id: AttemptId, rows: list[Row]) -> list[Event]:
+    """The events of one attempt's rows in order of arrival: what `_restored` gives, for readers.
+
+    Training reads every call of an iteration: no more is built here than the events themselves.
+    """
+    calls: dict[int, CallEvent] = {}
+    """By place, restored: what later ones may continue."""
+    events: list[Event] = []
+    for seq, ident, payload, base, ids, head, tail in rows:
+        event = _decoder.decode(unpack(payload))
+        # Nobody else has this record yet; a copy would cost more than decoding it.
+        force_setattr(event, "id", ident)
+        force_setattr(event, "attempt_id", attempt_id)
+        events.append(event)
+        if not isinstance(event, CallEvent):
+            continue
+        calls[seq] = event
+        if base is not None:
+            continued = calls[base]
+            answer = continued.choices[0].message if continued.choices else b""
+            request = continued.request[:head] + with_answer(event.request, answer)
+            if tail:
+                request += continued.request[-tail:]
+            force_setattr(event, "prompt_ids", _continuing(continued, ids, event.prompt_ids))
+            force_setattr(event, "request", request)
+    return events
+
+
+def _continuing(base: CallEvent, shared: int, rest: bytes) -> bytes:
+    """The first `shared` bytes of the ids of `base`, answer included, then `rest`."""
+    answer = base.choices[0].token_ids if base.choices else b""
+    if shared == len(base.prompt_ids) + len(answer):
+        return b"".join((base.prompt_ids, answer, rest))
+    return (base.prompt_ids + answer)[:shared] + rest
+
+
 def _restored(rows: list[Row]) -> list[tuple[int, Event, Shared | None]]:
-    """Place, event and what it shared, of one attempt's rows in order of arrival."""
+    """Place, event and what it shared, of one attempt's rows in order of arrival; without their ids."""
     heads: dict[int, Head] = {}
     restored: list[tuple[int, Event, Shared | None]] = []
-    for seq, payload, base, ids, head, tail in rows:
+    for seq, _, payload, base, ids, head, tail in rows:
         event = _decoder.decode(unpack(payload))
-        shared = None if base is None else Shared(base, ids, head, tail)
+        shared = None
         if isinstance(event, CallEvent):
-            if shared is not None:
-                event = restore(event, shared, heads[shared.base])
+            if base is not None:
+                shared = Shared(base, ids, head, tail)
+                event = restore(event, shared, heads[base])
             heads[seq] = head_of(seq, event)
         restored.append((seq, event, shared))
     return restored

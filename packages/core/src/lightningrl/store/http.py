@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import uuid
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -17,27 +16,44 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from lightningrl import settings
 from lightningrl.errors import ConfigError, LightningError, StoreUnavailable, error_from_code
 from lightningrl.schema import (
     Attempt,
     AttemptId,
     AttemptState,
+    CallEvent,
+    CallLimits,
     Claim,
+    DrainedHold,
     Event,
     Failure,
+    GatewayProcess,
     GroupId,
     Mode,
     NewRollout,
     Policy,
     Progress,
+    Resource,
     Rollout,
     RolloutId,
     TakenGroup,
     Worker,
 )
 from lightningrl.store import wire
-from lightningrl.store.base import Ended, LedgerEntry, RolloutQuery, RunSummary
 from lightningrl.store.compression import Compressor, unpack
+from lightningrl.store.records import (
+    Ended,
+    GroupQuery,
+    GroupSummary,
+    LedgerEntry,
+    Retention,
+    RolloutDump,
+    RolloutQuery,
+    RunStatistics,
+    RunSummary,
+    TaskSummary,
+)
 
 _ANSWER_SECONDS = 60.0
 """How long a call may take beyond the waiting that it asks for."""
@@ -45,8 +61,6 @@ _ANSWER_SECONDS = 60.0
 _LONG_BYTES = 1 << 20
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
-
-_encoder = msgspec.msgpack.Encoder()
 
 
 class _Lost(Exception):
@@ -56,6 +70,9 @@ class _Lost(Exception):
 class HttpStore:
     """Implements `Store`; made by `connect`."""
 
+    shared: bool = True
+    """See `Store.shared`: others write through the same server."""
+
     def __init__(self, url: str, key: str | None, retry_seconds: float) -> None:
         """For `connect`, which see."""
         self.url = url.rstrip("/")
@@ -63,20 +80,22 @@ class HttpStore:
         self._compressor = Compressor()
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
-        self._headers = {"content-type": "application/msgpack", "accept-encoding": "zstd"}
-        if key is not None:
-            self._headers["authorization"] = f"Bearer {key}"
+        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
 
     @classmethod
-    def connect(cls, url: str, *, key: str | None = None, retry_seconds: float = 30.0) -> HttpStore:
+    def connect(
+        cls, url: str, *, key: str | None = None, retry_seconds: float | None = None
+    ) -> HttpStore:
         """The store that the server at `url` serves. Nothing is sent before the first call.
 
         Args:
             url: The server's, as `lightningrl serve` prints it.
             key: The server's admin key, where it has one.
-            retry_seconds: How long to try again while the server can't be reached.
+            retry_seconds: How long to try again while the server can't be reached; the setting
+                `LIGHTNINGRL_RETRY_SECONDS` unless given.
         """
-        return cls(url, key, retry_seconds)
+        patience = settings.retry_seconds() if retry_seconds is None else retry_seconds
+        return cls(url, key, patience)
 
     async def close(self) -> None:
         """Let go of the connections; closing again changes nothing."""
@@ -93,7 +112,8 @@ class HttpStore:
             ConfigError: the server's URL is none.
             LightningError: what the store raised.
         """
-        body, headers = self._request(name, arguments)
+        body, headers = wire.packed_call(name, arguments, self._compressor)
+        headers |= self._headers
         patience = _ANSWER_SECONDS + float(arguments.get("wait_seconds", 0.0))
         loop = asyncio.get_running_loop()
         until = loop.time() + self._retry_seconds
@@ -109,16 +129,6 @@ class HttpStore:
                     ) from lost
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-
-    def _request(self, name: str, arguments: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
-        body = _encoder.encode(arguments)
-        headers = dict(self._headers)
-        if len(body) > wire.COMPRESS_ABOVE_BYTES:
-            body = self._compressor.pack(body)
-            headers["content-encoding"] = "zstd"
-        if name in wire.ONCE:
-            headers[wire.REQUEST_ID_HEADER] = uuid.uuid4().hex
-        return body, headers
 
     async def _try(self, name: str, body: bytes, headers: dict[str, str], patience: float) -> Any:
         timeout = aiohttp.ClientTimeout(total=patience)
@@ -179,6 +189,7 @@ class HttpStore:
         worker: str,
         *,
         run: str | None = None,
+        rollout_ids: Sequence[RolloutId] | None = None,
         limit: int = 1,
         lease_seconds: float = 30.0,
         wait_seconds: float = 0.0,
@@ -188,6 +199,7 @@ class HttpStore:
             "claim",
             worker=worker,
             run=run,
+            rollout_ids=rollout_ids,
             limit=limit,
             lease_seconds=lease_seconds,
             wait_seconds=wait_seconds,
@@ -201,9 +213,11 @@ class HttpStore:
             "heartbeat", worker=worker, attempt_ids=attempt_ids, lease_seconds=lease_seconds
         )
 
-    async def append(self, events: Sequence[Event]) -> None:
+    async def append(self, events: Sequence[Event], *, limits: CallLimits | None = None) -> None:
         """See `Store.append`."""
-        await self._call("append", events=events)
+        # Left out where there are none, so that an older server can be written to.
+        given = {} if limits is None else {"limits": limits}
+        await self._call("append", events=events, **given)
 
     async def finish(
         self,
@@ -221,6 +235,10 @@ class HttpStore:
     async def cancel(self, rollout_ids: Sequence[RolloutId]) -> int:
         """See `Store.cancel`."""
         return await self._call("cancel", rollout_ids=rollout_ids)
+
+    async def retry(self, rollout_ids: Sequence[RolloutId]) -> int:
+        """See `Store.retry`."""
+        return await self._call("retry", rollout_ids=rollout_ids)
 
     async def expire(self) -> int:
         """See `Store.expire`."""
@@ -240,6 +258,14 @@ class HttpStore:
         """See `Store.rollouts`."""
         return await self._call("rollouts", query=query)
 
+    async def groups(self, query: GroupQuery) -> list[GroupSummary]:
+        """See `Store.groups`."""
+        return await self._call("groups", query=query)
+
+    async def tasks(self, query: GroupQuery) -> list[TaskSummary]:
+        """See `Store.tasks`."""
+        return await self._call("tasks", query=query)
+
     async def attempts(self, rollout_ids: Sequence[RolloutId]) -> list[Attempt]:
         """See `Store.attempts`."""
         return await self._call("attempts", rollout_ids=rollout_ids)
@@ -252,9 +278,25 @@ class HttpStore:
         """See `Store.events`."""
         return await self._call("events", attempt_ids=attempt_ids)
 
+    async def calls(self, attempt_id: AttemptId) -> list[CallEvent]:
+        """See `Store.calls`."""
+        return await self._call("calls", attempt_id=attempt_id)
+
     async def ended(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Ended]:
         """See `Store.ended`."""
         return await self._call("ended", run=run, after=after, limit=limit)
+
+    async def wait(
+        self,
+        rollout_ids: Sequence[RolloutId] = (),
+        *,
+        group_ids: Sequence[GroupId] = (),
+        wait_seconds: float = 0.0,
+    ) -> list[Rollout]:
+        """See `Store.wait`."""
+        return await self._call(
+            "wait", rollout_ids=rollout_ids, group_ids=group_ids, wait_seconds=wait_seconds
+        )
 
     async def progress(
         self,
@@ -281,19 +323,70 @@ class HttpStore:
         """See `Store.summary`."""
         return await self._call("summary", run=run)
 
+    async def statistics(
+        self, run: str, *, mode: Mode | None = None, window_seconds: float = 60.0
+    ) -> RunStatistics:
+        """See `Store.statistics`."""
+        return await self._call("statistics", run=run, mode=mode, window_seconds=window_seconds)
+
     async def runs(self) -> list[str]:
         """See `Store.runs`."""
         return await self._call("runs")
 
+    # -- resources -----------------------------------------------------------------------------
+
+    async def put_resource(
+        self, run: str, name: str, value: Any, *, ident: str | None = None
+    ) -> Resource:
+        """See `Store.put_resource`."""
+        return await self._call("put_resource", run=run, name=name, value=value, ident=ident)
+
+    async def resource(self, run: str, name: str, *, version: int | None = None) -> Resource:
+        """See `Store.resource`."""
+        return await self._call("resource", run=run, name=name, version=version)
+
+    async def resources(self, run: str, *, name: str | None = None) -> list[Resource]:
+        """See `Store.resources`."""
+        return await self._call("resources", run=run, name=name)
+
     # -- policies and workers ------------------------------------------------------------------
 
-    async def put_policy(self, policy: Policy) -> None:
+    async def put_policy(self, policy: Policy, *, if_was: Policy | None = None) -> None:
         """See `Store.put_policy`."""
-        await self._call("put_policy", policy=policy)
+        await self._call("put_policy", policy=policy, if_was=if_was)
 
-    async def policies(self, run: str | None = None) -> list[Policy]:
+    async def policies(
+        self,
+        run: str | None = None,
+        *,
+        seen: Sequence[Policy] | None = None,
+        wait_seconds: float = 0.0,
+    ) -> list[Policy]:
         """See `Store.policies`."""
-        return await self._call("policies", run=run)
+        return await self._call("policies", run=run, seen=seen, wait_seconds=wait_seconds)
+
+    async def see_gateway(self, gateway: str, drained: Sequence[DrainedHold] = ()) -> None:
+        """See `Store.see_gateway`."""
+        await self._call("see_gateway", gateway=gateway, drained=drained)
+
+    async def forget_gateway(self, gateway: str) -> None:
+        """See `Store.forget_gateway`."""
+        await self._call("forget_gateway", gateway=gateway)
+
+    async def gateways(
+        self,
+        *,
+        seen_within_seconds: float,
+        seen: Sequence[GatewayProcess] | None = None,
+        wait_seconds: float = 0.0,
+    ) -> list[GatewayProcess]:
+        """See `Store.gateways`."""
+        return await self._call(
+            "gateways",
+            seen_within_seconds=seen_within_seconds,
+            seen=seen,
+            wait_seconds=wait_seconds,
+        )
 
     async def workers(self, *, seen_within_seconds: float = 30.0) -> list[Worker]:
         """See `Store.workers`."""
@@ -301,12 +394,29 @@ class HttpStore:
 
     # -- the training ledger -------------------------------------------------------------------
 
+    async def give_live(
+        self, run: str, iteration: int, rollout_ids: Sequence[RolloutId]
+    ) -> list[RolloutId]:
+        """See `Store.give_live`."""
+        return await self._call("give_live", run=run, iteration=iteration, rollout_ids=rollout_ids)
+
     async def take(
-        self, run: str, iteration: int, *, min_group: int = 2, skip: Sequence[GroupId] = ()
+        self,
+        run: str,
+        iteration: int,
+        *,
+        min_group: int = 2,
+        skip: Sequence[GroupId] = (),
+        failure_reward: float | None = None,
     ) -> list[TakenGroup]:
         """See `Store.take`."""
         return await self._call(
-            "take", run=run, iteration=iteration, min_group=min_group, skip=skip
+            "take",
+            run=run,
+            iteration=iteration,
+            min_group=min_group,
+            skip=skip,
+            failure_reward=failure_reward,
         )
 
     async def commit(self, run: str, iteration: int) -> None:
@@ -320,6 +430,39 @@ class HttpStore:
     async def ledger(self, run: str) -> list[LedgerEntry]:
         """See `Store.ledger`."""
         return await self._call("ledger", run=run)
+
+    # -- deletion ------------------------------------------------------------------------------
+
+    async def delete_rollouts(self, rollout_ids: Sequence[RolloutId]) -> int:
+        """See `Store.delete_rollouts`."""
+        return await self._call("delete_rollouts", rollout_ids=rollout_ids)
+
+    async def delete_run(self, run: str) -> int:
+        """See `Store.delete_run`."""
+        return await self._call("delete_run", run=run)
+
+    async def retain(self, rule: Retention) -> int:
+        """See `Store.retain`."""
+        return await self._call("retain", rule=rule)
+
+    # -- moving a run --------------------------------------------------------------------------
+
+    async def dump(self, run: str, *, after: int = 0, limit: int = 100) -> list[RolloutDump]:
+        """See `Store.dump`."""
+        return await self._call("dump", run=run, after=after, limit=limit)
+
+    async def load(
+        self,
+        *,
+        rollouts: Sequence[RolloutDump] = (),
+        completed: Sequence[RolloutId] = (),
+        resources: Sequence[Resource] = (),
+        ledger: Sequence[LedgerEntry] = (),
+    ) -> int:
+        """See `Store.load`."""
+        return await self._call(
+            "load", rollouts=rollouts, completed=completed, resources=resources, ledger=ledger
+        )
 
     # -- the store itself ----------------------------------------------------------------------
 

@@ -6,15 +6,26 @@ and rewards, until the take is rolled back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from lightningrl.errors import Conflict, NotFound
-from lightningrl.schema import TERMINAL, GroupId, RolloutId, RolloutState, TakenGroup, TakenRollout
+from lightningrl.errors import ConfigError, Conflict, NotFound
+from lightningrl.schema import (
+    AGENT_FAILURES,
+    FailureKind,
+    GroupId,
+    Mode,
+    Rollout,
+    RolloutId,
+    RolloutState,
+    TakenGroup,
+    TakenRollout,
+)
 from lightningrl.store import rows
-from lightningrl.store.base import LedgerEntry
+from lightningrl.store.records import LedgerEntry, LedgerMember
 from lightningrl.store.session import Session
 
 
@@ -24,8 +35,43 @@ class _Member(msgspec.Struct):
     pk: int
     group_id: GroupId
     member: int
+    mode: str
     state: str
     reward: float | None
+    failure: FailureKind | None
+    """Of its last attempt."""
+    complete: bool
+
+    def usable(self, failure_reward: float | None) -> bool:
+        """Whether it may be taken."""
+        if self.state == RolloutState.SUCCEEDED:
+            return self.reward is not None
+        return failure_reward is not None and self.failed_by_agent
+
+    @property
+    def failed_by_agent(self) -> bool:
+        """Whether the agent is to blame that it failed."""
+        return self.state == RolloutState.FAILED and self.failure in AGENT_FAILURES
+
+
+def check_iteration(iteration: int) -> None:
+    """Refuse what is no training iteration.
+
+    Raises:
+        ConfigError: it is below 1.
+    """
+    if iteration < 1:
+        raise ConfigError(f"iteration: training iterations begin at 1, this is {iteration}")
+
+
+def check(failure_reward: float | None) -> None:
+    """Refuse what no rollout can be rewarded with.
+
+    Raises:
+        ConfigError: it is not a finite number.
+    """
+    if failure_reward is not None and not math.isfinite(failure_reward):
+        raise ConfigError(f"failure_reward: must be a finite number, not {failure_reward}")
 
 
 def take(
@@ -34,6 +80,7 @@ def take(
     iteration: int,
     min_group: int,
     skip: Sequence[GroupId],
+    failure_reward: float | None,
     now_us: int,
 ) -> list[TakenGroup]:
     """Give complete groups to an iteration; see `Store.take`."""
@@ -44,9 +91,11 @@ def take(
         _check_complete(groups, run, iteration)
         session.run("insert_take", run=run, iteration=iteration, now_us=now_us)
         for group_id, members in groups.items():
-            usable = [one for one in members if _is_usable(one)]
-            taken = len(usable) >= max(min_group, 1) and group_id not in skip
-            _record(session, run, iteration, group_id, usable if taken else [])
+            usable = [one for one in members if one.usable(failure_reward)]
+            least = 1 if members[0].mode == Mode.LIVE else max(min_group, 1)
+            taken = len(usable) >= least and group_id not in skip
+            chosen = usable if taken else []
+            _record(session, run, iteration, group_id, chosen, failure_reward)
     return _taken(session, run, iteration)
 
 
@@ -54,7 +103,9 @@ def _groups(session: Session, run: str, iteration: int) -> dict[GroupId, list[_M
     """Group -> members, both in order: of enqueueing, of `member`."""
     groups: dict[GroupId, list[_Member]] = {}
     for row in session.rows("members_to_take", run=run, iteration=iteration):
-        member = _Member(*row)
+        *fields, failure, complete = row
+        kind = None if failure is None else FailureKind(failure)
+        member = _Member(*fields, failure=kind, complete=bool(complete))
         groups.setdefault(member.group_id, []).append(member)
     for members in groups.values():
         members.sort(key=lambda one: one.member)
@@ -63,20 +114,21 @@ def _groups(session: Session, run: str, iteration: int) -> dict[GroupId, list[_M
 
 def _check_complete(groups: dict[GroupId, list[_Member]], run: str, iteration: int) -> None:
     for group_id, members in groups.items():
-        open_members = sum(RolloutState(one.state) not in TERMINAL for one in members)
+        open_members = sum(not one.complete for one in members)
         if open_members:
             raise Conflict(
                 f"group {group_id!r} of run {run!r}, iteration {iteration} is not complete: "
-                f"{open_members} of {len(members)} rollouts have not ended; wait with `progress`"
+                f"{open_members} of {len(members)} rollouts have not ended or await rewards; wait with `progress`"
             )
 
 
-def _is_usable(member: _Member) -> bool:
-    return member.state == RolloutState.SUCCEEDED and member.reward is not None
-
-
 def _record(
-    session: Session, run: str, iteration: int, group_id: GroupId, members: Sequence[_Member]
+    session: Session,
+    run: str,
+    iteration: int,
+    group_id: GroupId,
+    members: Sequence[_Member],
+    failure_reward: float | None,
 ) -> None:
     row = session.row(
         "insert_taken_group",
@@ -87,31 +139,72 @@ def _record(
     )
     assert row is not None, "an INSERT ... RETURNING returns its row"
     for member in members:
-        session.run("insert_taken_rollout", taken_group=row[0], rollout=member.pk)
+        place = {"taken_group": row[0], "rollout": member.pk}
+        if member.failed_by_agent:
+            session.run("insert_taken_failure", **place, reward=failure_reward)
+        else:
+            session.run("insert_taken_rollout", **place)
 
 
 def _taken(session: Session, run: str, iteration: int) -> list[TakenGroup]:
-    groups = session.rows("taken_groups", run=run, iteration=iteration)
-    return [
-        TakenGroup(
-            GroupId(group_id),
-            tuple(
-                _taken_rollout(session, *row)
-                for row in session.rows("taken_rollouts", taken_group=pk)
-            ),
-        )
-        for pk, group_id in groups
-    ]
+    groups: list[TakenGroup] = []
+    for pk, group_id in session.rows("taken_groups", run=run, iteration=iteration):
+        found = session.rows("taken_rollouts", taken_group=pk)
+        if found:  # unless all of a committed group were deleted
+            members = tuple(_taken_rollout(session, *row) for row in found)
+            groups.append(TakenGroup(GroupId(group_id), members))
+    return groups
 
 
 def _taken_rollout(
-    session: Session, rollout_pk: int, attempt_pk: int, reward: float
+    session: Session, rollout_pk: int, attempt_pk: int, reward: float, events: int
 ) -> TakenRollout:
     rollout_row: Any = session.row("rollout_by_pk", pk=rollout_pk)
     attempt_row: Any = session.row("attempt_by_pk", pk=attempt_pk)
     # A reward that came later must not change what was taken.
     rollout = msgspec.structs.replace(rows.rollout(rollout_row), reward=reward)
-    return TakenRollout(rollout, rows.attempt(attempt_row), reward)
+    return TakenRollout(rollout, rows.attempt(attempt_row), reward, events)
+
+
+def give_live(
+    session: Session, run: str, iteration: int, rollout_ids: Sequence[RolloutId]
+) -> list[RolloutId]:
+    """Give live rollouts to an iteration; see `Store.give_live`. The iteration was checked."""
+    if not _decided(session, run, iteration):
+        for ident in dict.fromkeys(rollout_ids):
+            found = session.row("rollout_to_change", id=ident)
+            if found is None:
+                raise NotFound(f"there is no rollout {ident!r}, so iteration {iteration} got none")
+            _check_giveable(rows.rollout(found), run, iteration)
+            session.run("give_rollout", pk=found[rows.ROLLOUT_PK], iteration=iteration)
+    return _live_of(session, run, iteration)
+
+
+def _decided(session: Session, run: str, iteration: int) -> bool:
+    """Whether it stands already which live rollouts the iteration has."""
+    taken = session.row("take_of", run=run, iteration=iteration)
+    return taken is not None or bool(_live_of(session, run, iteration))
+
+
+def _live_of(session: Session, run: str, iteration: int) -> list[RolloutId]:
+    found = session.rows("live_of_iteration", run=run, iteration=iteration)
+    return [RolloutId(ident) for (ident,) in found]
+
+
+def _check_giveable(rollout: Rollout, run: str, iteration: int) -> None:
+    wrong = ""
+    if rollout.spec.mode is not Mode.LIVE:
+        wrong = f"it is no live rollout but of mode {rollout.spec.mode.value!r}"
+    elif rollout.spec.run != run:
+        wrong = f"it is of run {rollout.spec.run!r}"
+    elif rollout.spec.iteration:
+        wrong = f"iteration {rollout.spec.iteration} was given it"
+    elif not rollout.complete:
+        wrong = "it has not ended, or awaits rewards"
+    if wrong:
+        raise Conflict(
+            f"iteration {iteration} of run {run!r} can't be given {rollout.id!r}: {wrong}"
+        )
 
 
 def commit(session: Session, run: str, iteration: int) -> None:
@@ -129,14 +222,19 @@ def roll_back(session: Session, run: str, after: int) -> list[int]:
 
 def entries(session: Session, run: str) -> list[LedgerEntry]:
     """The ledger of a run; see `Store.ledger`."""
+    found: dict[int, tuple[rows.Row, list[LedgerMember]]] = {}
+    for pk, iteration, group_id, status, committed, *member in session.rows("ledger", run=run):
+        members = found.setdefault(pk, ((iteration, group_id, status, committed), []))[1]
+        if member[0] is not None:  # a skipped group has none
+            members.append(LedgerMember(*member))
     return [
         LedgerEntry(
             run=run,
             iteration=iteration,
             group_id=GroupId(group_id),
             status=status,
-            rollout_ids=tuple(RolloutId(one) for one in msgspec.json.decode(ids, type=list[str])),
+            members=tuple(members),
             committed=bool(committed),
         )
-        for iteration, group_id, status, committed, ids in session.rows("ledger", run=run)
+        for (iteration, group_id, status, committed), members in found.values()
     ]

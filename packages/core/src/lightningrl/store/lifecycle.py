@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from lightningrl.errors import Conflict, NotFound, StaleAttempt
 from lightningrl.keys import sign_attempt_key
@@ -22,13 +23,14 @@ from lightningrl.schema import (
     Claim,
     Failure,
     FailureKind,
+    Mode,
     NewRollout,
     Rollout,
     RolloutId,
     RolloutState,
     new_id,
 )
-from lightningrl.store import rows
+from lightningrl.store import awaiting, resources, rows
 from lightningrl.store.session import Session, Wake
 
 KEY_SLACK_SECONDS = 600.0
@@ -40,27 +42,39 @@ def enqueue(session: Session, rollouts: Sequence[NewRollout], now_us: int) -> in
     """Add the rollouts whose id is new; see `Store.enqueue`."""
     added = 0
     for new in rollouts:
-        row = session.row("rollout_spec", id=new.id)
-        if row is not None:
+        if new.mode is Mode.LIVE and new.iteration:
+            raise Conflict(
+                f"live rollout {new.id!r} names iteration {new.iteration}; enqueue it with 0, and give"
+                " it to an iteration when it has ended"
+            )
+        inserted = insert(session, new, now_us)
+        if inserted:
+            resources.check_pins(session, new)
+        else:
+            row = session.row("rollout_spec", id=new.id)
+            assert row is not None, f"rollout {new.id!r} was there and is not"
             _check_same(rows.spec(row[0]), new)
-            continue
-        session.run(
-            "insert_rollout",
-            id=new.id,
-            run=new.run,
-            mode=new.mode.value,
-            iteration=new.iteration,
-            variant=new.variant,
-            task_id=new.task_id,
-            group_id=new.group_id,
-            member=new.member,
-            now_us=now_us,
-            spec=session.packed(new),
-        )
-        added += 1
+        added += inserted
     if added:
         session.wakes.add(Wake.QUEUED)
     return added
+
+
+def insert(session: Session, new: NewRollout, created_us: int) -> int:
+    """Write a rollout as queued; 0 where its id is there."""
+    return session.run(
+        "insert_rollout",
+        id=new.id,
+        run=new.run,
+        mode=new.mode.value,
+        iteration=new.iteration,
+        variant=new.variant,
+        task_id=new.task_id,
+        group_id=new.group_id,
+        member=new.member,
+        now_us=created_us,
+        spec=session.packed(new),
+    )
 
 
 def _check_same(old: NewRollout, new: NewRollout) -> None:
@@ -70,8 +84,11 @@ def _check_same(old: NewRollout, new: NewRollout) -> None:
         "mode": (old.mode, new.mode),
         "iteration": (old.iteration, new.iteration),
         "group": (old.group_id, new.group_id),
+        "resources": (old.resources, new.resources),
         "task": ((old.task_id, old.task), (new.task_id, sent)),
     }
+    if old.mode is Mode.LIVE:
+        del pairs["iteration"]  # 0 in the request for good; its own since it was given to one
     for field, (before, now) in pairs.items():
         if before != now:
             raise Conflict(
@@ -84,55 +101,84 @@ def claim(
     session: Session,
     worker: str,
     run: str | None,
+    rollout_ids: Sequence[RolloutId] | None,
     limit: int,
     lease_us: int,
     now: datetime,
     secret: bytes,
 ) -> list[Claim]:
-    """Start attempts at the oldest queued rollouts; see `Store.claim`."""
+    """Start attempts at queued rollouts; see `Store.claim`."""
     now_us = rows.micros(now)
-    session.run("see_worker", name=worker, run=run, now_us=now_us)
-    if run is None:
+    if rollout_ids is not None:
+        queued = _queued_by_id(session, run, rollout_ids)[:limit]
+    elif run is None:
         queued = session.rows("queued", limit=limit)
     else:
         queued = session.rows("queued_of_run", run=run, limit=limit)
-    claims: list[Claim] = []
-    for row in queued:
-        rollout = rows.rollout(row)
-        deadline_us = now_us + rows.seconds_to_us(rollout.spec.timeout_seconds)
-        attempt = _start(
-            session, row[rows.ROLLOUT_PK], worker, now_us + lease_us, deadline_us, now_us
-        )
-        expiry = rows.instant(deadline_us + rows.seconds_to_us(KEY_SLACK_SECONDS))
-        key = sign_attempt_key(secret, attempt.id, expiry)
-        started = _rollout(session, row[rows.ROLLOUT_PK])
-        claims.append(Claim(started, attempt, key))
+    claims = [_start(session, row, worker, now_us, lease_us, secret) for row in queued]
+    _see(session, worker, run, now_us, len(claims))
     return claims
 
 
-def _start(
-    session: Session, rollout: int, worker: str, lease_us: int, deadline_us: int, now_us: int
-) -> Attempt:
-    session.run("start_rollout", pk=rollout)
-    ident = new_id("a")
+def _queued_by_id(
+    session: Session, run: str | None, rollout_ids: Sequence[RolloutId]
+) -> list[rows.Row]:
+    found = [session.row("queued_by_id", id=ident) for ident in dict.fromkeys(rollout_ids)]
+    return [row for row in found if row is not None and run in (None, row[rows.ROLLOUT_RUN])]
+
+
+def _see(session: Session, worker: str, run: str | None, now_us: int, claimed: int) -> None:
+    """Note that a worker is there, and how many attempts it has just got."""
+    claimed_us = now_us if claimed else None
     session.run(
-        "insert_attempt",
-        id=ident,
-        rollout=rollout,
-        number=_rollout(session, rollout).attempts,
+        "see_worker", name=worker, run=run, now_us=now_us, claimed_us=claimed_us, claimed=claimed
+    )
+
+
+def _start(
+    session: Session, row: rows.Row, worker: str, now_us: int, lease_us: int, secret: bytes
+) -> Claim:
+    """Start an attempt at the queued rollout of `row`."""
+    rollout_pk = row[rows.ROLLOUT_PK]
+    queued = rows.rollout(row)
+    deadline_us = now_us + rows.seconds_to_us(queued.spec.timeout_seconds)
+    # What is written below: reading it back would cost as much as writing it.
+    attempt = Attempt(
+        id=AttemptId(new_id("a")),
+        rollout_id=queued.id,
+        number=queued.attempts + 1,
+        state=AttemptState.RUNNING,
         worker=worker,
-        lease_us=lease_us,
+        lease_expires_at=rows.instant(now_us + lease_us),
+        started_at=rows.instant(now_us),
+        ended_at=None,
+        failure=None,
+        output=None,
+    )
+    session.run("start_rollout", pk=rollout_pk)
+    attempt_pk = session.insert(
+        "insert_attempt",
+        id=attempt.id,
+        rollout=rollout_pk,
+        number=attempt.number,
+        worker=worker,
+        lease_us=now_us + lease_us,
         deadline_us=deadline_us,
         now_us=now_us,
     )
-    return rows.attempt(_attempt_row(session, AttemptId(ident)))
+    assert attempt_pk is not None, f"the fresh id {attempt.id!r} is taken"
+    awaiting.begin(session, rollout_pk, attempt_pk, queued.spec.await_rewards)
+    expiry = rows.instant(deadline_us + rows.seconds_to_us(KEY_SLACK_SECONDS))
+    rollout = replace(queued, state=RolloutState.RUNNING, attempts=attempt.number, reward=None)
+    key = sign_attempt_key(secret, attempt.id, expiry)
+    return Claim(rollout, attempt, key, resources.pinned(session, queued.spec))
 
 
 def heartbeat(
     session: Session, worker: str, attempt_ids: Sequence[AttemptId], lease_us: int, now_us: int
 ) -> list[AttemptId]:
     """Renew leases; see `Store.heartbeat`."""
-    session.run("see_worker", name=worker, run=None, now_us=now_us)
+    _see(session, worker, None, now_us, 0)
     return [
         ident
         for ident in attempt_ids
@@ -200,7 +246,9 @@ def _end(
     )
     if failure is None:
         _end_rollout(session, rollout_pk, RolloutState.SUCCEEDED, now_us)
-    elif failure.kind is FailureKind.CANCELLED:
+        return
+    awaiting.failed(session, rollout_pk)
+    if failure.kind is FailureKind.CANCELLED:
         _end_rollout(session, rollout_pk, RolloutState.CANCELLED, now_us)
     elif _again(session, rollout_pk, failure.kind):
         session.run("requeue_rollout", pk=rollout_pk)
@@ -217,7 +265,7 @@ def _again(session: Session, rollout_pk: int, kind: FailureKind) -> bool:
 
 def _end_rollout(session: Session, rollout_pk: int, state: RolloutState, now_us: int) -> None:
     session.run("end_rollout", pk=rollout_pk, state=state.value, now_us=now_us)
-    session.wakes.add(Wake.ENDED)
+    awaiting.ended(session, rollout_pk)
 
 
 def cancel(session: Session, rollout_ids: Sequence[RolloutId], now_us: int) -> int:
@@ -225,18 +273,41 @@ def cancel(session: Session, rollout_ids: Sequence[RolloutId], now_us: int) -> i
     cancelled = 0
     failure = Failure(FailureKind.CANCELLED, "the rollout was cancelled")
     for ident in rollout_ids:
-        found = session.row("rollout_by_id", id=ident)
+        found = session.row("rollout_to_change", id=ident)
         if found is None:
             raise NotFound(f"there is no rollout {ident!r}, so none was cancelled")
         if rows.rollout(found).state in TERMINAL:
             continue
-        running = session.row("running_attempt_of_rollout", rollout=found[rows.ROLLOUT_PK])
+        running = session.row("running_attempt_to_end", rollout=found[rows.ROLLOUT_PK])
         if running is None:
             _end_rollout(session, found[rows.ROLLOUT_PK], RolloutState.CANCELLED, now_us)
         else:
             _end(session, running, AttemptState.FAILED, failure, None, now_us)
         cancelled += 1
     return cancelled
+
+
+def retry(session: Session, rollout_ids: Sequence[RolloutId]) -> int:
+    """Queue failed rollouts again; see `Store.retry`."""
+    queued = 0
+    for ident in rollout_ids:
+        found = session.row("rollout_to_change", id=ident)
+        if found is None:
+            raise NotFound(f"there is no rollout {ident!r}, so none was queued again")
+        rollout = rows.rollout(found)
+        if rollout.state is not RolloutState.FAILED or rollout.spec.mode is Mode.LIVE:
+            continue
+        take = session.row("take_of_rollout", pk=found[rows.ROLLOUT_PK])
+        if take is not None:
+            raise Conflict(
+                f"rollout {ident!r} can't be tried again: iteration {take[0]} was given its group as"
+                " it is; roll that take back first"
+            )
+        session.run("retry_rollout", pk=found[rows.ROLLOUT_PK])
+        queued += 1
+    if queued:
+        session.wakes.add(Wake.QUEUED)
+    return queued
 
 
 def expire(session: Session, now_us: int) -> int:
@@ -254,6 +325,7 @@ def expire(session: Session, now_us: int) -> int:
                 FailureKind.LOST, f"worker {attempt.worker!r} stopped renewing its lease"
             )
         _end(session, row, state, failure, None, now_us)
+    awaiting.expire(session, now_us)
     return len(due)
 
 
@@ -275,7 +347,7 @@ def _rollout(session: Session, pk: int) -> Rollout:
 
 
 def _attempt_row(session: Session, attempt_id: AttemptId) -> rows.Row:
-    row = session.row("attempt_by_id", id=attempt_id)
+    row = session.row("attempt_to_end", id=attempt_id)
     if row is None:
         raise NotFound(f"there is no attempt {attempt_id!r}; use the id that the claim gave")
     return row

@@ -10,11 +10,10 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from lightningrl.errors import StoreUnavailable
-from lightningrl.store.session import Session, open_session, translating
+from lightningrl.store.session import Session
 
 T = TypeVar("T")
 
@@ -22,13 +21,32 @@ _THREADS = 2
 """So that one long read (the events of a whole iteration) doesn't hold up the short ones."""
 
 
-class Readers:
-    """Reads the store at `path`."""
+class ReadSession(Protocol):
+    """A connection that reads; used by one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def read(self, operation: Callable[[Session], T]) -> T:
+        """Run `operation` in one read transaction; a database's errors leave as ours."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        ...
+
+
+class Readers:
+    """Reads the store `name`."""
+
+    def __init__(self, name: str, connect: Callable[[], ReadSession]) -> None:
+        """Connections are made when they are first needed.
+
+        Args:
+            name: Of the store, for messages.
+            connect: Makes a connection for the thread that calls it.
+        """
+        self._name = name
+        self._connect = connect
         self._local = threading.local()
-        self._sessions: list[Session] = []
+        self._sessions: list[ReadSession] = []
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="lightningrl-reader")
         self._closed = False
 
@@ -39,7 +57,7 @@ class Readers:
             StoreUnavailable: the store is closed, gone or damaged.
         """
         if self._closed:
-            raise StoreUnavailable(f"the store {str(self._path)!r} is closed")
+            raise StoreUnavailable(f"the store {self._name!r} is closed")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._read, operation)
 
@@ -48,12 +66,11 @@ class Readers:
         self._closed = True
         await asyncio.to_thread(self._pool.shutdown)
         for session in self._sessions:
-            session.connection.close()
+            session.close()
 
     def _read(self, operation: Callable[[Session], T]) -> T:
-        session: Session | None = getattr(self._local, "session", None)
+        session: ReadSession | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = open_session(self._path, read_only=True)
+            session = self._local.session = self._connect()
             self._sessions.append(session)
-        with translating(self._path), session.transaction():
-            return operation(session)
+        return session.read(operation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -10,6 +11,7 @@ from lightningrl.errors import NotFound
 from lightningrl.schema import (
     Attempt,
     AttemptId,
+    GroupId,
     Mode,
     Progress,
     Rollout,
@@ -18,26 +20,41 @@ from lightningrl.schema import (
     Worker,
 )
 from lightningrl.store import rows
-from lightningrl.store.base import Ended, RolloutQuery, RunSummary
+from lightningrl.store.records import Ended, RolloutOrder, RolloutQuery, RunSummary
 from lightningrl.store.session import Session
+
+_ALL = 1 << 62
+"""A LIMIT that limits nothing; databases differ in how they say that."""
 
 
 def rollouts(session: Session, query: RolloutQuery) -> list[Rollout]:
     """See `Store.rollouts`."""
-    values = {
+    filters = {
         "run": query.run,
         "mode": query.mode,
         "iteration": query.iteration,
         "variant": query.variant,
         "group_id": query.group_id,
-        "states": msgspec.json.encode(query.states).decode() if query.states else None,
-        "ids": msgspec.json.encode(query.ids).decode() if query.ids else None,
+        "task_id": query.task_id,
+        "states": _array(query.states) if query.states else None,
+        "ids": _array(query.ids) if query.ids else None,
+        "failure_kinds": _array(query.failure_kinds) if query.failure_kinds else None,
+        "min_reward": query.min_reward,
+        "max_reward": query.max_reward,
     }
-    filters = [f"and_{name}" for name, value in values.items() if value is not None]
-    order = "newest_first" if query.newest_first else "oldest_first"
-    page = {"limit": -1 if query.limit is None else query.limit, "offset": query.offset}
-    found = session.selected(["select_rollouts", *filters, order], values | page)
-    return [rows.rollout(row) for row in found]
+    parts = [f"and_{name}" for name, value in filters.items() if value is not None]
+    values: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    direction = "descending" if query.descending else "ascending"
+    if query.after is not None:
+        null = "null_" if query.after.key is None else ""
+        parts.append(f"after_{null}{direction}")
+        values |= {"after_key": query.after.key, "after_id": query.after.id}
+    values |= {"order": query.order, "limit": _ALL if query.limit is None else query.limit}
+    return _rollouts(session, [*parts, direction], values)
+
+
+def _rollouts(session: Session, parts: list[str], values: dict[str, Any]) -> list[Rollout]:
+    return [rows.rollout(row) for row in session.selected(["select_rollouts", *parts], values)]
 
 
 def attempts(session: Session, rollout_ids: Sequence[RolloutId]) -> list[Attempt]:
@@ -68,15 +85,52 @@ def ended(session: Session, run: str, after: int, limit: int) -> list[Ended]:
     return [Ended(row[rows.ROLLOUT_ENDED_SEQ], rows.rollout(row)) for row in found]
 
 
+class Named(msgspec.Struct):
+    """The rollouts that a caller waits for, in the caller's order."""
+
+    ids: list[RolloutId]
+    open: int
+    """How many are not complete."""
+
+
+def named(
+    session: Session, rollout_ids: Sequence[RolloutId], group_ids: Sequence[GroupId]
+) -> Named:
+    """What `Store.wait` waits for."""
+    found = session.rows("named_rollouts", ids=_array(rollout_ids), group_ids=_array(group_ids))
+    complete = {RolloutId(ident): bool(done) for ident, _, _, done in found}
+    members: dict[str, list[RolloutId]] = {}
+    for ident, group_id, _, _ in sorted(found, key=lambda row: row[2]):
+        members.setdefault(group_id, []).append(RolloutId(ident))
+    for kind, wanted, known in (("rollout", rollout_ids, complete), ("group", group_ids, members)):
+        missing = [one for one in wanted if one not in known]
+        if missing:
+            raise NotFound(f"there is no {kind} {missing[0]!r}; enqueue it before you wait for it")
+    grouped = [ident for group in group_ids for ident in members[group]]
+    ids = list(dict.fromkeys([*rollout_ids, *grouped]))
+    return Named(ids, sum(not complete[one] for one in ids))
+
+
+def ended_of(session: Session, ids: Sequence[RolloutId]) -> list[Rollout]:
+    """Those of `ids` that are complete, in order."""
+    found = _rollouts(session, ["and_ids"], {"ids": _array(ids), "order": RolloutOrder.CREATED})
+    ended = {one.id: one for one in found if one.complete}
+    return [ended[ident] for ident in ids if ident in ended]
+
+
+def _array(ids: Sequence[str]) -> str:
+    return msgspec.json.encode(ids).decode()
+
+
 def progress(
     session: Session, run: str, mode: Mode, iteration: int, variant: str | None
 ) -> Progress:
     """See `Store.progress`; never waits."""
     found = session.rows("progress", run=run, mode=mode, iteration=iteration, variant=variant)
-    counts = {state: count for state, count, _, _ in found}
-    rewards = {state: (total, rewarded) for state, _, total, rewarded in found}
-    reward_sum, rewarded = rewards.get(RolloutState.SUCCEEDED, (0.0, 0))
-    return Progress(**counts, reward_sum=reward_sum, rewarded=rewarded)
+    counts = {row[0]: row[1] for row in found}
+    succeeded = {row[0]: row[1:] for row in found}.get(RolloutState.SUCCEEDED, (0, 0.0, 0, 0))
+    count, reward_sum, rewarded, complete = succeeded
+    return Progress(**counts, reward_sum=reward_sum, rewarded=rewarded, awaiting=count - complete)
 
 
 def summary(session: Session, run: str) -> RunSummary:
@@ -96,9 +150,24 @@ def runs(session: Session) -> list[str]:
 
 def workers(session: Session, since_us: int) -> list[Worker]:
     """See `Store.workers`."""
+    held: dict[str, list[AttemptId]] = {}
+    found: dict[str, rows.Row] = {}
+    for *worker, attempt_id in session.rows("workers_seen_since", since_us=since_us):
+        found[worker[0]] = tuple(worker)
+        attempts = held.setdefault(worker[0], [])
+        if attempt_id is not None:
+            attempts.append(AttemptId(attempt_id))
     return [
-        Worker(name, run, rows.instant(seen_us), running)
-        for name, run, seen_us, running in session.rows("workers_seen_since", since_us=since_us)
+        Worker(
+            name=name,
+            run=run,
+            first_seen_at=rows.instant(first_us),
+            seen_at=rows.instant(seen_us),
+            claimed_at=None if claimed_us is None else rows.instant(claimed_us),
+            claimed=claimed,
+            attempt_ids=tuple(held[name]),
+        )
+        for name, run, first_us, seen_us, claimed_us, claimed in found.values()
     ]
 
 

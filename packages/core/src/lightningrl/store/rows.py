@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from lightningrl.schema import (
     Attempt,
@@ -17,6 +18,7 @@ from lightningrl.schema import (
     Failure,
     FailureKind,
     NewRollout,
+    Resource,
     Rollout,
     RolloutId,
     RolloutState,
@@ -25,8 +27,17 @@ from lightningrl.store.compression import unpack
 
 Row = tuple[Any, ...]
 
-ROLLOUT_PK = 6
+ROLLOUT_SPEC = 0
+"""Where `rollout_records` has the blob that `spec` reads."""
+
+ROLLOUT_PK = 8
 """Where `rollout_records` has the primary key."""
+
+ROLLOUT_RUN = 10
+"""Where `rollout_records` has the run."""
+
+ROLLOUT_ITERATION = 12
+"""Where `rollout_records` has the iteration, which a live rollout is given later than its spec."""
 
 ATTEMPT_PK = 11
 """Where `attempt_records` has the primary key."""
@@ -34,8 +45,8 @@ ATTEMPT_PK = 11
 ATTEMPT_ROLLOUT_PK = 12
 """Where `attempt_records` has the primary key of the attempt's rollout."""
 
-ROLLOUT_ENDED_SEQ = 14
-"""Where `rollout_records` has the place in the order of ending."""
+ROLLOUT_ENDED_SEQ = 16
+"""Where `rollout_records` has the place in the order of completion."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -64,14 +75,19 @@ def spec(blob: bytes) -> NewRollout:
 
 def rollout(row: Row) -> Rollout:
     """From a row of `rollout_records`."""
-    blob, state, attempts, reward, created_us, ended_us = row[:6]
+    blob, state, attempts, reward, created_us, ended_us, forgiven, complete = row[:8]
+    enqueued = spec(blob)
+    if enqueued.iteration != row[ROLLOUT_ITERATION]:
+        enqueued = replace(enqueued, iteration=row[ROLLOUT_ITERATION])
     return Rollout(
-        spec=spec(blob),
+        spec=enqueued,
         state=RolloutState(state),
         attempts=attempts,
         reward=reward,
         created_at=instant(created_us),
         ended_at=None if ended_us is None else instant(ended_us),
+        forgiven=forgiven,
+        complete=bool(complete),
     )
 
 
@@ -90,4 +106,17 @@ def attempt(row: Row) -> Attempt:
         ended_at=None if ended_us is None else instant(ended_us),
         failure=None if kind is None else Failure(FailureKind(kind), message),
         output=None if output is None else msgspec.msgpack.decode(unpack(output)),
+    )
+
+
+def resource(row: Row) -> Resource:
+    """From a row of the statements in `resources.sql`."""
+    run, name, version, ident, created_us, value = row
+    return Resource(
+        run=run,
+        name=name,
+        version=version,
+        value=msgspec.msgpack.decode(unpack(value)),
+        created_at=instant(created_us),
+        id=ident,
     )

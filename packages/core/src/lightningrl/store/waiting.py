@@ -6,6 +6,7 @@ Ask for `next` *before* looking at the store, then look, then wait: no change ca
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 
 from lightningrl.store.session import Wake
@@ -32,6 +33,13 @@ class Wakes:
             if future is not None and not future.done():
                 future.set_result(None)
 
+    def wake_from_thread(self, wakes: frozenset[Wake]) -> None:
+        """`wake`, for a thread that is not the event loop's."""
+        loops = {future.get_loop() for future in list(self._futures.values())}
+        for loop in loops:
+            with contextlib.suppress(RuntimeError):  # a closed loop: nobody waits there any more
+                loop.call_soon_threadsafe(self.wake, wakes)
+
 
 class Patience:
     """What is left of `wait_seconds`."""
@@ -45,9 +53,10 @@ class Patience:
         """Seconds; 0 or less when none are left."""
         return self._until - self._loop.time()
 
-    async def wait(self, change: asyncio.Future[None]) -> bool:
-        """Wait for `change`; False, at once, where no time is left."""
+    async def wait(self, change: asyncio.Future[None], look_seconds: float | None = None) -> bool:
+        """Wait for `change`, but no longer than `look_seconds`; False, at once, when time is up."""
         if self.left <= 0:
             return False
-        await asyncio.wait({change}, timeout=self.left)
+        timeout = self.left if look_seconds is None else min(self.left, look_seconds)
+        await asyncio.wait({change}, timeout=timeout)
         return True

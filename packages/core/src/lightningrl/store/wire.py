@@ -2,23 +2,28 @@
 
 `POST /store/v1/{method}` carries a msgpack map of keyword arguments; the answer is the map
 `{"ok": result}` or `{"error": {"code", "message"}}`, where `code` names a class of `errors`. Bodies
-above 4 KiB are compressed with zstd. Server and client share this table, so each method of the
+above 32 KiB are compressed with zstd. Server and client share this table, so each method of the
 contract stands once.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
+import uuid
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 
 from lightningrl.store.base import Store
+from lightningrl.store.compression import Compressor
 
 PREFIX = "/store/v1/"
 
-COMPRESS_ABOVE_BYTES = 4096
+COMPRESS_ABOVE_BYTES = 32 << 10
+"""Below this the server takes longer to decompress a body than a network of 1 Gbit/s to carry it."""
 
 BODY_LIMIT_BYTES = 64 << 20
 """Longest body that the server takes, before and after decompression."""
@@ -26,10 +31,48 @@ BODY_LIMIT_BYTES = 64 << 20
 REQUEST_ID_HEADER = "x-lightningrl-request"
 """Chosen by the client, the same for each repetition of a call whose answer got lost."""
 
-ONCE = frozenset({"enqueue", "claim", "cancel", "extend"})
+VERSION_HEADER = "x-lightningrl-version"
+"""The client's version of LightningRL, which the server compares with its own."""
+
+ONCE = frozenset(
+    {
+        *("enqueue", "claim", "cancel", "retry", "extend", "expire", "roll_back", "put_resource"),
+        *("delete_rollouts", "delete_run", "retain", "load"),
+    }
+)
 """Methods whose repetition would give another answer or have its effect twice, although the arguments
 are equal. The server remembers the answers to these by request id. After a restart of the server it
 doesn't know them any more; then a claim that got lost ends with its lease."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def packed_call(
+    name: str, arguments: dict[str, Any], compressor: Compressor
+) -> tuple[bytes, dict[str, str]]:
+    """The body and the headers of one call of the method `name`.
+
+    A call that is repeated is the same body with the same headers.
+    """
+    body = _encoder.encode(arguments)
+    headers = {
+        "content-type": "application/msgpack",
+        "accept-encoding": "zstd",
+        VERSION_HEADER: own_version(),
+    }
+    if len(body) > COMPRESS_ABOVE_BYTES:
+        body = compressor.pack(body)
+        headers["content-encoding"] = "zstd"
+    if name in ONCE:
+        headers[REQUEST_ID_HEADER] = uuid.uuid4().hex
+    return body, headers
+
+
+@functools.cache
+def own_version() -> str:
+    """Of LightningRL, as it is installed."""
+    return version("lightningrl")
 
 
 class WireError(msgspec.Struct, frozen=True):

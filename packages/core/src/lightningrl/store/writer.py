@@ -1,9 +1,12 @@
-"""The one thread that writes, with group commit.
+"""All that is written goes through here, one transaction at a time, with group commit.
 
 Operations submitted in one tick of the event loop, and all that pile up while a commit is under way,
-run in one transaction, each inside a savepoint of its own: one that fails undoes only itself. A
-submitter's answer comes after COMMIT, so what was answered is in the file. The thread checkpoints the
-write-ahead log after it has answered, which keeps that out of everyone's latency.
+are one batch, which the database's `Committer` runs in one transaction. A submitter's answer comes
+after the commit, so what was answered is in the database.
+
+Commits have a thread. One that is short is done in the event loop itself where the thread has nothing to
+do: handing it over and being woken again costs more than the commit. Invariant: batches are committed
+one after the other in the order of their submission, whichever thread does it.
 """
 
 from __future__ import annotations
@@ -11,74 +14,125 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import apsw
+from typing import Any, Protocol, TypeVar
 
 from lightningrl.errors import StoreUnavailable
-from lightningrl.store.session import Session, Wake, translated
+from lightningrl.store.session import Session, Wake
 
 T = TypeVar("T")
 
 _BATCH = 512
 """Operations in one transaction at most, which bounds how long the first of them waits."""
 
-_CHECKPOINT_PAGES = 1000
-"""Pages (4 KiB) in the write-ahead log from which on an idle writer checkpoints."""
 
-_CHECKPOINT_PAGES_BUSY = 8_000
-"""Pages from which on it checkpoints though operations wait, so that the log stays near 32 MiB."""
+_GATHER_TICKS = 4
+"""Ticks of the event loop for which operations are gathered, as long as each brings more: a transaction of
+sixteen costs a third, per operation, of sixteen transactions."""
+
+_AT_ONCE_ROWS = 32
+"""Rows that the event loop may write itself; it stands still for about a millisecond meanwhile."""
+
+
+_MANY_ROWS = 1_000_000
 
 
 @dataclass(slots=True)
-class _Operation:
+class Operation:
+    """Something to write, and what became of it."""
+
     run: Callable[[Session], Any]
+    """Changes nothing but the database, so that it can run again after a rollback."""
+    rows: int
+    """About how many rows it writes."""
     future: asyncio.Future[Any]
     result: Any = None
     error: BaseException | None = None
+    """None: it is committed."""
+
+
+class Committer(Protocol):
+    """What a database does for its writer; never two methods at once."""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a commit waits for no disk and no network, so that an event loop may do it."""
+        ...
+
+    @property
+    def wants_rest(self) -> bool:
+        """Whether there is something to do in `rest`."""
+        ...
+
+    def commit(self, batch: Sequence[Operation]) -> frozenset[Wake]:
+        """Run `batch` in one transaction and fill in `result` or `error`; return what to wake.
+
+        An operation that fails undoes only itself. Raises nothing.
+        """
+        ...
+
+    def rest(self, idle: bool) -> None:
+        """Called in the thread after a batch was answered; `idle` where no other waits."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        ...
 
 
 class Writer:
-    """Runs operations on `session`, which is its alone from now on."""
+    """Runs operations through `committer`, which is its alone from now on."""
 
-    def __init__(self, session: Session, on_commit: Callable[[frozenset[Wake]], None]) -> None:
+    def __init__(
+        self, name: str, committer: Committer, on_commit: Callable[[frozenset[Wake]], None]
+    ) -> None:
         """Start the thread.
 
         Args:
-            session: The only connection that writes.
+            name: Of the store, for messages.
+            committer: Holds the only connection of this process that writes.
             on_commit: Called in the submitter's event loop after a commit that changed something
                 that is waited for.
         """
-        self._session = session
+        self._name = name
+        self._committer = committer
         self._on_commit = on_commit
-        self._pending: dict[asyncio.AbstractEventLoop, list[_Operation]] = {}
-        self._batches: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
+        self._pending: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
+        self._batches: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()
+        self._under_way: deque[list[Operation]] = deque()
+        """What the thread was given and has not committed yet."""
+        self._committing = threading.Lock()
         self._closed = False
-        self._log_pages = 0
-        session.connection.set_wal_hook(self._note_log_pages)
         self._thread = threading.Thread(target=self._run, name="lightningrl-writer", daemon=True)
         self._thread.start()
 
-    async def submit(self, operation: Callable[[Session], T]) -> T:
-        """Run `operation` in the writer's next transaction; return when it is committed.
+    def submit(
+        self, operation: Callable[[Session], T], *, rows: int | None = None
+    ) -> asyncio.Future[T]:
+        """Run `operation` in the writer's next transaction; done when that is committed.
 
-        Once submitted, the operation runs even if the waiting for it is cancelled.
+        Once submitted, the operation runs even if the future is cancelled.
+
+        Args:
+            operation: What to write.
+            rows: About how many rows it writes. None: too many to say.
 
         Raises:
-            StoreUnavailable: the store is closed, or the commit failed; then nothing was written.
+            StoreUnavailable: the store is closed, or (by the future) the commit failed; then nothing
+                was written.
         """
         if self._closed:
-            raise StoreUnavailable(f"the store {str(self._session.path)!r} is closed")
+            raise StoreUnavailable(f"the store {self._name!r} is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         pending = self._pending.get(loop)
         if pending is None:
             pending = self._pending[loop] = []
-            loop.call_soon(self._flush, loop)
-        pending.append(_Operation(operation, future))
-        return await future
+            loop.call_soon(self._gather, loop, 0, _GATHER_TICKS)
+        pending.append(Operation(operation, _MANY_ROWS if rows is None else rows, future))
+        return future
 
     async def close(self) -> None:
         """Run what was submitted, then end the thread and close the connection."""
@@ -88,81 +142,76 @@ class Writer:
         self._batches.put(None)
         await asyncio.to_thread(self._thread.join)
 
+    def _gather(self, loop: asyncio.AbstractEventLoop, seen: int, ticks: int) -> None:
+        """Flush once a tick of the loop has brought nothing more, or after so many `ticks`."""
+        submitted = len(self._pending.get(loop, ()))
+        if submitted > seen and ticks > 0:
+            loop.call_soon(self._gather, loop, submitted, ticks - 1)
+        else:
+            self._flush(loop)
+
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         pending = self._pending.pop(loop, None)
-        if pending:
-            self._batches.put(pending)
+        if pending and not self._commit_at_once(pending):
+            self._hand_over(pending)
 
-    def _note_log_pages(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
-        self._log_pages = pages
-        return apsw.SQLITE_OK
+    def _hand_over(self, batch: list[Operation]) -> None:
+        self._under_way.append(batch)
+        self._batches.put(batch)
+
+    def _commit_at_once(self, batch: list[Operation]) -> bool:
+        """Commit in the event loop; False, and nothing done, where that is the thread's work."""
+        committer = self._committer
+        rows = sum(operation.rows for operation in batch)
+        if rows > _AT_ONCE_ROWS or not committer.is_short or self._under_way:
+            return False
+        if not self._committing.acquire(blocking=False):
+            return False
+        try:
+            wakes = committer.commit(batch)
+            if committer.wants_rest:
+                self._hand_over([])
+        finally:
+            self._committing.release()
+        self._settle(batch, wakes)
+        return True
 
     # -- in the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
         open_ = True
         while open_:
-            batch, open_ = self._next_batch()
-            if batch:
-                self._commit(batch)
-                self._answer(batch)
-            self._checkpoint()
-        self._session.connection.close()
+            batches, open_ = self._next_batches()
+            batch = [operation for one in batches for operation in one]
+            with self._committing:
+                wakes = self._committer.commit(batch) if batch else frozenset[Wake]()
+                for _ in batches:
+                    self._under_way.popleft()
+            self._answer(batch, wakes)
+            if self._committer.wants_rest:
+                with self._committing:
+                    self._committer.rest(self._batches.empty())
+        self._committer.close()
 
-    def _next_batch(self) -> tuple[list[_Operation], bool]:
+    def _next_batches(self) -> tuple[list[list[Operation]], bool]:
         """What waits, and whether more may come."""
         first = self._batches.get()
         if first is None:
             return [], False
-        batch = list(first)
-        while len(batch) < _BATCH:
+        batches, size = [first], len(first)
+        while size < _BATCH:
             try:
                 more = self._batches.get_nowait()
             except queue.Empty:
                 break
             if more is None:
-                return batch, False
-            batch += more
-        return batch, True
+                return batches, False
+            batches.append(more)
+            size += len(more)
+        return batches, True
 
-    def _commit(self, batch: list[_Operation]) -> None:
-        session = self._session
-        session.wakes.clear()
-        try:
-            with session.transaction("BEGIN IMMEDIATE"):
-                for operation in batch:
-                    self._apply(operation)
-        except Exception as error:  # noqa: BLE001  each submitter gets it as its own error
-            session.bases.rolled_back()
-            session.wakes.clear()
-            for operation in batch:
-                operation.error = operation.error or self._reason(error)
-        else:
-            session.bases.committed()
-
-    def _apply(self, operation: _Operation) -> None:
-        """Run one operation; leave nothing of it if it fails.
-
-        Raises only where the whole transaction is lost.
-        """
-        session = self._session
-        session.connection.execute("SAVEPOINT operation")
-        try:
-            operation.result = operation.run(session)
-        except Exception as error:
-            operation.error = self._reason(error)
-            session.bases.rolled_back()
-            if not session.connection.in_transaction:
-                raise  # SQLite rolled everything back: a full disk, an I/O error
-            session.connection.execute("ROLLBACK TO operation")
-        session.connection.execute("RELEASE operation")
-
-    def _reason(self, error: Exception) -> Exception:
-        return translated(self._session.path, error) if isinstance(error, apsw.Error) else error
-
-    def _answer(self, batch: list[_Operation]) -> None:
-        wakes = frozenset(self._session.wakes)
-        by_loop: dict[asyncio.AbstractEventLoop, list[_Operation]] = {}
+    def _answer(self, batch: list[Operation], wakes: frozenset[Wake]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
         for operation in batch:
             by_loop.setdefault(operation.future.get_loop(), []).append(operation)
         for loop, operations in by_loop.items():
@@ -171,7 +220,7 @@ class Writer:
             except RuntimeError:
                 continue  # the loop is closed: nobody waits for these answers any more
 
-    def _settle(self, operations: list[_Operation], wakes: frozenset[Wake]) -> None:
+    def _settle(self, operations: list[Operation], wakes: frozenset[Wake]) -> None:
         for operation in operations:
             if operation.future.done():  # the waiting for it was cancelled
                 continue
@@ -181,17 +230,3 @@ class Writer:
                 operation.future.set_exception(operation.error)
         if wakes:
             self._on_commit(wakes)
-
-    def _checkpoint(self) -> None:
-        idle = self._batches.empty()
-        if self._log_pages < (_CHECKPOINT_PAGES if idle else _CHECKPOINT_PAGES_BUSY):
-            return
-        try:
-            # Passive never waits for readers. As nobody writes meanwhile it gets to the log's end,
-            # and the next transaction starts the log anew unless a reader still needs it.
-            self._session.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        except apsw.Error:
-            # Nothing is lost: the log keeps what the file lacks, and the next commit's page count
-            # leads back here.
-            return
-        self._log_pages = 0

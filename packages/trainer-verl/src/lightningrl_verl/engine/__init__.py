@@ -5,6 +5,7 @@ were drawn from, and the policy version of the weights that drew them.
 """
 
 from lightningrl_verl.engine.errors import (
+    EngineAsleepError,
     EngineClosedError,
     EngineDiedError,
     EngineError,
@@ -30,6 +31,7 @@ from lightningrl_verl.engine.torch_engine import EngineStats, TorchEngine
 __all__ = [
     "TOOL_PARSERS",
     "Completion",
+    "EngineAsleepError",
     "EngineClosedError",
     "EngineDiedError",
     "EngineError",

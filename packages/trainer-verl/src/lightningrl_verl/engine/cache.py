@@ -1,7 +1,8 @@
 """Key/value memory in slots, read and written by a Hugging Face model through its own cache seam.
 
 Invariant: column `c` of a slot is only ever attended to by queries at positions `>= c` of the request
-that owns the slot, so stale columns need no clearing and nothing is allocated after the first forward.
+that owns the slot, so stale columns need no clearing and nothing is allocated after the first forward
+(of the model, or since `free`).
 """
 
 # Shapes in annotations are no forward references.
@@ -78,6 +79,11 @@ class SlotCache(Cache):
             return keys[rows, :, : place.span], values[rows, :, : place.span]
         chosen = place.slots[:, 0]
         return keys[chosen, :, : place.span], values[chosen, :, : place.span]
+
+    def free(self) -> None:
+        """Gives the memory back; the next pass allocates anew."""
+        self._keys.clear()
+        self._values.clear()
 
     @override
     def get_seq_length(self, layer_idx: int = 0) -> int:

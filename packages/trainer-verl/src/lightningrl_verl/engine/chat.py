@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -29,15 +29,10 @@ class BadRequestError(Exception):
         self.message, self.param, self.code, self.status = message, param, code, status
 
 
-class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What `POST /v1/chat/completions` reads; `Any` fields are checked against `_NEUTRAL`."""
+class SampledRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What any request for answers reads; `Any` fields are checked against `_NEUTRAL`."""
 
     model: str
-    messages: msgspec.Raw
-    tools: msgspec.Raw = msgspec.Raw(b"null")
-    chat_template_kwargs: dict[str, Any] | None = None
-    """Further variables of the template (vLLM)."""
-    tool_choice: Any = None
     n: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -48,34 +43,47 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     stop_token_ids: list[int] | None = None
-    logprobs: bool | None = None
     return_token_ids: bool | None = None
-    return_tokens_as_token_ids: bool | None = None
-    """Writes `token_id:ID` for each token of `logprobs` (vLLM)."""
-
     user: Any = None
-    metadata: Any = None
-    parallel_tool_calls: Any = None
-    service_tier: Any = None
-    prompt_cache_key: Any = None
-    safety_identifier: Any = None
 
     stream: Any = None
     stream_options: Any = None
     stop: Any = None
-    store: Any = None
-    response_format: Any = None
     logit_bias: Any = None
-    top_logprobs: Any = None
     min_p: Any = None
     min_tokens: Any = None
     repetition_penalty: Any = None
     ignore_eos: Any = None
     skip_special_tokens: Any = None
     include_stop_str_in_output: Any = None
+    echo: Any = None
+
+
+class ChatRequest(SampledRequest, forbid_unknown_fields=True, kw_only=True):
+    """What `POST /v1/chat/completions` reads."""
+
+    messages: msgspec.Raw
+    tools: msgspec.Raw = msgspec.Raw(b"null")
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Further variables of the template (vLLM)."""
+    tool_choice: Any = None
+    logprobs: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    """Writes `token_id:ID` for each token of `logprobs` (vLLM)."""
+
+    metadata: Any = None
+    parallel_tool_calls: Any = None
+    service_tier: Any = None
+    prompt_cache_key: Any = None
+    safety_identifier: Any = None
+    reasoning_effort: Any = None
+    """A hint; the models that this engine serves know no degrees of it."""
+
+    store: Any = None
+    response_format: Any = None
+    top_logprobs: Any = None
     add_generation_prompt: Any = None
     continue_final_message: Any = None
-    echo: Any = None
 
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -103,6 +111,8 @@ _REMEDIES: Mapping[str, str] = {
     "stop": "; end answers by `stop_token_ids` or `max_tokens`",
 }
 
+R = TypeVar("R", bound=SampledRequest)
+
 _DECODER = msgspec.json.Decoder(ChatRequest)
 
 
@@ -113,21 +123,31 @@ def read_request(body: bytes) -> ChatRequest:
         BadRequestError: It is no JSON, a field is unknown or of the wrong type, or has a value that
             the engine does not honour.
     """
-    try:
-        request = _DECODER.decode(body)
-    except msgspec.DecodeError as error:
-        raise BadRequestError(str(error), param=_field_in(str(error))) from error
-    for name, neutral in _NEUTRAL.items():
-        value = getattr(request, name)
-        if value is not None and value not in neutral:
-            raise BadRequestError(
-                f"`{name}`={value!r} is not supported{_REMEDIES.get(name, '')}", param=name
-            )
+    request = decoded(_DECODER, body)
     if request.tool_choice not in (None, "auto", "none"):
         raise BadRequestError(
             f"`tool_choice`={request.tool_choice!r} is not supported; use 'auto' or 'none'",
             param="tool_choice",
         )
+    return request
+
+
+def decoded(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
+    """Decodes one request and checks the fields that any request may have.
+
+    Raises:
+        BadRequestError: As `read_request`.
+    """
+    try:
+        request = decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequestError(str(error), param=_field_in(str(error))) from error
+    for name, neutral in _NEUTRAL.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in neutral:
+            raise BadRequestError(
+                f"`{name}`={value!r} is not supported{_REMEDIES.get(name, '')}", param=name
+            )
     if request.n is not None and request.n < 1:
         raise BadRequestError(f"`n`={request.n} must be at least 1", param="n")
     return request
@@ -140,7 +160,7 @@ def _field_in(message: str) -> str | None:
     return message.split("field `", 1)[1].split("`", 1)[0] if "field `" in message else None
 
 
-def sampling_of(request: ChatRequest) -> list[SamplingParams]:
+def sampling_of(request: SampledRequest) -> list[SamplingParams]:
     """One set of parameters per choice; choice `i` of a seeded request has seed `seed + i`, as in vLLM.
 
     Raises:
@@ -244,9 +264,13 @@ class ReplyWriter:
             choice["tool_parser_error"] = parsed.error
         return choice
 
-    def _parsed(self, completion: Completion, tools: Sequence[Mapping[str, Any]]) -> ParsedMessage:
+    def text(self, completion: Completion) -> str:
+        """The answer as text, without the token that ended it."""
         ids = completion.token_ids
-        text = self.decode(ids[:-1] if ids[-1] in self.eos_token_ids else ids)
+        return self.decode(ids[:-1] if ids[-1] in self.eos_token_ids else ids)
+
+    def _parsed(self, completion: Completion, tools: Sequence[Mapping[str, Any]]) -> ParsedMessage:
+        text = self.text(completion)
         parsed = self.parser.parse(text, tools)
         cut_off = completion.finish_reason == "length"
         if parsed.tool_calls and cut_off and not self.parser.marks_end:

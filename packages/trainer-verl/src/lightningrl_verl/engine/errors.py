@@ -7,6 +7,7 @@ error leaves the engine serving, with the weights it had.
 from lightningrl.errors import EngineError
 
 __all__ = [
+    "EngineAsleepError",
     "EngineClosedError",
     "EngineDiedError",
     "EngineError",
@@ -36,6 +37,10 @@ class WeightSwapError(EngineError, ValueError):
 
 class NonFiniteLogitsError(EngineError):
     """The model returned NaN or infinite scores for one request."""
+
+
+class EngineAsleepError(EngineError):
+    """The engine has given its memory away for a while, and the request with it."""
 
 
 class EngineClosedError(EngineError):

@@ -176,11 +176,17 @@ class Scheduler:
         self.version = version
 
     def drain(self) -> list[Request]:
-        """Gives up every request, for a shutdown."""
+        """Gives up every request, with its slot."""
         requests = [*self.active.values(), *self.waiting]
+        for slot in self.active:
+            self._pool.give(slot, [])
         self.active.clear()
         self.waiting.clear()
         return requests
+
+    def forget(self) -> None:
+        """Called when keys and values are gone."""
+        self._pool.forget()
 
     def _drop_cancelled(self) -> None:
         for slot in [slot for slot, request in self.active.items() if request.cancelled]:

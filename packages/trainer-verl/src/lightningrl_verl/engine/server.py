@@ -6,7 +6,7 @@ Invariant: a request that its client gave up on holds no slot; a dead engine ans
 import asyncio
 import socket
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -17,8 +17,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from lightningrl_verl.engine.chat import BadRequestError, ReplyWriter, read_request, sampling_of
+from lightningrl_verl.engine.chat import (
+    BadRequestError,
+    ReplyWriter,
+    SampledRequest,
+    read_request,
+    sampling_of,
+)
+from lightningrl_verl.engine.completions import completion_reply, plain_ids, read_completion
 from lightningrl_verl.engine.errors import (
+    EngineAsleepError,
     EngineClosedError,
     EngineDiedError,
     EngineError,
@@ -26,6 +34,8 @@ from lightningrl_verl.engine.errors import (
 )
 from lightningrl_verl.engine.parsers import ToolParser, tool_parser
 from lightningrl_verl.engine.prompts import PromptRenderer
+from lightningrl_verl.engine.sampling import SamplingParams
+from lightningrl_verl.engine.scheduler import Completion
 from lightningrl_verl.engine.torch_engine import TorchEngine
 
 T = TypeVar("T")
@@ -71,6 +81,7 @@ def serve_engine(
     parser: ToolParser | str,
     host: str = "127.0.0.1",
     port: int = 0,
+    routes: Sequence[Route] = (),
 ) -> EngineServer:
     """Serves a started engine.
 
@@ -80,6 +91,7 @@ def serve_engine(
         parser: How the model writes tool calls, or the name of a shipped parser.
         host: The address to listen on.
         port: 0 = any free one; see `EngineServer.url`.
+        routes: Further ones.
 
     Raises:
         OSError: The address cannot be bound.
@@ -87,6 +99,7 @@ def serve_engine(
     """
     chosen = tool_parser(parser) if isinstance(parser, str) else parser
     app = engine_app(engine, model_name=model_name, parser=chosen)
+    app.router.routes.extend(routes)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Listening before the thread starts: a client may connect as soon as this function returns.
     listener = socket.create_server((host, port), family=family, backlog=2048)
@@ -99,6 +112,7 @@ def engine_app(engine: TorchEngine, *, model_name: str, parser: ToolParser) -> S
     return Starlette(
         routes=[
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+            Route("/v1/completions", routes.completions, methods=["POST"]),
             Route("/v1/models", routes.models),
             Route("/health", routes.health),
             Route("/stats", routes.stats),
@@ -132,37 +146,64 @@ class _Routes:
 
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
+        return await self._respond(request, self._chat_reply)
+
+    async def completions(self, request: Request) -> Response:
+        """`POST /v1/completions`."""
+        return await self._respond(request, self._completion_reply)
+
+    async def _respond(
+        self, request: Request, answer: Callable[[bytes], Coroutine[Any, Any, Mapping[str, Any]]]
+    ) -> Response:
         try:
             body = await request.body()
-            reply = await _unless_disconnected(request, self._answer(body))
+            reply = await _unless_disconnected(request, answer(body))
         except BadRequestError as error:
             return _error(error.status, error.message, param=error.param, code=error.code)
         except PromptTooLongError as error:
             return _error(400, str(error), param="messages", code="context_length_exceeded")
-        except (EngineDiedError, EngineClosedError) as error:
+        except (EngineDiedError, EngineClosedError, EngineAsleepError) as error:
             return _error(503, str(error), code="engine_unavailable")
         except EngineError as error:
             return _error(500, str(error), code="engine_error")
         return Response(status_code=_CLIENT_CLOSED_REQUEST) if reply is None else _json(reply)
 
-    async def _answer(self, body: bytes) -> Mapping[str, Any]:
+    async def _chat_reply(self, body: bytes) -> Mapping[str, Any]:
         chat = read_request(body)
-        if chat.model != self._model_name:
+        params = self._sampling(chat)
+        prompt_ids, tools = self._renderer.render(chat)
+        completions = await self._sample(prompt_ids, params)
+        return self._writer.reply(chat, prompt_ids, tools, completions)
+
+    async def _completion_reply(self, body: bytes) -> Mapping[str, Any]:
+        plain = read_completion(body)
+        params = self._sampling(plain)
+        prompt_ids = plain_ids(plain, self._engine.tokenizer)
+        completions = await self._sample(prompt_ids, params)
+        scored = None
+        if plain.prompt_logprobs is not None:
+            scored = await asyncio.to_thread(self._engine.score, prompt_ids[:1], prompt_ids[1:])
+        return completion_reply(self._writer, plain, prompt_ids, completions, scored)
+
+    def _sampling(self, request: SampledRequest) -> list[SamplingParams]:
+        if request.model != self._model_name:
             raise BadRequestError(
-                f"model {chat.model!r} does not exist; this engine serves {self._model_name!r}",
+                f"model {request.model!r} does not exist; this engine serves {self._model_name!r}",
                 param="model",
                 code="model_not_found",
                 status=404,
             )
-        params = sampling_of(chat)
-        prompt_ids, tools = self._renderer.render(chat)
+        return sampling_of(request)
+
+    async def _sample(
+        self, prompt_ids: list[int], params: list[SamplingParams]
+    ) -> list[Completion]:
         tasks = [asyncio.ensure_future(self._engine.generate(prompt_ids, p)) for p in params]
         try:
-            completions = await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks)
         finally:
             for task in tasks:  # one that failed leaves nobody to wait for the others
                 task.cancel()
-        return self._writer.reply(chat, prompt_ids, tools, completions)
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""

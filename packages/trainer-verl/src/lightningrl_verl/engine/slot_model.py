@@ -49,6 +49,8 @@ class SlotModel:
         self._cache = SlotCache(slots, max_len)
         self._columns = torch.arange(max_len, device=self.device)
         self._last: Tensor | None = None
+        self._shapes: dict[torch.nn.Parameter, torch.Size] = {}
+        """Of weights whose memory was given back."""
         self._attach()
         self._probe()
 
@@ -123,6 +125,19 @@ class SlotModel:
         return self._forward(
             torch.tensor(ids)[:, None], torch.tensor(where, device=self.device)[:, None], span
         )
+
+    def free(self) -> None:
+        """Gives the memory of keys, values and weights back; only `weights.plan` may be used until `allocate`."""
+        self._cache.free()
+        for parameter in self.model.parameters():
+            self._shapes[parameter] = parameter.shape
+            parameter.data = parameter.data.new_empty(0)
+
+    def allocate(self) -> None:
+        """Takes memory for weights again; their values are undefined until they are replaced."""
+        for parameter, shape in self._shapes.items():
+            parameter.data = parameter.data.new_empty(shape)
+        self._shapes.clear()
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int]) -> Float[Tensor, "tokens vocab"]:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightningrl_verl.engine import weights
 from lightningrl_verl.engine.errors import (
+    EngineAsleepError,
     EngineClosedError,
     EngineDiedError,
     EngineError,
@@ -102,6 +103,9 @@ class TorchEngine:
         self._worker: threading.Thread | None = None
         self._ready = threading.Event()
         self._closing = False
+        self._asleep = False
+        self._hollow = False
+        """Whether the weights have no memory, or no values: an engine that slept has not taken any yet."""
         self._died: BaseException | None = None
 
     @property
@@ -157,6 +161,7 @@ class TorchEngine:
         Raises:
             PromptTooLongError: The prompt leaves no room for a token within `max_model_len`.
             NonFiniteLogitsError: The model returned NaN or infinite scores.
+            EngineAsleepError: It sleeps, or was put to sleep meanwhile.
             EngineDiedError: The worker crashed, before or during the call.
             EngineClosedError: The engine is not running.
         """
@@ -172,6 +177,7 @@ class TorchEngine:
         )
         with self._wake:
             self.check_alive()
+            self._check_awake()
             self._scheduler.waiting.append(request)
             self._wake.notify()
         try:
@@ -186,7 +192,7 @@ class TorchEngine:
 
         Raises:
             PromptTooLongError: Prompt and tokens together exceed `max_model_len`.
-            EngineError: The prompt is empty, or the engine is not running.
+            EngineError: The prompt is empty, or the engine is asleep or not running.
         """
         if not token_ids:
             return []
@@ -195,6 +201,7 @@ class TorchEngine:
             raise EngineError("the prompt is empty: the first token would have no log-prob")
 
         def compute() -> list[float]:
+            self._check_awake()
             logits = self._model.logits([*prompt_ids, *token_ids[:-1]])[len(prompt_ids) - 1 :]
             chosen = torch.tensor(token_ids, device=logits.device)[:, None]
             return torch.log_softmax(logits.float(), dim=-1).gather(1, chosen)[:, 0].tolist()
@@ -206,7 +213,8 @@ class TorchEngine:
 
         The values are copied. A version never stands for two sets of weights: it must be above the
         current one, or equal it with equal weights (then nothing happens). Requests under way continue
-        on the keys and values they have; their tokens say which version drew them.
+        on the keys and values they have; their tokens say which version drew them. An engine that slept
+        has none, and takes any of the current version or above.
 
         Raises:
             WeightSwapError: Names, shapes or the version do not fit; the old weights stay.
@@ -217,17 +225,55 @@ class TorchEngine:
         def swap() -> float:
             started = time.perf_counter()
             current = self._scheduler.version
-            if version < current or (version == current and not plan.changes_nothing()):
+            same = version == current and (self._hollow or plan.changes_nothing())
+            if version < current or (version == current and not same):
                 raise WeightSwapError(
                     f"policy version {version} was refused: version {current} is in use, and a version "
                     f"is never used for two sets of weights; use {current + 1} or above"
                 )
-            if version > current:
+            if version > current or self._hollow:
                 plan.apply()
                 self._scheduler.use_version(version)
+                self._hollow = False
             return (time.perf_counter() - started) * 1e3
 
         return self._on_worker(swap)
+
+    def sleep(self) -> None:
+        """Gives the memory of weights, keys and values back; requests under way fail, new ones are refused.
+
+        Raises:
+            EngineError: The engine is not running.
+        """
+
+        def free() -> None:
+            with self._wake:
+                self._asleep = self._hollow = True
+                requests = self._scheduler.drain()
+            self._scheduler.forget()
+            self._model.free()
+            asleep = EngineAsleepError("the engine was put to sleep; send the request again later")
+            _deliver([(request, asleep) for request in requests])
+
+        self._on_worker(free)
+
+    def allocate_weights(self) -> None:
+        """The first half of waking up: takes memory for weights, which must then be swapped in."""
+        self._on_worker(self._model.allocate)
+
+    def wake_up(self) -> None:
+        """The second half: serves again.
+
+        Raises:
+            EngineError: It has no weights, or is not running.
+        """
+
+        def serve() -> None:
+            if self._hollow:
+                raise EngineError("the engine slept and has no weights yet; swap some in first")
+            self._asleep = False
+
+        self._on_worker(serve)
 
     def stats(self) -> EngineStats:
         """What the engine does and did; also of a dead one."""
@@ -242,6 +288,10 @@ class TorchEngine:
             prefill_tokens=scheduler.prefill_tokens,
             reused_tokens=scheduler.reused_tokens,
         )
+
+    def _check_awake(self) -> None:
+        if self._asleep:
+            raise EngineAsleepError("the engine sleeps; wake it up before it is asked for anything")
 
     def _room_after(self, prompt_ids: Sequence[int]) -> int:
         if not prompt_ids:

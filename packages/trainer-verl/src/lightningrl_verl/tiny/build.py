@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -21,6 +20,7 @@ import torch
 import transformers
 
 from lightningrl.errors import RunError
+from lightningrl_verl.durable import publish
 from lightningrl_verl.quiet import without_progress_bars
 from lightningrl_verl.tiny.model import build_model
 from lightningrl_verl.tiny.spec import TinySpec
@@ -128,17 +128,14 @@ def _figures(result: WarmStart) -> dict[str, float | int]:
 
 
 def _publish(draft: Path, path: Path) -> bool:
-    """Give the synced `draft` its final name; False if another build was first."""
-    for file in (*draft.iterdir(), draft):
-        _sync(file)
+    """Give `draft` its final name; False if another build was first."""
     try:
-        draft.rename(path)
+        publish(draft, path)
     except OSError:
         # A folder that is not empty can't be replaced: another process has built the same policy.
         if not path.is_dir():
             raise
         return False
-    _sync(path.parent)
     return True
 
 
@@ -180,12 +177,3 @@ def _versions() -> dict[str, str]:
 def _file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have a file or folder on disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

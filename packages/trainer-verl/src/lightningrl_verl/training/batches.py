@@ -39,9 +39,12 @@ def tasks_of(
     """The tasks of one training iteration (from 1 on).
 
     The tasks are shuffled anew for each pass over them, and dealt out in order. Where a split has
-    fewer tasks than an iteration needs, each is still taken at most once per iteration.
+    fewer tasks than an iteration needs, each is still taken at most once per iteration. A run on live
+    rollouts alone has none.
     """
     count = min(algorithm.tasks_per_iteration, len(tasks))
+    if not count:
+        return []
     per_pass = len(tasks) // count
     pass_number, place = divmod(iteration - 1, per_pass)
     order = list(range(len(tasks)))
@@ -54,8 +57,33 @@ def training_rollouts(recipe: Recipe, tasks: Sequence[Task], iteration: int) -> 
     algorithm = recipe.algorithm
     assert algorithm is not None
     chosen = tasks_of(tasks, algorithm, seed=recipe.seed, iteration=iteration)
+    return _training(recipe, algorithm, chosen, iteration)
+
+
+def further_rollouts(
+    recipe: Recipe, tasks: Sequence[Task], iteration: int, start: int, stop: int
+) -> list[NewRollout]:
+    """Rollouts of further tasks `start` to `stop` of an iteration, in place of groups without signal.
+
+    Further tasks are those that the iteration doesn't have anyway, in an order of its own, at most
+    `algorithm.further_tasks`; where they run out there are fewer, or none.
+    """
+    algorithm = recipe.algorithm
+    assert algorithm is not None
+    chosen = tasks_of(tasks, algorithm, seed=recipe.seed, iteration=iteration)
+    taken = {task_id for task_id, _ in chosen}
+    others = [task for task in tasks if task[0] not in taken]
+    random.Random(f"{recipe.seed}/further/{iteration}").shuffle(others)
+    return _training(
+        recipe, algorithm, others[start : min(stop, algorithm.further_tasks)], iteration
+    )
+
+
+def _training(
+    recipe: Recipe, algorithm: Algorithm, tasks: Sequence[Task], iteration: int
+) -> list[NewRollout]:
     return _rollouts(
-        recipe, Mode.TRAIN, iteration, chosen, algorithm.group_size, "", recipe.sampling.train
+        recipe, Mode.TRAIN, iteration, tasks, algorithm.group_size, "", recipe.sampling.train
     )
 
 
@@ -93,6 +121,9 @@ def _rollouts(
                 sampling=sampling,
                 timeout_seconds=recipe.runner.timeout_seconds,
                 retry=recipe.runner.retry,
+                rewards=recipe.rewards,
+                await_rewards=recipe.await_rewards,
+                await_seconds=recipe.await_seconds,
             )
             for member in range(members)
         ]

@@ -6,16 +6,16 @@ is synced, then it is renamed; only after that does the ledger commit the iterat
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lightningrl.errors import RunError
+from lightningrl_verl.durable import publish
 
 _NAME = re.compile(r"iteration-(\d{6})")
 _STATE = "state.json"
@@ -25,11 +25,20 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a checkpoint says beside the weights."""
 
     iteration: int
-    """The last iteration that was trained; also the version of the weights."""
+    """The last iteration that was trained."""
+    versions: dict[str, int]
+    """Alias of each trained policy -> version of its weights."""
+    credit: dict[str, Any]
+    """State of the credit assigner, for the next iteration."""
     metrics: dict[str, Any]
     """The iteration's metrics as far as they were known; the line itself is written later."""
     history: tuple[tuple[int, str], ...]
     """Per trained iteration: its number, and a digest of the ids of the rollouts that it took."""
+
+
+def policy_folder(checkpoint: Path, alias: str, trained: Sequence[str]) -> Path:
+    """Where a checkpoint keeps a policy: the checkpoint itself if only one is trained, else `alias` in it."""
+    return checkpoint / alias if len(trained) > 1 else checkpoint
 
 
 class Checkpoints:
@@ -68,9 +77,7 @@ class Checkpoints:
         draft.mkdir()
         save(draft)
         (draft / _STATE).write_bytes(msgspec.json.format(msgspec.json.encode(state)))
-        _sync_tree(draft)
-        draft.rename(path)
-        _sync(self._folder)
+        publish(draft, path)
         for old in self._all()[: -self._keep]:
             # Out of sight first: what has a checkpoint's name is whole.
             doomed = old.rename(self._folder / f".writing-{old.name}")
@@ -79,17 +86,3 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from msgspec import structs
 
 from lightningrl.errors import RunError
-from lightningrl.schema import Mode, NewRollout, Progress, RolloutState
+from lightningrl.recipe import Algorithm, Recipe
+from lightningrl.schema import (
+    AGENT_FAILURES,
+    GroupId,
+    Mode,
+    NewRollout,
+    Progress,
+    RolloutId,
+    RolloutState,
+)
 from lightningrl.store.base import RolloutQuery, Store
+from lightningrl_verl.training.batches import Task, further_rollouts, training_rollouts
 
 _WAIT_SECONDS = 5.0
 """Longest long poll; between two of them `on_progress` is called whether or not anything ended."""
@@ -22,6 +35,9 @@ async def collect(
 ) -> Progress:
     """Enqueue rollouts of one (run, mode, iteration, variant) and wait until all have ended.
 
+    Where all of them had failed before this call, an earlier start stopped on that; since then
+    whatever was wrong may have been mended, so they are tried again.
+
     Returns:
         The final counts.
 
@@ -29,6 +45,7 @@ async def collect(
         RunError: every one of them failed; the message has what the first few failed of.
     """
     first = rollouts[0]
+    await _retry_if_all_failed(store, first)
     await store.enqueue(rollouts)
     progress = Progress()
     seen = -1
@@ -50,6 +67,91 @@ async def collect(
     return progress
 
 
+async def _retry_if_all_failed(store: Store, first: NewRollout) -> None:
+    before = await store.progress(first.run, first.mode, first.iteration, variant=first.variant)
+    if before.succeeded or not before.failed or before.ended < before.total:
+        return
+    failed = await store.rollouts(
+        RolloutQuery(
+            run=first.run,
+            mode=first.mode,
+            iteration=first.iteration,
+            variant=first.variant,
+            states=(RolloutState.FAILED,),
+        )
+    )
+    await store.retry([one.id for one in failed])
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The training rollouts of one iteration have ended."""
+
+    flat: tuple[GroupId, ...]
+    """Groups without signal, to be skipped; always empty without dynamic sampling."""
+    further: int
+    """Tasks that were added in place of such groups."""
+
+
+async def collect_training(
+    store: Store,
+    recipe: Recipe,
+    tasks: Sequence[Task],
+    iteration: int,
+    *,
+    on_progress: Callable[[Progress], None],
+) -> Collected:
+    """Have an iteration's training rollouts run, and further tasks in place of groups without signal.
+
+    It adds as many tasks as it takes for `tasks_per_iteration` groups with signal, but no more than
+    `algorithm.further_tasks`. Called again after a crash, it finds what has run and goes on.
+
+    Raises:
+        RunError: every rollout failed.
+    """
+    algorithm = recipe.algorithm
+    assert algorithm is not None
+    rollouts = training_rollouts(recipe, tasks, iteration)
+    if not rollouts:  # it trains on live rollouts alone
+        return Collected((), 0)
+    await collect(store, rollouts, on_progress=on_progress)
+    if not algorithm.further_tasks:
+        return Collected((), 0)
+    further = 0
+    while True:
+        flat = await _flat_groups(store, recipe.name, iteration, algorithm)
+        more = further_rollouts(recipe, tasks, iteration, further, len(flat))
+        if not more:
+            return Collected(flat, further)
+        await collect(store, more, on_progress=on_progress)
+        further += len({rollout.group_id for rollout in more})
+
+
+async def _flat_groups(
+    store: Store, run: str, iteration: int, algorithm: Algorithm
+) -> tuple[GroupId, ...]:
+    """Groups that teach nothing: too few usable members, or all have one reward."""
+    query = RolloutQuery(run=run, mode=Mode.TRAIN, iteration=iteration)
+    failed: set[RolloutId] = set()
+    if algorithm.failure_reward is not None:
+        by_agent = structs.replace(
+            query, states=(RolloutState.FAILED,), failure_kinds=tuple(AGENT_FAILURES)
+        )
+        failed = {rollout.id for rollout in await store.rollouts(by_agent)}
+    rewards: dict[GroupId, list[float]] = {}
+    for rollout in await store.rollouts(query):
+        of_group = rewards.setdefault(rollout.spec.group_id, [])
+        if rollout.state is RolloutState.SUCCEEDED and rollout.reward is not None:
+            of_group.append(rollout.reward)
+        elif rollout.id in failed and algorithm.failure_reward is not None:
+            of_group.append(algorithm.failure_reward)
+    return tuple(
+        group_id
+        for group_id, of_group in rewards.items()
+        if len(of_group) < max(algorithm.min_group, 1) or len(set(of_group)) < 2
+    )
+
+
 async def _why_all_failed(store: Store, run: str, mode: Mode, iteration: int) -> str:
     failed = await store.rollouts(
         RolloutQuery(run=run, mode=mode, iteration=iteration, states=(RolloutState.FAILED,))
@@ -67,7 +169,6 @@ async def _why_all_failed(store: Store, run: str, mode: Mode, iteration: int) ->
             " learn from. What they failed of:",
             *lines,
             "Try the agent alone with: lightningrl try RECIPE --policy URL --tasks 1",
-            "Rollouts that failed stay failed: when it is mended, give the run another 'name', or"
-            " remove its folder.",
+            "When it is mended, the same command tries these rollouts again.",
         ]
     )

@@ -5,9 +5,11 @@ run.json        commit, versions, when and from which file it was started
 metrics.jsonl   one line per iteration
 curve.png       train and validation reward
 store.db        the LightningStore
-drift.json      what did not merge, and why
+drift.json      what was not trained or did not merge, and why: sums of the run and of each iteration
+drift/          the same of each rollout, a file per iteration
 checkpoints/    iteration-NNNNNN, each whole or absent
-logs/           what the server and the runners print
+trackers/       what TensorBoard, W&B and MLflow are given, where the recipe names them
+logs/           what the server, the runners and engines print, and when the trainer's phases began
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,6 +31,24 @@ import yaml
 
 from lightningrl.errors import ConfigError, StoreLocked
 from lightningrl.recipe import LoadedRecipe, changed_keys, dump_recipe, parse_recipe
+from lightningrl_verl.durable import write_text
+
+_CHANGEABLE = (
+    "guards",
+    "cluster",
+    "trainer.ranks",
+    "trainer.nodes",
+    "engine.backend",
+    "engine.gpu_memory_share",
+    "engine.placement",
+    "engine.replicas",
+    "engine.tensor_parallel",
+    "engine.vllm",
+    "gateway.host",
+    "gateway.port",
+    "live.key",
+)
+"""Keys of a recipe, and what is below them, that a run may change when it goes on."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +87,24 @@ class RunFolder:
         """What did not merge."""
         return self.path / "drift.json"
 
+    def rollout_drift(self, iteration: int) -> Path:
+        """What did not merge in an iteration, a line per rollout and policy."""
+        return self.path / "drift" / f"iteration-{iteration:06d}.jsonl"
+
     @property
     def checkpoints(self) -> Path:
         """One folder per kept iteration."""
         return self.path / "checkpoints"
+
+    @property
+    def trackers(self) -> Path:
+        """What trackers write, unless the environment sends it elsewhere."""
+        return self.path / "trackers"
+
+    @property
+    def engines(self) -> Path:
+        """Weights that engine processes serve, while they do."""
+        return self.path / "engines"
 
     @property
     def logs(self) -> Path:
@@ -102,38 +136,58 @@ class RunFolder:
     def adopt(self, loaded: LoadedRecipe) -> None:
         """Write the recipe into a new folder, or check it against the one that is there.
 
+        Guards may change, and the processes that train and serve, and how they are reached: nothing of
+        what is trained.
+
         Raises:
             ConfigError: the folder belongs to a run of another recipe; the message names the keys.
         """
+        self.refuse_another(loaded)
         if not self.recipe.exists():
-            _write(self.info, json.dumps(_origin(loaded), indent=2) + "\n")
-            _write(self.recipe, dump_recipe(loaded.recipe))
+            write_text(self.info, json.dumps(_origin(loaded), indent=2) + "\n")
+        write_text(self.recipe, dump_recipe(loaded.recipe))
+
+    def refuse_another(self, loaded: LoadedRecipe) -> None:
+        """Check a recipe against the one that is there, if one is; cheap, and of use before what is not.
+
+        Raises:
+            ConfigError: see `adopt`.
+        """
+        if not self.recipe.exists():
             return
         there = parse_recipe(
             yaml.safe_load(self.recipe.read_text(encoding="utf-8")), where=str(self.recipe)
         )
-        changed = changed_keys(there, loaded.recipe)
+        changed = [
+            key for key in changed_keys(there, loaded.recipe) if not key.startswith(_CHANGEABLE)
+        ]
         if changed:
             raise ConfigError(
                 f"{str(self.path)!r} holds a run of another recipe: {', '.join(changed)} differ."
                 " Undo the change to resume it, or give the new run another 'name'"
             )
 
-    def check_base(self, model: Path) -> None:
+    def check_base(self, models: Mapping[str, Path]) -> None:
         """Remember the weights that the run starts from, or check that they are still the same.
+
+        Args:
+            models: alias of each trained policy -> Hugging Face folder.
 
         Raises:
             ConfigError: the folder's run started from other weights, which would be a second set
                 under version 0.
         """
         origin = json.loads(self.info.read_text(encoding="utf-8"))
-        digest = _weights_digest(model)
-        if origin.setdefault("base_weights", digest) != digest:
-            raise ConfigError(
-                f"{str(self.path)!r} holds a run that started from other weights than those in"
-                f" {str(model)!r}; bring those back, or give the new run another 'name'"
-            )
-        _write(self.info, json.dumps(origin, indent=2) + "\n")
+        known: dict[str, str] = origin.setdefault("base_weights", {})
+        for alias, model in models.items():
+            digest = _weights_digest(model)
+            if known.setdefault(alias, digest) != digest:
+                raise ConfigError(
+                    f"{str(self.path)!r} holds a run whose policy {alias!r} started from other weights"
+                    f" than those in {str(model)!r}; bring those back, or give the new run another"
+                    " 'name'"
+                )
+        write_text(self.info, json.dumps(origin, indent=2) + "\n")
 
 
 def _weights_digest(model: Path) -> str:
@@ -142,13 +196,6 @@ def _weights_digest(model: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file whole."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def _origin(loaded: LoadedRecipe) -> dict[str, object]:

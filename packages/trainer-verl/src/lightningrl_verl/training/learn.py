@@ -3,68 +3,90 @@
 from __future__ import annotations
 
 import hashlib
+import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from lightningrl.credit import CreditAssigner, assign
+from lightningrl.credit import Credit
+from lightningrl.drift import Drift, RolloutDrift, rollout_drift, total
 from lightningrl.errors import RunError
-from lightningrl.recipe import PolicyRecipe, Recipe
-from lightningrl.schema import TakenGroup
-from lightningrl.trajectory import Break, Merge, Row, merge, with_credit
-from lightningrl.transition import Group, Trace
+from lightningrl.recipe import Optimiser, PolicyRecipe
+from lightningrl.schema import RolloutState, StepKind, TakenGroup
+from lightningrl.trajectory import LossShare, Row, with_credit
+from lightningrl.transition import Group, Trace, Transition
 from lightningrl_verl.training.metrics import Metrics
-
-_BREAKS_KEPT = 20
-"""Examples of breaks in the drift report; all are counted."""
+from lightningrl_verl.training.rows import Piece, one_row_per_call
 
 
 @dataclass(frozen=True)
 class Lesson:
     """What one iteration trains on."""
 
-    rows: tuple[Row, ...]
-    """With advantages. Those without signal are left out unless the loss has more terms than the
-    policy's: they change no gradient of it."""
+    rows: dict[str, tuple[Row, ...]]
+    """Alias of each trainable policy -> its rows, with advantages. Those without signal are left out
+    unless the loss has more terms than the policy's: they change no gradient of it."""
     metrics: Metrics
-    breaks: tuple[Break, ...]
+    drift: tuple[RolloutDrift, ...]
+    """Of each rollout for each trainable policy, without gaps."""
 
 
 def prepare(
     groups: Sequence[Group],
-    assigner: CreditAssigner,
-    params: dict[str, Any],
+    pieces: Mapping[str, Sequence[Piece]],
+    credit: Credit,
     *,
-    keep_all: bool = False,
+    per_call: bool = False,
+    share: LossShare = "tokens",
+    keep_all: Collection[str] = (),
 ) -> Lesson:
-    """Assign credit, merge transitions into rows and weigh them.
+    """Give rows their credit and weigh them.
 
-    Each rollout weighs 1/N with N the rollouts of all groups, those without signal included. Groups
-    without a trace, or no groups at all, give no rows.
+    For each policy a rollout weighs 1/N with N the rollouts of all groups, those without signal
+    included. Groups without a trace, or no groups at all, give no rows.
 
     Args:
         groups: what the iteration took.
-        assigner: the recipe's.
-        params: its parameters.
-        keep_all: keep rows without signal, for losses that they are part of (entropy, KL).
+        pieces: of the groups, by `cut`.
+        credit: of the groups' transitions.
+        per_call: make each call a row of its own.
+        share: what shares a rollout's weight evenly.
+        keep_all: policies that keep rows without signal, for losses that they are part of (entropy, KL).
     """
-    credit = assign(assigner, groups, params)
     count = sum(len(group.traces) for group in groups)
-    rows: list[Row] = []
-    merges: list[Merge] = []
-    for group, credit_G in zip(groups, credit, strict=True):
-        for trace, credit_T in zip(group.traces, credit_G, strict=True):
-            merged = merge(trace.transitions)
-            merges.append(merged)
-            rows += with_credit(merged.rows, credit_T, count)
-    signal = tuple(row for row in rows if row.advantages.any())
-    breaks = tuple(one for merged in merges for one in merged.breaks)
-    kept = tuple(rows) if keep_all else signal
-    return Lesson(rows=kept, metrics=_metrics(groups, rows, signal, merges), breaks=breaks)
+    rows = {
+        alias: [
+            row
+            for piece in of_policy
+            for row in _weighted(piece, credit, count, per_call=per_call, share=share)
+        ]
+        for alias, of_policy in pieces.items()
+    }
+    drift = tuple(
+        rollout_drift(groups[piece.group].traces[piece.trace].rollout.id, alias, piece.merged)
+        for alias, of_policy in pieces.items()
+        for piece in of_policy
+    )
+    kept = {
+        alias: tuple(row for row in of_policy if alias in keep_all or row.advantages.any())
+        for alias, of_policy in rows.items()
+    }
+    every = [row for of_policy in rows.values() for row in of_policy]
+    metrics = _metrics(groups, every) | _drift_metrics(total(drift))
+    metrics |= {f"credit/{name}": value for name, value in credit.metrics.items()}
+    return Lesson(rows=kept, metrics=metrics, drift=drift)
 
 
-def check_models(groups: Sequence[Group], policies: dict[str, PolicyRecipe]) -> None:
+def _weighted(
+    piece: Piece, credit: Credit, count: int, *, per_call: bool, share: LossShare
+) -> list[Row]:
+    rows = with_credit(piece.merged.rows, credit[piece.group][piece.trace], count, share)
+    return one_row_per_call(rows) if per_call else rows
+
+
+def check_models(
+    traces: Sequence[Sequence[Transition]], policies: Mapping[str, PolicyRecipe]
+) -> None:
     """Refuse to guess which of several models the policy stands for.
 
     Raises:
@@ -74,10 +96,10 @@ def check_models(groups: Sequence[Group], policies: dict[str, PolicyRecipe]) -> 
         return
     seen = Counter(
         one.call.model
-        for group in groups
-        for trace in group.traces
-        for one in trace.calls
-        if one.call is not None
+        for trace in traces
+        for one in trace
+        # An alias says which policy is meant.
+        if one.call is not None and one.call.model not in policies
     )
     if len(seen) > 1:
         listing = ", ".join(f"{model!r} ({count} calls)" for model, count in seen.most_common())
@@ -93,67 +115,82 @@ def digest(taken: Sequence[TakenGroup]) -> str:
     return hashlib.blake2b("\n".join(ids).encode(), digest_size=8).hexdigest()
 
 
-def update_drift(drift: dict[str, Any], iteration: int, lesson: Lesson) -> dict[str, Any]:
-    """The drift report with one iteration more.
-
-    A report has, per iteration, the metrics named `drift/*`, and of the latest breaks some examples
-    with both token windows.
-    """
-    iterations = {**drift.get("iterations", {}), str(iteration): _drift_of(lesson.metrics)}
-    examples = [
-        {
-            "rollout": one.rollout_id,
-            "step": one.step_id,
-            "cause": one.cause,
-            "position": one.position,
-            "expected": list(one.expected),
-            "found": list(one.found),
-        }
-        for one in lesson.breaks[:_BREAKS_KEPT]
-    ]
-    return {"iterations": iterations, "breaks": examples or drift.get("breaks", [])}
-
-
-def has_regulariser(recipe: Recipe) -> bool:
+def has_regulariser(optimiser: Optimiser) -> bool:
     """Whether the loss has an entropy or KL term, which rows without signal are part of."""
-    optimiser = recipe.optimiser
-    assert optimiser is not None
     return optimiser.entropy_coeff != 0 or optimiser.kl_coeff != 0
 
 
-def _drift_of(metrics: Metrics) -> Metrics:
-    return {key: value for key, value in metrics.items() if key.startswith("drift/")}
-
-
-def _metrics(
-    groups: Sequence[Group], rows: Sequence[Row], signal: Sequence[Row], merges: Sequence[Merge]
-) -> Metrics:
+def _metrics(groups: Sequence[Group], rows: Sequence[Row]) -> Metrics:
     traces = [trace for group in groups for trace in group.traces]
     rewards = [trace.reward for trace in traces]
-    continuing = sum(merged.continuing for merged in merges)
-    untrainable: Counter[str] = Counter()
-    for merged in merges:
-        untrainable.update(merged.untrainable)
-    causes = Counter(one.cause for merged in merges for one in merged.breaks)
     return {
-        "train/reward": sum(rewards) / len(rewards) if rewards else None,
+        "train/reward": _mean(rewards),
+        "train/reward_std": statistics.pstdev(rewards) if rewards else None,
+        "train/reward_min": min(rewards, default=None),
+        "train/reward_max": max(rewards, default=None),
+        "train/failures_rewarded": sum(
+            trace.rollout.state is RolloutState.FAILED for trace in traces
+        ),
         "train/rollouts": len(traces),
         "train/groups": len(groups),
         "train/groups_without_signal": sum(_flat(group.traces) for group in groups),
+        "train/flat_groups": _mean(
+            [_flat(group.traces) for group in groups if len(group.traces) > 1]
+        ),
         "train/calls_per_rollout": _mean([len(trace.calls) for trace in traces]),
+        "train/tool_calls_per_rollout": _mean([_tool_calls(trace) for trace in traces]),
+        "train/tokens_per_call": _mean(
+            [len(call.token_ids) for trace in traces for call in trace.calls]
+        ),
+        "train/entropy": _surprise(rows),
         "train/rows": len(rows),
-        "train/rows_with_signal": len(signal),
+        "train/rows_with_signal": sum(bool(row.advantages.any()) for row in rows),
         "train/tokens": sum(row.trained_tokens for row in rows),
-        "drift/merged_share": sum(m.continued for m in merges) / continuing if continuing else None,
-        "drift/breaks": sum(causes.values()),
-        "drift/breaks_by_cause": dict(causes),
-        "drift/untrainable_tokens": sum(untrainable.values()),
-        "drift/untrainable_by_reason": dict(untrainable),
+    }
+
+
+def _drift_metrics(drift: Drift) -> Metrics:
+    return {
+        "drift/merged_share": drift.merged_share,
+        "drift/breaks": sum(drift.breaks.values()),
+        "drift/breaks_by_cause": drift.breaks,
+        "drift/masked_tokens": drift.masked,
+        "drift/dropped_tokens": drift.dropped,
+        "drift/untrainable_by_reason": drift.untrainable,
     }
 
 
 def _flat(traces: Sequence[Trace]) -> bool:
     return len({trace.reward for trace in traces}) < 2
+
+
+def solved_share(groups: Sequence[Group], lines: Sequence[Metrics]) -> float | None:
+    """Share of the groups all of whose rewards are the best that the run has seen.
+
+    A run that has only ever seen one reward can't know that it is a good one, and has solved nothing. No
+    groups give `None`.
+
+    Args:
+        groups: of this iteration.
+        lines: the metrics of the iterations before.
+    """
+    now = [trace.reward for group in groups for trace in group.traces]
+    low = [line["train/reward_min"] for line in lines if line.get("train/reward_min") is not None]
+    high = [line["train/reward_max"] for line in lines if line.get("train/reward_max") is not None]
+    worst, best = min([*now, *low], default=0.0), max([*now, *high], default=0.0)
+    return _mean(
+        [worst < best and all(trace.reward == best for trace in group.traces) for group in groups]
+    )
+
+
+def _tool_calls(trace: Trace) -> int:
+    return sum(one.kind is StepKind.TOOL for one in trace.transitions)
+
+
+def _surprise(rows: Sequence[Row]) -> float | None:
+    """Mean of minus the log-prob of sampled tokens, whose expectation is the entropy."""
+    tokens = sum(row.trained_tokens for row in rows)
+    return -float(sum(row.logprobs.sum() for row in rows)) / tokens if tokens else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -8,40 +8,31 @@ from the newest checkpoint k: takes and metric lines after k are forgotten, what
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from lightningrl.clock import Clock
-from lightningrl.credit import CreditAssigner
 from lightningrl.curve import draw_curve
+from lightningrl.drift import Gap
 from lightningrl.recipe import Algorithm, Recipe
 from lightningrl.schema import AttemptState, Mode, NewRollout, Progress
 from lightningrl.store.base import RolloutQuery, Store
-from lightningrl.traces import read_traces
+from lightningrl.traces import read_attempts, read_traces
 from lightningrl_verl.probe import ProbeResult
-from lightningrl_verl.training.batches import (
-    GREEDY,
-    SAMPLED,
-    Splits,
-    scoring_rollouts,
-    training_rollouts,
-)
-from lightningrl_verl.training.checkpoint import Checkpoints, State
-from lightningrl_verl.training.collect import collect
+from lightningrl_verl.training.batches import GREEDY, SAMPLED, Splits, scoring_rollouts
+from lightningrl_verl.training.checkpoint import Checkpoints, State, policy_folder
+from lightningrl_verl.training.collect import collect, collect_training
+from lightningrl_verl.training.drift import with_gaps, write_drift
 from lightningrl_verl.training.folder import RunFolder
-from lightningrl_verl.training.learn import (
-    check_models,
-    digest,
-    has_regulariser,
-    prepare,
-    update_drift,
-)
+from lightningrl_verl.training.guards import check_guards
+from lightningrl_verl.training.learn import check_models, digest, solved_share
+from lightningrl_verl.training.live import CollectedLive, collect_live
 from lightningrl_verl.training.metrics import Metrics, MetricsLog
-from lightningrl_verl.training.policy import Learner, ServedPolicy
+from lightningrl_verl.training.study import Credited, Study, Trainee
 from lightningrl_verl.training.timing import Interval, Stopwatch
+from lightningrl_verl.training.trackers import Trackers
 
 
 class Watcher(Protocol):
@@ -73,43 +64,49 @@ class TrainingLoop:
         folder: RunFolder,
         *,
         store: Store,
-        learner: Learner,
-        policy: ServedPolicy,
+        trainees: Sequence[Trainee],
+        study: Study,
         splits: Splits,
-        assigner: CreditAssigner,
-        record: Path,
+        records: Mapping[str, Path],
         watcher: Watcher,
+        trackers: Trackers,
         clock: Clock,
     ) -> None:
-        """Prepare a run; `record` is the file that says what a tiny policy is, where it is one."""
+        """Prepare a run; `records` are the files that say what tiny policies are, by alias."""
         assert recipe.algorithm is not None
         self._recipe = recipe
         self._algorithm: Algorithm = recipe.algorithm
         self._folder = folder
         self._store = store
-        self._learner = learner
-        self._policy = policy
+        self._trainees = trainees
+        self._study = study
         self._splits = splits
-        self._assigner = assigner
-        self._record = record
+        self._records = records
         self._watcher = watcher
+        self._trackers = trackers
         self._clock = clock
         self._log = MetricsLog(folder.metrics)
         self._checkpoints = Checkpoints(folder.checkpoints, keep=recipe.trainer.keep_checkpoints)
         self._history: tuple[tuple[int, str], ...] = ()
+        self._credit_state: dict[str, Any] = {}
 
-    async def run(self, probed: ProbeResult) -> None:
+    async def run(self, probed: Mapping[str, ProbeResult]) -> None:
         """Go on from the newest checkpoint to the last iteration.
 
         Args:
-            probed: what the probe of the weights that the engine started with found.
+            probed: alias -> what the probe of the weights that its engine started with found.
+
+        Raises:
+            GuardTripped: the run shows signs of collapse; the same command goes on once the guard is
+                changed.
         """
         done, metrics = await self._resume()
         if self._log.last_iteration < done:
-            metrics["probe/max_abs_difference"] = probed.max_abs_difference
+            metrics |= self._probes(probed)
             self._watcher.begin(done)
             await self._score(done, metrics)
         for iteration in range(done + 1, self._algorithm.iterations + 1):
+            check_guards(self._log.lines, self._recipe.guards)
             self._watcher.begin(iteration)
             metrics = await self._train(iteration)
             await self._score(iteration, metrics)
@@ -120,6 +117,7 @@ class TrainingLoop:
         done = found[1].iteration if found else 0
         metrics: Metrics = dict(found[1].metrics) if found else {}
         self._history = found[1].history if found else ()
+        self._credit_state = found[1].credit if found else self._study.initial_state
         await self._store.roll_back(self._recipe.name, after=done)
         if done:
             await self._store.commit(self._recipe.name, done)
@@ -129,52 +127,127 @@ class TrainingLoop:
     async def _train(self, iteration: int) -> Metrics:
         watch = Stopwatch(self._clock)
         with self._phase(watch, "collect"):
-            await self._collect(training_rollouts(self._recipe, self._splits.train, iteration))
+            collected = await collect_training(
+                self._store,
+                self._recipe,
+                self._splits.train,
+                iteration,
+                on_progress=self._watcher.rollouts,
+            )
+            live = await self._collect_live(iteration)
+        if any(one.policy.sleeps for one in self._trainees):
+            with self._phase(watch, "sleep"):
+                for trainee in self._trainees:
+                    await trainee.policy.sleep()
         with self._phase(watch, "credit"):
             taken = await self._store.take(
-                self._recipe.name, iteration, min_group=self._algorithm.min_group
+                self._recipe.name,
+                iteration,
+                min_group=self._algorithm.min_group,
+                skip=(*collected.flat, *live.skipped),
+                failure_reward=self._algorithm.failure_reward,
             )
             groups = await read_traces(self._store, taken)
-            check_models(groups, self._recipe.policies)
-            lesson = prepare(
-                groups,
-                self._assigner,
-                self._algorithm.credit_args,
-                keep_all=has_regulariser(self._recipe),
+            check_models(
+                [trace.transitions for group in groups for trace in group.traces],
+                self._recipe.policies,
             )
-        metrics: Metrics = dict(lesson.metrics)
+            credited = await self._study.credit(groups, self._credit_state)
+        metrics: Metrics = dict(credited.lesson.metrics)
+        metrics["train/solved_groups"] = solved_share(groups, self._log.lines)
         metrics["train/failed"] = await self._failed(iteration)
-        if lesson.rows:
-            with self._phase(watch, "update", verl=True):
-                updated = await self._learner.update(lesson.rows)
-            metrics |= {f"actor/{name}": value for name, value in updated.items()}
+        metrics |= live.metrics
+        if self._algorithm.further_tasks:
+            metrics["train/further_tasks"] = collected.further
+            metrics["train/groups_skipped"] = len(collected.flat)
+        with self._phase(watch, "update", verl=True):
+            changed, gaps, updated = await self._update(credited, iteration)
+        metrics |= updated
         self._history = (*self._history, (iteration, digest(taken)))
+        self._credit_state = credited.state
+        lesson = credited.lesson
+        write_drift(self._folder, iteration, with_gaps(lesson.drift, lesson.rows, gaps))
         with self._phase(watch, "checkpoint"):
             await self._checkpoint(iteration, metrics, watch)
-        self._write_drift(update_drift(self._read_drift(), iteration, lesson))
         with self._phase(watch, "sync"):
-            probed = await self._policy.sync(self._learner, iteration)
-        metrics["probe/max_abs_difference"] = probed.max_abs_difference
+            metrics |= await self._sync(changed)
         return metrics | watch.metrics(await self._attempts(iteration))
+
+    async def _update(
+        self, credited: Credited, iteration: int
+    ) -> tuple[list[Trainee], dict[str, list[Gap]], Metrics]:
+        """Train each policy; which were changed, their rows' gaps by alias, and the metrics of all."""
+        changed: list[Trainee] = []
+        gaps: dict[str, list[Gap]] = {}
+        metrics: Metrics = {}
+        for trainee in self._trainees:
+            before = trainee.version
+            updated, of_rows = await self._study.train(trainee, credited, iteration)
+            metrics |= {self._named(trainee, name): one for name, one in updated.items()}
+            if trainee.version != before:
+                changed.append(trainee)
+                gaps[trainee.alias] = of_rows
+        return changed, gaps, metrics
+
+    async def _collect_live(self, iteration: int) -> CollectedLive:
+        if self._recipe.live is None:
+            return CollectedLive((), {})
+        return await collect_live(
+            self._store,
+            self._recipe,
+            {one.alias: one.version for one in self._trainees},
+            iteration,
+            on_progress=self._watcher.rollouts,
+        )
+
+    async def _sync(self, changed: Sequence[Trainee]) -> Metrics:
+        """Have the engines of policies that were trained serve the new weights, and those that sleep theirs."""
+        due = [one for one in self._trainees if one in changed or one.policy.asleep]
+        probed = {one.alias: await one.policy.sync(one.learner, one.version) for one in due}
+        return self._probes(probed)
+
+    def _probes(self, probed: Mapping[str, ProbeResult]) -> Metrics:
+        return {
+            self._named(one, "probe/max_abs_difference"): probed[one.alias].max_abs_difference
+            for one in self._trainees
+            if one.alias in probed
+        }
+
+    def _named(self, trainee: Trainee, name: str) -> str:
+        """A metric of one policy: with its alias if there are several."""
+        if len(self._trainees) == 1:
+            return name
+        group, _, rest = name.partition("/")
+        return "/".join(filter(None, (group, trainee.alias, rest)))
 
     async def _checkpoint(self, iteration: int, metrics: Metrics, watch: Stopwatch) -> None:
         """Write the checkpoint, then commit the ledger."""
-        state = State(iteration=iteration, metrics=metrics, history=self._history)
+        state = State(
+            iteration=iteration,
+            versions={one.alias: one.version for one in self._trainees},
+            credit=self._credit_state,
+            metrics=metrics,
+            history=self._history,
+        )
+        aliases = [one.alias for one in self._trainees]
 
         def save(folder: Path) -> None:
             with watch.phase("save", verl=True):
-                self._learner.backend.save(folder)
-            if self._record.exists():
-                shutil.copy(self._record, folder / "huggingface")
+                for one in self._trainees:
+                    own = policy_folder(folder, one.alias, aliases)
+                    one.learner.save(own)
+                    if self._records[one.alias].exists():
+                        shutil.copy(self._records[one.alias], own / "huggingface")
 
-        await self._learner.call(lambda _: self._checkpoints.write(state, save))
+        await self._trainees[0].learner.call(lambda _: self._checkpoints.write(state, save))
         await self._store.commit(self._recipe.name, iteration)
 
     async def _score(self, iteration: int, metrics: Metrics) -> None:
         """Score validation where it is due, the test split at the end; then write the line."""
         last = iteration == self._algorithm.iterations
         due = last or iteration % self._recipe.validation.every == 0
-        line: Metrics = {"iteration": iteration, "policy_version": iteration, **metrics}
+        versions = {self._named(one, "policy_version"): one.version for one in self._trainees}
+        line: Metrics = {"iteration": iteration, **versions, **metrics}
         watch = Stopwatch(self._clock)
         if due and self._splits.val:
             with self._phase(watch, "validate"):
@@ -186,6 +259,7 @@ class TrainingLoop:
                 line |= await self._scores(Mode.TEST, iteration, GREEDY, "test/reward")
         line |= {f"timing/{name}_seconds": round(s, 4) for name, s in watch.seconds.items()}
         self._log.append(line)
+        await self._trackers.log(line)
         self._watcher.end(line)
         if due and self._log.has_rewards:
             draw_curve(self._folder.metrics, self._folder.curve, self._recipe.name)
@@ -197,11 +271,18 @@ class TrainingLoop:
         """
         tasks = self._splits.val if mode is Mode.VAL else self._splits.test
         rollouts = scoring_rollouts(self._recipe, tasks, mode, iteration, variant)
-        progress = await self._collect(rollouts)
+        progress = await collect(self._store, rollouts, on_progress=self._watcher.rollouts)
+        if iteration == 0:
+            await self._check_models(rollouts)
         return {name: progress.mean_reward, f"{name}_failed": progress.failed}
 
-    async def _collect(self, rollouts: Sequence[NewRollout]) -> Progress:
-        return await collect(self._store, rollouts, on_progress=self._watcher.rollouts)
+    async def _check_models(self, rollouts: Sequence[NewRollout]) -> None:
+        """Find out before the first iteration whether the agents call several models."""
+        found = await self._store.rollouts(RolloutQuery(ids=tuple(one.id for one in rollouts)))
+        records = await read_attempts(self._store, found)
+        check_models(
+            [record.transitions for of_one in records for record in of_one], self._recipe.policies
+        )
 
     async def _failed(self, iteration: int) -> int:
         progress = await self._store.progress(self._recipe.name, Mode.TRAIN, iteration)
@@ -222,13 +303,3 @@ class TrainingLoop:
     def _phase(self, watch: Stopwatch, name: str, *, verl: bool = False) -> Any:
         self._watcher.phase(name)
         return watch.phase(name, verl=verl)
-
-    def _read_drift(self) -> dict[str, Any]:
-        if not self._folder.drift.exists():
-            return {}
-        return json.loads(self._folder.drift.read_text(encoding="utf-8"))
-
-    def _write_drift(self, drift: Mapping[str, Any]) -> None:
-        draft = self._folder.drift.with_suffix(".json.new")
-        draft.write_text(json.dumps(drift, indent=1) + "\n", encoding="utf-8")
-        draft.replace(self._folder.drift)

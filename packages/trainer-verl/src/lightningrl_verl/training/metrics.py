@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightningrl.errors import RunError
 from lightningrl.metrics import MetricLine, read_metrics
+from lightningrl_verl.durable import write_text
 
 Metrics = MetricLine
 """Name -> number (or `None` where it has no value this time)."""
@@ -41,12 +42,7 @@ class MetricsLog:
     def cut(self, *, after: int) -> None:
         """Drop lines of iterations > `after`, and a torn last line."""
         self.lines = [line for line in self.lines if line["iteration"] <= after]
-        draft = self._path.with_suffix(".jsonl.new")
-        with draft.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in self.lines)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._path)
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def append(self, metrics: Metrics) -> None:
         """Write the line of the next iteration to disk.

@@ -14,7 +14,7 @@ from lightningrl.objects import load_object
 from lightningrl.recipe import LoadedRecipe, PolicyRecipe
 from lightningrl.settings import cache_folder
 from lightningrl_verl.tiny import TinySpec, build_tiny
-from lightningrl_verl.training.preflight import model_folder, trained_alias
+from lightningrl_verl.training.preflight import model_folder
 
 
 async def initial_model(loaded: LoadedRecipe, policy: PolicyRecipe, console: Console) -> Path:
@@ -34,16 +34,26 @@ async def initial_model(loaded: LoadedRecipe, policy: PolicyRecipe, console: Con
     return model_folder(loaded, policy)
 
 
-async def build_policy(loaded: LoadedRecipe, console: Console) -> Path:
-    """The trained policy's initial model, which must be a tiny one.
+async def build_policy(loaded: LoadedRecipe, alias: str | None, console: Console) -> Path:
+    """The initial model of a policy, which must be a tiny one.
+
+    Args:
+        loaded: the recipe.
+        alias: the policy's. `None`: the only tiny one's.
+        console: where progress is shown.
 
     Raises:
-        ConfigError: the recipe's policy isn't a tiny one.
+        ConfigError: the recipe has no such policy, or it isn't tiny, or there are several.
     """
-    policy = loaded.recipe.policies[trained_alias(loaded.recipe)]
-    if policy.tiny is None:
-        raise ConfigError("policies: the recipe's policy has no 'tiny' to build")
-    return await initial_model(loaded, policy, console)
+    tiny = [name for name, policy in loaded.recipe.policies.items() if policy.tiny is not None]
+    chosen = tiny if alias is None else [alias]
+    if not set(chosen) <= set(tiny) or not chosen:
+        raise ConfigError(
+            f"policies: {alias or 'the recipe'!r} has no 'tiny' to build; those that do: {tiny}"
+        )
+    if len(chosen) > 1:
+        raise ConfigError(f"policies: name one of {tiny} by --policy")
+    return await initial_model(loaded, loaded.recipe.policies[chosen[0]], console)
 
 
 def copy_policy(model: Path, out: Path) -> None:

@@ -5,17 +5,20 @@ A wrong recipe is refused within a second or two, not after a model was built.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightningrl.credit import CreditAssigner, find_assigner
+from lightningrl.credit import CreditAssigner, StatefulAssigner, find_assigner
 from lightningrl.errors import ConfigError
 from lightningrl.objects import load_object
-from lightningrl.recipe import DataSource, LoadedRecipe, PolicyRecipe, Recipe
+from lightningrl.recipe import Data, DataSource, LoadedRecipe, PolicyRecipe, Recipe
 from lightningrl.schema import Sampling
+from lightningrl.scoring import Scorer
 from lightningrl.tasks import load_tasks
 from lightningrl_verl.backend_config import check_overrides
 from lightningrl_verl.training.batches import Splits, Task
+from lightningrl_verl.training.combinations import check_combinations
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,10 @@ class Plan:
     """A recipe that can be trained, with what it names."""
 
     loaded: LoadedRecipe
-    alias: str
-    """Of the policy that is trained."""
-    assigner: CreditAssigner
+    trained: tuple[str, ...]
+    """Aliases of the policies that are trained, at least one."""
+    assigner: CreditAssigner | StatefulAssigner
+    scorer: Scorer
     splits: Splits
 
     @property
@@ -39,11 +43,6 @@ class Plan:
         assert self.recipe.algorithm is not None
         return self.recipe.algorithm.iterations
 
-    @property
-    def policy(self) -> PolicyRecipe:
-        """The policy that is trained."""
-        return self.recipe.policies[self.alias]
-
 
 def check(loaded: LoadedRecipe) -> Plan:
     """Check a recipe and read its tasks.
@@ -53,45 +52,59 @@ def check(loaded: LoadedRecipe) -> Plan:
             of verl's is wrong.
     """
     recipe = loaded.recipe
-    missing = [key for key in ("algorithm", "optimiser", "data") if getattr(recipe, key) is None]
+    missing = [key for key in ("algorithm", "optimiser") if getattr(recipe, key) is None]
     if missing:
         raise ConfigError(f"recipe: training needs {', '.join(map(repr, missing))}")
     assert recipe.algorithm is not None
-    assert recipe.data is not None
-    alias = trained_alias(recipe)
+    data = recipe.data or Data()
+    trained = trained_aliases(recipe)
     _check_sampling(recipe)
-    _check_model(loaded, alias)
+    for alias in recipe.policies:
+        _check_model(loaded, alias)
     assigner = find_assigner(
         recipe.algorithm.credit, recipe.algorithm.credit_args, folder=loaded.folder
     )
+    values = isinstance(assigner, StatefulAssigner) and assigner.needs_values
+    check_combinations(recipe, needs_values=values)
+    _check_trackers(recipe)
     check_overrides(recipe.verl)
-    data = recipe.data
+    if (data.train is not None) != (recipe.algorithm.tasks_per_iteration > 0):
+        raise ConfigError(
+            "data.train: without tasks per iteration nothing would use it; leave it out"
+            if data.train is not None
+            else "recipe: training needs 'data.train', or 'live' and 'algorithm.tasks_per_iteration: 0'"
+        )
     splits = Splits(
         train=_split(loaded, data.train, "train"),
         val=_split(loaded, data.val, "val"),
         test=_split(loaded, data.test, "test"),
     )
-    return Plan(loaded, alias, assigner, splits)
+    scorer = Scorer(recipe.step_rewards, run_folder=loaded.run_folder, folder=loaded.folder)
+    return Plan(loaded, trained, assigner, scorer, splits)
 
 
-def trained_alias(recipe: Recipe) -> str:
-    """The alias of the policy that is trained.
+def check_packages(recipe: Recipe) -> None:
+    """See that what the recipe's engines need is installed.
 
     Raises:
-        ConfigError: there is none, or more than one; or another one, which nothing would serve.
+        ConfigError: it is not.
     """
-    trainable = [alias for alias, policy in recipe.policies.items() if policy.trainable]
-    if len(trainable) != 1:
+    if recipe.engine.backend == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            f"policies: exactly one policy must be trainable, not {trainable or 'none'}"
+            "engine.backend: vLLM is not installed; install lightningrl-verl with the extra 'vllm'"
         )
-    frozen = [alias for alias in recipe.policies if alias not in trainable]
-    if frozen:
-        raise ConfigError(
-            f"policies: the trainer serves the trained policy alone, and would not serve {frozen};"
-            " let the agent call that model at its own URL, which is left untouched"
-        )
-    return trainable[0]
+
+
+def trained_aliases(recipe: Recipe) -> tuple[str, ...]:
+    """The aliases of the policies that are trained.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    trainable = tuple(alias for alias, policy in recipe.policies.items() if policy.trainable)
+    if not trainable:
+        raise ConfigError("policies: at least one policy must be trainable")
+    return trainable
 
 
 def model_folder(loaded: LoadedRecipe, policy: PolicyRecipe) -> Path:
@@ -114,7 +127,7 @@ def _check_model(loaded: LoadedRecipe, alias: str) -> None:
     policy = loaded.recipe.policies[alias]
     if policy.tiny is not None:
         load_object(policy.tiny, what=f"policies.{alias}.tiny", folder=loaded.folder)
-    else:
+    elif policy.model is not None:
         model_folder(loaded, policy)
 
 
@@ -136,6 +149,13 @@ def _check_sampling(recipe: Recipe) -> None:
     if sampling.seed is not None:
         raise ConfigError(
             "sampling.train.seed: with one seed all rollouts of a task would be equal"
+        )
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    if "mlflow" in recipe.trackers and importlib.util.find_spec("mlflow") is None:
+        raise ConfigError(
+            "trackers: MLflow is not installed; install lightningrl-verl with the extra 'mlflow'"
         )
 
 

@@ -77,8 +77,7 @@ class Child:
 
     async def __aenter__(self) -> Self:
         """Start it."""
-        self._pipe = os.pipe()
-        self._keeper.start()
+        self.start()
         return self
 
     async def __aexit__(
@@ -88,9 +87,15 @@ class Child:
         trace: TracebackType | None,
     ) -> None:
         """End it, with SIGTERM and then SIGKILL; being cancelled does not cut this short."""
-        await asyncio.shield(asyncio.to_thread(self._stop))
+        await asyncio.shield(asyncio.to_thread(self.stop))
 
-    def _stop(self) -> None:
+    def start(self) -> None:
+        """Start it, and again whenever it ends."""
+        self._pipe = os.pipe()
+        self._keeper.start()
+
+    def stop(self) -> None:
+        """End it, with SIGTERM and then SIGKILL, and wait for that; to be called once, if it was started."""
         with self._lock:
             self._stopping.set()
             process = self._process

@@ -1,9 +1,14 @@
-"""What a person sees while a run trains: live on a terminal, one line per iteration elsewhere."""
+"""What a person sees while a run trains: live on a terminal, one line per iteration elsewhere.
+
+Its log has a line for each phase as it begins, so that one that hangs or is killed has said where it stood.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,14 +22,30 @@ from rich.text import Text
 from lightningrl.schema import Progress
 from lightningrl_verl.training.metrics import Metrics
 
+_NOTE_SECONDS = 10.0
+"""How often the log says how many rollouts have ended."""
+
 
 class Display:
     """A `Watcher` for people."""
 
     def __init__(
-        self, console: Console, name: str, iterations: int, lines: Sequence[Metrics] = ()
+        self,
+        console: Console,
+        name: str,
+        iterations: int,
+        lines: Sequence[Metrics] = (),
+        log: Path | None = None,
     ) -> None:
-        """Prepare; `lines` are the metrics of former starts of the run."""
+        """Prepare.
+
+        Args:
+            console: where it shows.
+            name: the run's.
+            iterations: how many there will be.
+            lines: metrics of former starts of the run.
+            log: file that phases are appended to. `None`: none.
+        """
         self._console = console
         self._name = name
         self._iterations = iterations
@@ -32,6 +53,8 @@ class Display:
         self._phase = "starting"
         self._rollouts = Progress()
         self._lines: list[Metrics] = list(lines)
+        self._log = log
+        self._noted = 0.0
         self._started = time.monotonic()
         self._phase_started = self._started
         self._trained_since: float | None = None
@@ -65,21 +88,33 @@ class Display:
         self._phase = name
         self._phase_started = time.monotonic()
         self._rollouts = Progress()
+        self._note(name)
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
+        self._note(text)
         self._console.print(text, highlight=False)
 
     def rollouts(self, progress: Progress) -> None:
         """The rollouts of this phase moved on."""
         self._rollouts = progress
+        if time.monotonic() - self._noted > _NOTE_SECONDS:
+            self._note(f"{self._phase}, {_counts(progress)}")
 
     def end(self, metrics: Metrics) -> None:
         """An iteration ended: keep its line, and print it where nothing is live."""
         self._lines.append(metrics)
         self._trained += 1 if self._iteration else 0
+        self._note("ended")
         if not self._console.is_terminal:
             self._console.print(self._plain(metrics), highlight=False, soft_wrap=True)
+
+    def _note(self, text: str) -> None:
+        self._noted = time.monotonic()
+        if self._log is not None:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(f"{now} iteration {self._iteration}: {text}\n")
 
     def _plain(self, metrics: Metrics) -> str:
         rewards = ("train/reward", "val/reward", "val/reward_sampled", "test/reward")
@@ -103,13 +138,8 @@ class Display:
     def _now(self) -> Text:
         waited = time.monotonic() - self._phase_started
         text = f"{self._phase}  {waited:.1f} s"
-        counts = self._rollouts
-        if counts.total:
-            text += f"   rollouts {counts.ended}/{counts.total}"
-            if counts.failed:
-                text += f", {counts.failed} failed"
-            if counts.mean_reward is not None:
-                text += f", reward {counts.mean_reward:.3f}"
+        if self._rollouts.total:
+            text += f"   {_counts(self._rollouts)}"
         return Text(text)
 
     def _bar(self) -> ProgressBar:
@@ -138,3 +168,12 @@ class Display:
             return ""
         per_iteration = (time.monotonic() - self._trained_since) / self._trained
         return f", about {per_iteration * (self._iterations - self._iteration + 1):.0f} s left"
+
+
+def _counts(rollouts: Progress) -> str:
+    text = f"rollouts {rollouts.ended}/{rollouts.total}"
+    if rollouts.failed:
+        text += f", {rollouts.failed} failed"
+    if rollouts.mean_reward is not None:
+        text += f", reward {rollouts.mean_reward:.3f}"
+    return text

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from lightningrl.cli import terminal
 from lightningrl.clock import SystemClock
 from lightningrl.curve import draw_curve
 from lightningrl_verl.engine import tool_parser
+from lightningrl_verl.probe import ProbeResult
 from lightningrl_verl.tiny.build import RECORD
 from lightningrl_verl.training.checkpoint import Checkpoints
 from lightningrl_verl.training.folder import RunFolder
+from lightningrl_verl.training.launching import prepare_ground
 from lightningrl_verl.training.loop import TrainingLoop
 from lightningrl_verl.training.metrics import MetricsLog
 from lightningrl_verl.training.models import initial_model
-from lightningrl_verl.training.policy import Learner, ServedPolicy, backend_config
+from lightningrl_verl.training.policies import serve_frozen, start_trainees
 from lightningrl_verl.training.preflight import Plan
 from lightningrl_verl.training.progress import Display
 from lightningrl_verl.training.site import Site, site
+from lightningrl_verl.training.study import Study
 from lightningrl_verl.training.summary import print_summary
+from lightningrl_verl.training.trackers import trackers
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -40,8 +46,10 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
     """
     started = time.monotonic()
     # Bound to this stream: verl's own prints are silenced by replacing `sys.stdout`.
-    console = Console(file=sys.stdout)
-    tool_parser(plan.policy.tool_parser)
+    console = terminal.console(sys.stdout)
+    if plan.recipe.engine.backend == "torch":
+        for policy in plan.recipe.policies.values():
+            tool_parser(policy.tool_parser)
     folder = RunFolder(plan.loaded.run_folder)
     with folder.locked():
         folder.adopt(plan.loaded)
@@ -58,7 +66,7 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
         if MetricsLog(folder.metrics).has_rewards:
             draw_curve(folder.metrics, folder.curve, plan.recipe.name)
         elapsed = time.monotonic() - started
-        print_summary(console, plan.recipe, folder, plan.alias, wall_seconds=elapsed)
+        print_summary(console, plan.recipe, folder, plan.trained, wall_seconds=elapsed)
     return 0
 
 
@@ -79,9 +87,9 @@ async def _train(plan: Plan, overrides: Sequence[str], folder: RunFolder, consol
         await first(_work(plan, folder, here, console), here.watch())
 
 
-async def first(work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, None]) -> None:
-    """Do `work` until it ends or `watch` raises; whichever is left is cancelled and waited for."""
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(watch)]
+async def first(work: Coroutine[Any, Any, None], *watches: Coroutine[Any, Any, None]) -> None:
+    """Do `work` until it ends or a watch raises; what is left is cancelled and waited for."""
+    tasks = [asyncio.ensure_future(one) for one in (work, *watches)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for one in done:
@@ -93,47 +101,59 @@ async def first(work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, None
 
 
 async def _work(plan: Plan, folder: RunFolder, here: Site, console: Console) -> None:
-    base = await initial_model(plan.loaded, plan.policy, console)
-    folder.check_base(base)
+    bases = {
+        alias: await initial_model(plan.loaded, policy, console)
+        for alias, policy in plan.recipe.policies.items()
+        if policy.url is None
+    }
+    folder.check_base({alias: bases[alias] for alias in plan.trained})
     lines = MetricsLog(folder.metrics).lines
-    with Display(console, plan.recipe.name, plan.iterations, lines) as display:
-        await _loop(plan, folder, here, base, display)
+    log = folder.logs / "trainer.log"
+    with Display(console, plan.recipe.name, plan.iterations, lines, log) as display:
+        async with contextlib.AsyncExitStack() as stack:
+            await _loop(plan, folder, here, bases, display, stack)
 
 
-async def _loop(plan: Plan, folder: RunFolder, here: Site, base: Path, display: Display) -> None:
+async def _loop(
+    plan: Plan,
+    folder: RunFolder,
+    here: Site,
+    bases: Mapping[str, Path],
+    display: Display,
+    stack: contextlib.AsyncExitStack,
+) -> None:
     recipe = plan.recipe
     newest = Checkpoints(folder.checkpoints, keep=recipe.trainer.keep_checkpoints).newest()
-    checkpoint, version = (newest[0], newest[1].iteration) if newest else (None, 0)
-    if checkpoint is not None:
-        display.say(f"going on from {checkpoint}")
-    learner = Learner()
-    try:
-        await learner.start(backend_config(recipe, base), checkpoint, recipe.trainer.threads)
-        policy = await asyncio.to_thread(
-            ServedPolicy,
-            recipe,
-            plan.alias,
-            here.gateway,
-            model=checkpoint / "huggingface" if checkpoint else base,
-            version=version,
-        )
-        try:
-            probed = await policy.open(learner)
-            loop = TrainingLoop(
-                recipe,
-                folder,
-                store=here.store,
-                learner=learner,
-                policy=policy,
-                splits=plan.splits,
-                assigner=plan.assigner,
-                record=base / RECORD,
-                watcher=display,
-                clock=SystemClock(),
-            )
-            async with here.runners:
-                await first(loop.run(probed), policy.watch())
-        finally:
-            await asyncio.shield(asyncio.to_thread(policy.close))
-    finally:
-        await asyncio.shield(asyncio.to_thread(learner.close))
+    if newest is not None:
+        display.say(f"going on from {newest[0]}")
+    display.phase("start frozen policies and ranks")
+    frozen = await serve_frozen(plan, bases, here.gateway, stack)
+    ground = await prepare_ground(recipe, stack)
+    display.phase("load policies")
+    trainees = await start_trainees(plan, bases, here.gateway, newest, ground, display.say, stack)
+    probed: dict[str, ProbeResult] = {}
+    display.phase("open engines")
+    for one in trainees:
+        result = await one.policy.open(one.learner)
+        assert result is not None
+        probed[one.alias] = result
+    if recipe.live is not None:
+        display.say(f"live rollouts of run {recipe.name!r} are answered at {here.url}")
+    lines = MetricsLog(folder.metrics).lines
+    shown = await stack.enter_async_context(trackers(recipe, folder.trackers, lines))
+    loop = TrainingLoop(
+        recipe,
+        folder,
+        store=here.store,
+        trainees=trainees,
+        study=Study(recipe, plan.assigner, trainees, plan.scorer),
+        splits=plan.splits,
+        records={alias: bases[alias] / RECORD for alias in plan.trained},
+        watcher=display,
+        trackers=shown,
+        clock=SystemClock(),
+    )
+    engines = [*frozen, *(one.policy for one in trainees)]
+    async with here.runners:
+        watches = (ground.launcher.watch(), *(engine.watch() for engine in engines))
+        await first(loop.run(probed), *watches)

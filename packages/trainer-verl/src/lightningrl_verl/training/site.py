@@ -12,6 +12,7 @@ from lightningrl.errors import RunError
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.recipe import LoadedRecipe
 from lightningrl.store.http import HttpStore
+from lightningrl_verl.training.endpoint_key import endpoint_key
 from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.processes import Child, last_lines, python_module
 
@@ -29,6 +30,8 @@ _GRACE_SECONDS = 3.0
 class Site:
     """What the trainer talks to."""
 
+    url: str
+    """Of the server, from this machine."""
     store: HttpStore
     gateway: GatewayClient
     server: Child
@@ -56,23 +59,29 @@ async def site(
     """Start the server and prepare the runners; end the server when the block ends.
 
     Raises:
+        ConfigError: the variable that should hold the key of live rollouts is not set.
         RunError: the server did not come up; the message has its last lines.
     """
-    key = secrets.token_urlsafe(24)
-    listening = _Listening(loaded.recipe.gateway.port)
+    recipe = loaded.recipe
+    key, runner_key = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
+    keys = [runner_key]
+    if recipe.live is not None:
+        live_key = endpoint_key("live.key", recipe.live.key)
+        assert live_key is not None  # it is the value of a variable that is set
+        keys.append(live_key)
+    listening = _Listening(recipe.gateway.port)
     server = Child(
         "server",
         lambda pipe: python_module(
             _CLI,
             "serve",
             str(folder.store),
-            "--port",
-            str(listening.port),
-            "--parent-fd",
-            str(pipe),
+            *("--host", recipe.gateway.host),
+            *("--port", str(listening.port)),
+            *("--parent-fd", str(pipe)),
         ),
         log=folder.logs / "server.log",
-        environment={"LIGHTNINGRL_ADMIN_KEY": key},
+        environment={"LIGHTNINGRL_ADMIN_KEY": key, "LIGHTNINGRL_RUNNER_KEY": "\n".join(keys)},
         on_line=listening.read,
     )
     async with server:
@@ -82,7 +91,9 @@ async def site(
             stack.push_async_callback(store.close)
             gateway = GatewayClient(url, key)
             stack.push_async_callback(gateway.close)
-            yield Site(store, gateway, server, _runners(loaded, overrides, folder, url, key))
+            yield Site(
+                url, store, gateway, server, _runners(loaded, overrides, folder, url, runner_key)
+            )
 
 
 class _Listening:
@@ -94,10 +105,15 @@ class _Listening:
 
     def read(self, line: str) -> None:
         """Read a line of the server's: `serving STORE at URL`."""
-        url = line.rpartition(" ")[2]
+        url = _from_here(line.rpartition(" ")[2])
         if not self.url.done() and url.startswith("http://"):
             self.port = int(url.rpartition(":")[2])
             self.url.set_result(url)
+
+
+def _from_here(url: str) -> str:
+    """The URL of a server that listens on all addresses, from this machine."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def _runners(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from lightningrl.recipe import PolicyRecipe, Recipe
 from lightningrl.serving import COMPACT_NOTE, ENVIRONMENT, served_name, vllm_command
-from lightningrl_verl.training.checkpoint import Checkpoints
+from lightningrl_verl.training.checkpoint import Checkpoints, policy_folder
 from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.metrics import MetricsLog
 
@@ -21,23 +22,33 @@ _FOR_PEOPLE = {
 
 
 def print_summary(
-    console: Console, recipe: Recipe, folder: RunFolder, alias: str, *, wall_seconds: float
+    console: Console,
+    recipe: Recipe,
+    folder: RunFolder,
+    trained: Sequence[str],
+    *,
+    wall_seconds: float,
 ) -> None:
-    """Print the closing summary of a run that has all its iterations."""
+    """Print the closing summary of a run that has all its iterations; `trained` are aliases."""
     log = MetricsLog(folder.metrics)
     newest = Checkpoints(folder.checkpoints, keep=recipe.trainer.keep_checkpoints).newest()
-    model = newest[0] / "huggingface" if newest else None
+    models = {
+        alias: policy_folder(newest[0], alias, trained) / "huggingface" if newest else None
+        for alias in trained
+    }
     console.print(_rewards(log))
     console.print(f"[bold]Wall time[/] {wall_seconds:.0f} s in this start", highlight=False)
-    console.print(_places(folder, str(model)), soft_wrap=True)
-    policy = recipe.policies[alias]
-    if policy.tiny is not None:
+    console.print(_places(folder, ", ".join(map(str, models.values()))), soft_wrap=True)
+    if any(recipe.policies[alias].tiny is not None for alias in trained):
         console.print(
             "[yellow]This is a tiny policy, built here for demonstration: it shows that the whole"
             " path works, not that the model is any good.[/]"
         )
-    lines = _serving(folder.path, str(model), alias, policy)
-    console.print(lines, highlight=False, soft_wrap=True)
+    lines = ["[bold]Put the trained model behind the unchanged agent[/]"]
+    for alias, model in models.items():
+        lines += _serving(str(model), alias, recipe.policies[alias])
+    lines += _next(folder.path, recipe, trained)
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def _rewards(log: MetricsLog) -> Table:
@@ -65,19 +76,23 @@ def _places(folder: RunFolder, model: str) -> str:
     return "\n".join(f"[bold]{name:<14}[/] {path}" for name, path in places.items())
 
 
-def _serving(run: Path, model: str, alias: str, policy: PolicyRecipe) -> str:
+def _serving(model: str, alias: str, policy: PolicyRecipe) -> list[str]:
     lines = [
-        "[bold]Put the trained model behind the unchanged agent[/]",
         f"  {vllm_command(model, alias, policy)}",
         *(f"  {line}" for line in ENVIRONMENT),
         f"  (the agent asks for the model {served_name(alias, policy)!r})",
+    ]
+    return [*lines, f"  {COMPACT_NOTE}"] if policy.tool_parser == "compact" else lines
+
+
+def _next(run: Path, recipe: Recipe, trained: Sequence[str]) -> list[str]:
+    which = f" --policy {trained[0]}" if len(trained) > 1 else ""
+    lines = [
         "[bold]Next[/]",
         f"  lightningrl show {run}      the latest rollouts, step by step, with their credit",
-        f"  lightningrl export {run}    a Hugging Face folder with a model card",
+        f"  lightningrl export {run}{which}    a Hugging Face folder with a model card",
         f"  lightningrl doctor {run}    what looks wrong",
     ]
-    if policy.tool_parser == "compact":
-        lines.insert(-4, f"  {COMPACT_NOTE}")
-    if policy.tiny is not None:
+    if any(recipe.policies[alias].tiny is not None for alias in trained):
         lines.append("  Give the recipe a real model with 'policies.NAME.model: FOLDER'")
-    return "\n".join(lines)
+    return lines

@@ -2,8 +2,23 @@
 SELECT committed FROM takes WHERE run = :run AND iteration = :iteration;
 
 -- name: members_to_take
-SELECT pk, group_id, member, state, reward
-FROM rollouts WHERE run = :run AND mode = 'train' AND iteration = :iteration ORDER BY pk;
+SELECT r.pk, r.group_id, r.member, r.mode, r.state, r.reward, a.failure_kind, r.complete
+FROM rollouts AS r LEFT JOIN attempts AS a ON a.rollout = r.pk AND a.number = r.attempts
+WHERE r.run = :run AND r.iteration = :iteration
+  AND (r.mode = 'train' OR (r.mode = 'live' AND r.iteration > 0))
+ORDER BY r.pk;
+
+-- name: live_of_iteration
+SELECT id FROM rollouts WHERE run = :run AND mode = 'live' AND iteration = :iteration ORDER BY pk;
+
+-- name: give_rollout
+UPDATE rollouts SET iteration = :iteration WHERE pk = :pk;
+
+-- name: take_of_rollout
+SELECT g.iteration
+FROM rollouts AS r
+JOIN taken_groups AS g ON g.run = r.run AND g.iteration = r.iteration AND g.group_id = r.group_id
+WHERE r.pk = :pk AND r.mode = 'train';
 
 -- name: insert_take
 INSERT INTO takes (run, iteration, taken_us) VALUES (:run, :iteration, :now_us);
@@ -14,9 +29,17 @@ VALUES (:run, :iteration, :group_id, :status)
 RETURNING pk;
 
 -- name: insert_taken_rollout
-INSERT INTO taken_rollouts (taken_group, rollout, attempt, reward)
-SELECT :taken_group, r.pk, a.pk, r.reward
+INSERT INTO taken_rollouts (taken_group, rollout, attempt, reward, events)
+SELECT :taken_group, r.pk, a.pk, r.reward,
+       (SELECT count(*) FROM events AS e WHERE e.attempt = a.pk)
 FROM rollouts AS r JOIN attempts AS a ON a.rollout = r.pk AND a.state = 'succeeded'
+WHERE r.pk = :rollout;
+
+-- name: insert_taken_failure
+INSERT INTO taken_rollouts (taken_group, rollout, attempt, reward, events)
+SELECT :taken_group, r.pk, a.pk, CAST(:reward AS double precision),
+       (SELECT count(*) FROM events AS e WHERE e.attempt = a.pk)
+FROM rollouts AS r JOIN attempts AS a ON a.rollout = r.pk AND a.number = r.attempts
 WHERE r.pk = :rollout;
 
 -- name: taken_groups
@@ -24,7 +47,7 @@ SELECT pk, group_id FROM taken_groups
 WHERE run = :run AND iteration = :iteration AND status = 'taken' ORDER BY pk;
 
 -- name: taken_rollouts
-SELECT rollout, attempt, reward FROM taken_rollouts WHERE taken_group = :taken_group ORDER BY pk;
+SELECT rollout, attempt, reward, events FROM taken_rollouts WHERE taken_group = :taken_group ORDER BY pk;
 
 -- name: attempt_by_pk
 SELECT * FROM attempt_records WHERE pk = :pk;
@@ -36,9 +59,10 @@ UPDATE takes SET committed = 1 WHERE run = :run AND iteration = :iteration;
 DELETE FROM takes WHERE run = :run AND iteration > :after RETURNING iteration;
 
 -- name: ledger
-SELECT g.iteration, g.group_id, g.status, t.committed,
-       (SELECT json_group_array(r.id ORDER BY m.pk)
-        FROM taken_rollouts AS m JOIN rollouts AS r ON r.pk = m.rollout
-        WHERE m.taken_group = g.pk)
-FROM taken_groups AS g JOIN takes AS t ON t.run = g.run AND t.iteration = g.iteration
-WHERE g.run = :run ORDER BY g.iteration, g.pk;
+SELECT g.pk, g.iteration, g.group_id, g.status, t.committed, r.id, a.id, m.reward, m.events
+FROM taken_groups AS g
+JOIN takes AS t ON t.run = g.run AND t.iteration = g.iteration
+LEFT JOIN taken_rollouts AS m ON m.taken_group = g.pk
+LEFT JOIN rollouts AS r ON r.pk = m.rollout
+LEFT JOIN attempts AS a ON a.pk = m.attempt
+WHERE g.run = :run ORDER BY g.iteration, g.pk, m.pk;

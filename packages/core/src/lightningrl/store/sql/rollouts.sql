@@ -5,13 +5,21 @@ SELECT spec FROM rollouts WHERE id = :id;
 
 -- name: insert_rollout
 INSERT INTO rollouts (id, run, mode, iteration, variant, task_id, group_id, member, created_us, spec)
-VALUES (:id, :run, :mode, :iteration, :variant, :task_id, :group_id, :member, :now_us, :spec);
+VALUES (:id, :run, :mode, :iteration, :variant, :task_id, :group_id, :member, :now_us, :spec)
+ON CONFLICT (id) DO NOTHING;
 
 -- name: queued
-SELECT * FROM rollout_records WHERE state = 'queued' ORDER BY pk LIMIT :limit;
+SELECT * FROM rollout_records WHERE state = 'queued' AND mode <> 'live' ORDER BY pk LIMIT :limit
+/* postgres: FOR UPDATE SKIP LOCKED */;
 
 -- name: queued_of_run
-SELECT * FROM rollout_records WHERE state = 'queued' AND run = :run ORDER BY pk LIMIT :limit;
+SELECT * FROM rollout_records WHERE state = 'queued' AND run = :run AND mode <> 'live'
+ORDER BY pk LIMIT :limit
+/* postgres: FOR UPDATE SKIP LOCKED */;
+
+-- name: queued_by_id
+SELECT * FROM rollout_records WHERE state = 'queued' AND id = :id
+/* postgres: FOR UPDATE SKIP LOCKED */;
 
 -- name: start_rollout
 UPDATE rollouts
@@ -21,12 +29,16 @@ WHERE pk = :pk;
 -- name: requeue_rollout
 UPDATE rollouts SET state = 'queued' WHERE pk = :pk;
 
--- name: end_rollout
+-- name: retry_rollout
 UPDATE rollouts
-SET state = :state,
-    ended_us = :now_us,
-    ended_seq = (SELECT coalesce(max(ended_seq), 0) + 1 FROM rollouts)
+SET state = 'queued', ended_us = NULL, complete = 0, ended_seq = NULL, forgiven = attempts
 WHERE pk = :pk;
+
+-- name: end_rollout
+UPDATE rollouts SET state = :state, ended_us = :now_us WHERE pk = :pk;
+
+-- name: lock_rollout
+SELECT pk FROM rollouts WHERE pk = :pk /* postgres: FOR UPDATE */;
 
 -- name: reward_rollout
 UPDATE rollouts
@@ -40,8 +52,20 @@ SELECT * FROM rollout_records WHERE pk = :pk;
 -- name: rollout_by_id
 SELECT * FROM rollout_records WHERE id = :id;
 
+-- name: rollout_to_change
+SELECT * FROM rollout_records WHERE id = :id /* postgres: FOR UPDATE */;
+
 -- name: select_rollouts
-SELECT * FROM rollout_records WHERE TRUE
+SELECT r.* FROM (
+    SELECT *,
+           CASE :order
+               WHEN 'created' THEN created_us
+               WHEN 'ended' THEN ended_us
+               WHEN 'reward' THEN reward
+               ELSE attempts
+           END AS sort_key
+    FROM rollout_records
+) AS r WHERE TRUE
 
 -- name: and_run
 AND run = :run
@@ -58,27 +82,43 @@ AND variant = :variant
 -- name: and_group_id
 AND group_id = :group_id
 
--- name: and_states
-AND state IN (SELECT value FROM json_each(:states))
+-- name: and_task_id
+AND EXISTS (SELECT 1 FROM rollouts AS t WHERE t.pk = r.pk AND t.task_id = :task_id)
 
--- name: and_ids
-AND id IN (SELECT value FROM json_each(:ids))
+-- name: and_min_reward
+AND reward >= :min_reward
 
--- name: oldest_first
-ORDER BY created_us, id LIMIT :limit OFFSET :offset
+-- name: and_max_reward
+AND reward <= :max_reward
 
--- name: newest_first
-ORDER BY created_us DESC, id DESC LIMIT :limit OFFSET :offset
+-- name: after_ascending
+AND (sort_key > :after_key OR (sort_key = :after_key AND id > :after_id) OR sort_key IS NULL)
+
+-- name: after_descending
+AND (sort_key < :after_key OR (sort_key = :after_key AND id < :after_id) OR sort_key IS NULL)
+
+-- name: after_null_ascending
+AND sort_key IS NULL AND id > :after_id
+
+-- name: after_null_descending
+AND sort_key IS NULL AND id < :after_id
+
+-- name: ascending
+ORDER BY CASE WHEN sort_key IS NULL THEN 1 ELSE 0 END, sort_key, id LIMIT :limit
+
+-- name: descending
+ORDER BY CASE WHEN sort_key IS NULL THEN 1 ELSE 0 END, sort_key DESC, id DESC LIMIT :limit
 
 -- name: ended_rollouts
 SELECT * FROM rollout_records
 WHERE run = :run AND ended_seq > :after ORDER BY ended_seq LIMIT :limit;
 
 -- name: progress
-SELECT state, count(*), coalesce(sum(reward), 0.0), count(reward)
+SELECT state, count(*), coalesce(sum(reward), 0.0), count(reward),
+       count(CASE WHEN complete = 1 THEN 1 END)
 FROM rollouts
 WHERE run = :run AND mode = :mode AND iteration = :iteration
-  AND (:variant IS NULL OR variant = :variant)
+  AND (variant = :variant OR :variant IS NULL)
 GROUP BY state;
 
 -- name: runs

@@ -1,0 +1,123 @@
+"""The methods under test: the shipped functions, with the parameters that they are measured at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from credit_laboratory.tasks import Environment, Floats, TwoAgents
+from lightningrl.credit.broadcast import broadcast_advantages
+from lightningrl.credit.compare import whitened
+from lightningrl.credit.decisions import Decisions
+from lightningrl.credit.discount import discount_advantages
+from lightningrl.credit.gae import gae_advantages
+from lightningrl.credit.gigpo import gigpo_advantages
+from lightningrl.credit.group_td import group_td_advantages
+from lightningrl.credit.hgpo import hgpo_advantages
+from lightningrl.credit.mt_grpo import mt_grpo_advantages
+from lightningrl.credit.per_agent import per_agent_advantages
+from lightningrl.credit.rtmc import rtmc_advantages
+from lightningrl.credit.step_reward import step_reward_advantages
+
+CONTROLS = ("broadcast mean", "broadcast std")
+"""The better of these is what the others are measured against."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A shipped method at some parameters."""
+
+    name: str
+    advantages: Callable[[Decisions], Floats]
+    """`decisions -> [n]`."""
+    levels: int = 1
+    """History levels that it reads."""
+    runs_on: Callable[[type[Environment]], bool] = lambda _: True
+    """Tasks that it is defined on, and may differ from the controls on."""
+    over_the_batch: bool = False
+    """Whether it compares rollouts of different groups; if not, many seeds' groups go through it at once."""
+
+
+def _steps(environment: type[Environment]) -> bool:
+    return environment.rewards_steps
+
+
+def _final(environment: type[Environment]) -> bool:
+    return not environment.rewards_steps
+
+
+def _matched(environment: type[Environment]) -> bool:
+    return not environment.unique_states
+
+
+def _long(environment: type[Environment]) -> bool:
+    return environment.turns > 1 and _matched(environment)
+
+
+def _per_agent(decisions: Decisions) -> Floats:
+    """The solver has rewards of its own, always 1; the planner is paid by the outcome."""
+    solver = decisions.agent == 1
+    return per_agent_advantages(
+        replace(decisions, rewarded=solver, reward=solver.astype(np.float64))
+    )
+
+
+METHODS: tuple[Method, ...] = (
+    Method("broadcast mean", lambda d: broadcast_advantages(d, "mean")),
+    Method("broadcast std", lambda d: broadcast_advantages(d, "std")),
+    Method(
+        "broadcast reinforce++",
+        lambda d: broadcast_advantages(d, "reinforce++"),
+        runs_on=_matched,
+        over_the_batch=True,
+    ),
+    Method("discount 0.9", lambda d: discount_advantages(d, discount=0.9), runs_on=_long),
+    Method(
+        "step_reward gamma 0",
+        lambda d: step_reward_advantages(d, gamma=0.0, final_in_steps=True),
+        runs_on=_steps,
+    ),
+    Method(
+        "step_reward gamma 1",
+        lambda d: step_reward_advantages(d, gamma=1.0, final_in_steps=True),
+        runs_on=_steps,
+    ),
+    Method("mt_grpo", mt_grpo_advantages, runs_on=_steps),
+    Method("per_agent", _per_agent, runs_on=lambda task: issubclass(task, TwoAgents)),
+    Method("gigpo mean", lambda d: gigpo_advantages(d)[0]),
+    Method("gigpo std", lambda d: gigpo_advantages(d, normalise="std")[0]),
+    Method("hgpo", lambda d: hgpo_advantages(d)[0], levels=3),
+    Method("group_td", lambda d: group_td_advantages(d)[0]),
+    Method("rtmc", lambda d: rtmc_advantages(d)[0], runs_on=_final),
+)
+"""In the order of the table; `gae`, which needs a critic, is `TableCritic`."""
+
+GAE = "gae"
+"""The name of the method whose values come from `TableCritic`."""
+
+
+def methods_of(environment: type[Environment]) -> list[str]:
+    """Names of the methods that run on a task, in the order of the table."""
+    names = [one.name for one in METHODS if one.runs_on(environment)]
+    return [*names, GAE] if _matched(environment) else names
+
+
+class TableCritic:
+    """A value per observation, moved towards the mean target of its visits: stands for verl's critic."""
+
+    def __init__(self, observations: int, rate: float = 0.3) -> None:
+        self._values = np.zeros(observations)
+        self._rate = rate
+
+    def advantages(self, decisions: Decisions, observed: np.ndarray) -> Floats:
+        """Credit by the shipped `gae` on this critic's values; then the critic learns its targets."""
+        values = self._values[observed]
+        raw = gae_advantages(decisions, values, gamma=0.99, lam=0.95)
+        visits = np.bincount(observed, minlength=len(self._values))
+        targets = np.bincount(observed, raw + values, minlength=len(self._values))
+        seen = visits > 0
+        mean = targets[seen] / visits[seen]
+        self._values[seen] += self._rate * (mean - self._values[seen])
+        return whitened(raw, decisions.tokens)

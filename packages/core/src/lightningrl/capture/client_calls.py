@@ -1,0 +1,193 @@
+"""Records the calls of `openai` and `anthropic` clients as steps, where no gateway does.
+
+All calls of a client, its retries within, are one call of `request` of one of two classes, since openai 1.66
+and anthropic 0.49; what streams them has one method that makes their items, `__stream__`.
+
+Invariant: a call within an `llm` step is that step's own and is not recorded again: a framework's adapter has
+begun it, or the user. What is returned, raised and yielded is what the client returns, raises and yields; a
+stream's step ends with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing, closing
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, cast
+
+from lightningrl.capture.client import SDKS, Sdk, model_of
+from lightningrl.capture.context import Step, current, end_step, note_answer
+from lightningrl.capture.importing import OnImport
+from lightningrl.capture.patching import Patches
+from lightningrl.capture.recording import part_of, start_outermost
+from lightningrl.capture.wire import ROUTES, answered, answered_in_parts, asked
+from lightningrl.errors import ConfigError
+from lightningrl.schema import Dialect, StepKind
+
+_log = logging.getLogger(__name__)
+
+_CALL = "_lightningrl_call"
+
+_imports = OnImport()
+_hooked: list[Patches] = []
+"""One for each package that is hooked."""
+
+
+def record_client_calls() -> None:
+    """Record from now on; a second time changes nothing.
+
+    A client package that the program has not imported is hooked when it does. One that doesn't have what is
+    hooked stays as it is, and a line in the log says so.
+    """
+    for sdk in SDKS:
+        if sdk.is_installed():
+            _imports.act(sdk.module, functools.partial(_hook, sdk))
+
+
+def forget_client_calls() -> None:
+    """Undo that."""
+    _imports.forget()
+    while _hooked:
+        _hooked.pop().undo()
+
+
+def _hook(sdk: Sdk, module: ModuleType) -> None:
+    patches = Patches()
+    streaming = importlib.import_module(f"{sdk.package}._streaming")
+    try:
+        for owner, name, make in (
+            (module.SyncAPIClient, "request", functools.partial(_record_request, sdk)),
+            (module.AsyncAPIClient, "request", functools.partial(_record_async_request, sdk)),
+            (streaming.Stream, "__stream__", _record_stream),
+            (streaming.AsyncStream, "__stream__", _record_async_stream),
+        ):
+            patches.replace(owner, name, make)
+    except (AttributeError, ConfigError):
+        patches.undo()
+        # Raised here it would be the import that fails, in a program that only wants to be watched.
+        _log.exception("the model calls of %s clients can't be recorded", sdk.package)
+    else:
+        _hooked.append(patches)
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A call that is recorded."""
+
+    step: Step
+    dialect: Dialect
+    items: list[Any] = field(default_factory=list[Any])
+    """Of a stream: what came so far."""
+
+    def end_stream(self, error: BaseException | None = None) -> None:
+        """Nothing more comes."""
+        note_answer(
+            self.step,
+            lambda: answered_in_parts(self.dialect, [_plain(one) for one in self.items]),
+        )
+        end_step(self.step, error=error)
+
+
+def _begin(sdk: Sdk, options: Any) -> _Call | None:
+    """Begin the step of a request. `None`: it is not recorded."""
+    context = current()
+    if context is None or context.has_gateway or options.method.lower() != "post":
+        return None
+    route, _, _ = str(options.url).partition("?")
+    dialect = ROUTES.get(route.removeprefix(sdk.prefix))
+    if dialect is None:
+        return None
+    step = start_outermost(
+        StepKind.LLM,
+        model_of(options) or sdk.package,
+        asks=lambda: asked(dialect, {**options.json_data, **(options.extra_json or {})}),
+    )
+    return None if step is None else _Call(step, dialect)
+
+
+def _answered(call: _Call, result: Any) -> Any:
+    """Note what the client returns: an answer ends the step, a stream takes it along."""
+    if hasattr(type(result), "__stream__"):
+        vars(result)[_CALL] = call
+    else:
+        note_answer(call.step, lambda: answered(call.dialect, _plain(result)))
+        end_step(call.step)
+    return result
+
+
+def _plain(result: Any) -> Mapping[str, Any]:
+    """A response or event as it came; of a raw response, which users parse themselves, its body."""
+    if hasattr(result, "to_dict"):
+        return result.to_dict(mode="json", warnings=False)
+    return cast("Mapping[str, Any]", result.http_response.json())
+
+
+def _record_request(sdk: Sdk, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def request(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        call = _begin(sdk, options)
+        if call is None:
+            return original(self, cast_to, options, *args, **kwargs)
+        with part_of(call.step):
+            result = original(self, cast_to, options, *args, **kwargs)
+        return _answered(call, result)
+
+    return request
+
+
+def _record_async_request(sdk: Sdk, original: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def request(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        call = _begin(sdk, options)
+        if call is None:
+            return await original(self, cast_to, options, *args, **kwargs)
+        with part_of(call.step):
+            result = await original(self, cast_to, options, *args, **kwargs)
+        return _answered(call, result)
+
+    return request
+
+
+def _record_stream(original: Callable[..., Any]) -> Callable[..., Any]:
+    # A generator, so that the call is looked for when the stream is read: it begins before that is known.
+    @functools.wraps(original)
+    def read(self: Any) -> Any:
+        call: _Call | None = vars(self).get(_CALL)
+        with closing(original(self)) as items:
+            if call is None:
+                yield from items
+                return
+            try:
+                for item in items:
+                    call.items.append(item)
+                    yield item
+            except BaseException as error:
+                call.end_stream(error)
+                raise
+        call.end_stream()
+
+    return read
+
+
+def _record_async_stream(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def read(self: Any) -> Any:
+        call: _Call | None = vars(self).get(_CALL)
+        async with aclosing(original(self)) as items:
+            try:
+                async for item in items:
+                    if call is not None:
+                        call.items.append(item)
+                    yield item
+            except BaseException as error:
+                if call is not None:
+                    call.end_stream(error)
+                raise
+        if call is not None:
+            call.end_stream()
+
+    return read

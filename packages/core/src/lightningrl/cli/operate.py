@@ -1,0 +1,100 @@
+"""`lightningrl retry` and `lightningrl delete`: what an operator does to the rollouts of a run."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from lightningrl.cli.retention import MODES, retention
+from lightningrl.cli.stored_run import open_to_change, server_options
+from lightningrl.errors import ConfigError
+from lightningrl.schema import Mode, RolloutId, RolloutState
+from lightningrl.store import RolloutQuery
+from lightningrl.store.base import Retention
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--rollout", "ids", metavar="ID", multiple=True, help="These rollouts alone.")
+@click.option("--iteration", type=int, help="Of this iteration.")
+@click.option("--mode", type=MODES, help="Of this mode.")
+@server_options
+def retry(
+    run: str,
+    ids: tuple[str, ...],
+    iteration: int | None,
+    mode: str | None,
+    server: str | None,
+    key: str | None,
+) -> None:
+    """Queue failed rollouts again.
+
+    Each has all its tries again; those that an iteration was trained on are refused. RUN is a run's folder, its name in runs/, or with --server its name.
+    """
+    query = RolloutQuery(
+        states=(RolloutState.FAILED,),
+        ids=tuple(RolloutId(one) for one in ids),
+        iteration=iteration,
+        mode=None if mode is None else Mode(mode),
+    )
+    count = asyncio.run(_retry(run, query, server, key))
+    click.echo(f"queued {count} rollouts of {run} again")
+
+
+async def _retry(run: str, query: RolloutQuery, server: str | None, key: str | None) -> int:
+    async with open_to_change(run, server, key) as found:
+        narrowed = RolloutQuery(
+            run=found.name,
+            states=query.states,
+            ids=query.ids,
+            iteration=query.iteration,
+            mode=query.mode,
+        )
+        return await found.store.retry([one.id for one in await found.store.rollouts(narrowed)])
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--rollout", "ids", metavar="ID", multiple=True, help="These rollouts alone.")
+@click.option("--older-than", metavar="AGE", help="What ended longer ago, of every run: 90m, 7d.")
+@click.option(
+    "--down-to", metavar="BYTES", type=click.IntRange(min=0), help="Oldest first, to this size."
+)
+@click.option("--mode", "modes", type=MODES, multiple=True, help="By age and size: of these modes.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@server_options
+def delete(
+    run: str,
+    ids: tuple[str, ...],
+    older_than: str | None,
+    down_to: int | None,
+    modes: tuple[str, ...],
+    yes: bool,
+    server: str | None,
+    key: str | None,
+) -> None:
+    """Delete a run's records for good, some rollouts, or what is old.
+
+    Refused for what runs or is being trained on. --older-than and --down-to look at all of the store that RUN is in, and keep what no iteration has committed. RUN is a run's folder, its name in runs/, or with --server its name. A run's folder with its checkpoints stays.
+    """
+    rule = retention(older_than, down_to, modes)
+    if ids and rule is not None:
+        raise ConfigError(
+            "--rollout names rollouts, --older-than and --down-to find them; give one"
+        )
+    if not yes:
+        click.confirm(f"delete records of {run} for good?", abort=True)
+    count = asyncio.run(_delete(run, [RolloutId(one) for one in ids], rule, server, key))
+    click.echo(f"deleted {count} rollouts")
+
+
+async def _delete(
+    run: str, ids: list[RolloutId], rule: Retention | None, server: str | None, key: str | None
+) -> int:
+    async with open_to_change(run, server, key) as found:
+        if rule is not None:
+            return await found.store.retain(rule)
+        if ids:
+            return await found.store.delete_rollouts(ids)
+        return await found.store.delete_run(found.name)

@@ -1,0 +1,97 @@
+"""The conversation that a call's request holds, as chat messages, whichever dialect it is in.
+
+Invariant: pure functions of recorded calls; what the gateway asked the engine is what they return, since
+the gateway asks by the same functions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from lightningrl.conversation import anthropic, responses
+from lightningrl.schema import CallEvent, CallStatus, Dialect
+
+Message = dict[str, Any]
+"""A message as chat completions have it: `role`, `content`, `tool_calls`, ..."""
+
+
+class Recorded:
+    """The calls of one attempt in order of arrival, to read the conversation of a later one."""
+
+    def __init__(self, calls: Iterable[CallEvent] = ()) -> None:
+        self.responses = responses.Responses()
+        """Those among them that a Responses request can refer to."""
+        for call in calls:
+            self.add(call)
+
+    def add(self, call: CallEvent) -> None:
+        """Take up the next call.
+
+        Raises:
+            Malformed: it refers to a response that was not added.
+        """
+        if call.dialect is Dialect.RESPONSES and call.status is CallStatus.DELIVERED:
+            self.responses.add(call.step_id, json.loads(call.request), answer_of(call))
+
+    def messages(self, call: CallEvent) -> list[Message]:
+        """The messages that the engine was asked to continue in `call`, which comes next.
+
+        Raises:
+            Malformed: it refers to a response that was not added, or was refused as malformed.
+        """
+        request: dict[str, Any] = json.loads(call.request or b"{}")
+        match call.dialect:
+            case Dialect.RESPONSES:
+                return responses.conversation(request, self.responses)
+            case Dialect.ANTHROPIC:
+                return anthropic.conversation(request)
+            case Dialect.COMPLETIONS:
+                return [{"role": "user", "content": request.get("prompt")}]
+            case Dialect.CHAT:
+                return request.get("messages") or []
+
+
+def messages_of(call: CallEvent, earlier: Iterable[CallEvent] = ()) -> list[Message]:
+    """The messages that the engine was asked to continue; of a completion its prompt, as one message.
+
+    Args:
+        call: Any call.
+        earlier: The attempt's calls before it, in order of arrival. Only a Responses request that
+            refers to an earlier response needs them.
+
+    Raises:
+        Malformed: the request is not whole without `earlier`, or it was refused as malformed.
+    """
+    return Recorded(earlier).messages(call)
+
+
+def answer_of(call: CallEvent) -> Message:
+    """The assistant's message of the first choice; empty where there is none."""
+    return json.loads(call.choices[0].message or b"{}") if call.choices else {}
+
+
+def is_continuation(call: CallEvent) -> bool:
+    """Whether the request follows an answer of the assistant, so that it continues an earlier call."""
+    if call.dialect is Dialect.RESPONSES:
+        return responses.is_continuation(json.loads(call.request or b"{}"))
+    try:
+        request = _roles.decode(call.request or b"{}")
+    except msgspec.ValidationError:
+        return False  # messages that are none: whatever the engine made of them continues nothing
+    return any(message.role == "assistant" for message in request.messages or ())
+
+
+class _Role(msgspec.Struct):
+    role: str | None = None
+
+
+class _Roles(msgspec.Struct):
+    messages: list[_Role] | None = None
+
+
+_roles = msgspec.json.Decoder(_Roles)
+"""Reads nothing but the roles: a long conversation is asked for each of its calls."""

@@ -1,0 +1,223 @@
+"""Anthropic's messages and chat messages: the same conversation in two forms.
+
+Invariant: an answer's blocks, sent back, become a message with the same text, reasoning and tool calls, so
+that the next prompt continues the tokens that the policy sampled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
+from lightningrl.conversation.malformed import (
+    Malformed,
+    Object,
+    missing,
+    objects,
+    text_field,
+    unknown_value,
+    wrong_type,
+)
+from lightningrl.conversation.responses import reasoning_of
+
+Block = dict[str, Any]
+Message = dict[str, Any]
+
+ROLES = ("user", "assistant", "system")
+BLOCKS = ("text", "image", "document", "thinking", "redacted_thinking", "tool_use", "tool_result")
+
+_UNREADABLE = "INVALID_JSON"
+"""The key under which Anthropic's documentation hands on tool arguments that are no JSON object."""
+
+
+# -- from an answer to blocks ------------------------------------------------------------------
+
+
+def output_blocks(message: Object) -> list[Block]:
+    """The blocks of an answer: its reasoning, its text, its tool calls, each where there is one."""
+    blocks: list[Block] = []
+    reasoning = reasoning_of(message)
+    if reasoning:
+        blocks.append({"type": "thinking", "thinking": reasoning, "signature": ""})
+    calls = message.get("tool_calls") or ()
+    text = message.get("content") or message.get("refusal")
+    if text or not calls:
+        blocks.append({"type": "text", "text": text or ""})
+    return blocks + [_use(call, place) for place, call in enumerate(calls)]
+
+
+def _use(call: Object, place: int) -> Block:
+    function: Object = call.get("function") or {}
+    return {
+        "type": "tool_use",
+        "id": call.get("id") or f"toolu_{place}",
+        "name": function.get("name") or "",
+        "input": _input(function.get("arguments") or "{}"),
+    }
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    try:
+        decoded: Any = json.loads(arguments)
+    except ValueError:
+        decoded = None
+    if isinstance(decoded, dict):
+        return cast("dict[str, Any]", decoded)
+    return {_UNREADABLE: arguments}
+
+
+def _arguments(given: Object) -> str:
+    """The inverse of `_input`, spaces aside."""
+    unreadable = given.get(_UNREADABLE)
+    if len(given) == 1 and isinstance(unreadable, str):
+        return unreadable
+    return json.dumps(given, ensure_ascii=False)
+
+
+# -- from blocks to messages -------------------------------------------------------------------
+
+
+def conversation(request: Mapping[str, Any]) -> list[Message]:
+    """The conversation that a request asks to continue, `system` first.
+
+    Raises:
+        Malformed: a message or block is of an unknown type or lacks what its type needs.
+    """
+    messages: list[Message] = []
+    if request.get("system"):
+        system = _content(request["system"], "system")
+        messages.append({"role": "system", "content": system})
+    if "messages" not in request:
+        raise missing("messages")
+    for place, message in enumerate(objects(request["messages"], "messages")):
+        messages += _messages(message, f"messages.{place}")
+    return messages
+
+
+def _messages(message: Object, where: str) -> list[Message]:
+    role = text_field(message, "role", where)
+    if role not in ROLES:
+        raise unknown_value(role, ROLES, f"{where}.role")
+    if "content" not in message:
+        raise missing(f"{where}.content")
+    content = message["content"]
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    if not isinstance(content, list):
+        raise wrong_type(content, "a string or an array of objects", f"{where}.content")
+    blocks = objects(content, f"{where}.content")
+    if role == "assistant":
+        return [_assistant(blocks, f"{where}.content")]
+    return _user(role, blocks, f"{where}.content")
+
+
+def _assistant(blocks: list[Object], where: str) -> Message:
+    parts: list[Block] = []
+    thoughts: list[str] = []
+    calls: list[Block] = []
+    for place, block in enumerate(blocks):
+        at = f"{where}.{place}"
+        match block.get("type"):
+            case "thinking":
+                thoughts.append(text_field(block, "thinking", at))
+            case "redacted_thinking":
+                continue  # of another model: nobody here can read it
+            case "tool_use":
+                calls.append(_call(block, at))
+            case _:
+                parts.append(_part(block, at))
+    message: Message = {"role": "assistant", "content": _joined(parts, bool(calls))}
+    if thoughts:
+        message["reasoning"] = "".join(thoughts)
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _call(block: Object, where: str) -> Block:
+    given = block.get("input")
+    if not isinstance(given, dict):
+        raise wrong_type(given, "an object", f"{where}.input")
+    arguments = _arguments(cast("Object", given))
+    function = {"name": text_field(block, "name", where), "arguments": arguments}
+    return {"id": text_field(block, "id", where), "type": "function", "function": function}
+
+
+def _user(role: str, blocks: list[Object], where: str) -> list[Message]:
+    """Tool results as messages of their own, what stands between them as messages of `role`."""
+    messages: list[Message] = []
+    parts: list[Block] = []
+    for place, block in enumerate(blocks):
+        at = f"{where}.{place}"
+        if block.get("type") != "tool_result":
+            parts.append(_part(block, at))
+            continue
+        if parts:
+            messages.append({"role": role, "content": _joined(parts)})
+            parts = []
+        call_id = text_field(block, "tool_use_id", at)
+        content = _content(block.get("content") or "", f"{at}.content")
+        messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+    if parts or not messages:
+        messages.append({"role": role, "content": _joined(parts)})
+    return messages
+
+
+def _content(given: Any, where: str) -> Any:
+    if isinstance(given, str):
+        return given
+    blocks = objects(given, where)
+    return _joined([_part(block, f"{where}.{place}") for place, block in enumerate(blocks)])
+
+
+def _joined(parts: list[Block], calls: bool = False) -> Any:
+    """Text where there is one text alone, else the parts; nothing beside tool calls is `None`."""
+    if not parts:
+        return None if calls else ""
+    if len(parts) == 1 and parts[0]["type"] == "text":
+        return parts[0]["text"]
+    return parts
+
+
+def _part(block: Object, where: str) -> Block:
+    match block.get("type"):
+        case "text":
+            return {"type": "text", "text": text_field(block, "text", where)}
+        case "image":
+            return {"type": "image_url", "image_url": {"url": _source(block, where)}}
+        case "document":
+            return _document(block, where)
+        case other:
+            raise unknown_value(other, BLOCKS, f"{where}.type")
+
+
+def _document(block: Object, where: str) -> Block:
+    source = block.get("source")
+    if isinstance(source, dict) and cast("Object", source).get("type") == "text":
+        return {
+            "type": "text",
+            "text": text_field(cast("Object", source), "data", f"{where}.source"),
+        }
+    return {"type": "file", "file": {"file_data": _source(block, where)}}
+
+
+def _source(block: Object, where: str) -> str:
+    """What a block holds, as a URL."""
+    at = f"{where}.source"
+    given = block.get("source")
+    if not isinstance(given, dict):
+        raise wrong_type(given, "an object", at)
+    source = cast("Object", given)
+    match source.get("type"):
+        case "base64":
+            media = text_field(source, "media_type", at)
+            return f"data:{media};base64,{text_field(source, 'data', at)}"
+        case "url":
+            return text_field(source, "url", at)
+        case "file":
+            raise Malformed(
+                f"'{at}': files can't be uploaded here; send the data itself.", param=at
+            )
+        case other:
+            raise unknown_value(other, ("base64", "url", "text"), f"{at}.type")

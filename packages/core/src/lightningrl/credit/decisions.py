@@ -1,0 +1,87 @@
+"""The model calls of some groups as columns: what the shipped assigners compute on.
+
+Invariants: a decision is a delivered model call of a member with a finite final reward; nothing else
+enters a statistic, and everything else gets credit 0. Rows stand in the order of groups, members and
+starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightningrl.credit.result import Credit
+from lightningrl.transition import Group
+
+Labels = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """n decisions of M scored members."""
+
+    slot: Labels
+    """[n] index among all transitions of all groups, end to end."""
+    group: Labels
+    """[n] which group."""
+    member: Labels
+    """[n] which scored member, numbered through all groups."""
+    turn: Labels
+    """[n] 0 for a member's first decision, in order of start."""
+    parent: Labels
+    """[n] row of the decision before it on its path; -1 where it begins one. Without branches that is
+    the member's decision before in order of start, whichever agent took it."""
+    reward: Floats
+    """[n] own step reward; 0 where there is none."""
+    rewarded: NDArray[np.bool_]
+    """[n] whether it has a step reward."""
+    agent: Labels
+    """[n] who took it; equal names are equal numbers in all groups."""
+    tokens: Labels
+    """[n] sampled tokens that may be trained; 0 where none."""
+    final: Floats
+    """[M] final reward of each member."""
+    member_group: Labels
+    """[M] which group."""
+    agents: tuple[str | None, ...]
+    """Names behind `agent`."""
+    states: tuple[Labels, ...] = ()
+    """Per history level [n]: equal numbers are equal states of one group and agent; -1 where a decision
+    has no history that long. Empty where states were not asked for."""
+    action: Labels | None = None
+    """[n] equal numbers are equal actions. `None` where states were not asked for."""
+    rewritten: float = 0.0
+    """Share of the decisions whose messages hold answers of a conversation that nobody had: an edited
+    history. 0 where states were not asked for."""
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+
+def spread(
+    groups: Sequence[Group],
+    decisions: Decisions,
+    values: Floats,
+    metrics: Mapping[str, float] | None = None,
+) -> Credit:
+    """Values of decisions as credit of all transitions, 0 for those that are no decision.
+
+    To the metrics it adds `groups_without_credit`, the share of groups whose decisions all got 0.
+    """
+    flat = np.zeros(sum(len(trace.transitions) for group in groups for trace in group.traces))
+    flat[decisions.slot] = values
+    numbers: list[float] = flat.tolist()
+    credit: list[list[list[float]]] = []
+    start = 0
+    for group in groups:
+        credit.append([])
+        for trace in group.traces:
+            credit[-1].append(numbers[start : start + len(trace.transitions)])
+            start += len(trace.transitions)
+    taught = len(np.unique(decisions.group[values != 0.0]))
+    empty = 1.0 - taught / len(groups) if groups else 0.0
+    return Credit(credit, {**(metrics or {}), "groups_without_credit": empty})

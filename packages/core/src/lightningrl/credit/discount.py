@@ -1,0 +1,77 @@
+"""Turn discount: a decision counts less the further it is from the end.
+
+With d the discount and T_i the decisions of member i:
+
+| form | credit of decision t | source |
+|---|---|---|
+| `advantage` | d^(T_i - t) (R_i - mean R) | the form we recommend: the end has the broadcast's credit |
+| `reward` | rho_t minus its mean over all decisions of the group, rho_t = r_t + d rho_(t+1) | AReaL, `turn_discount` |
+
+With `reward` the mean is over decisions, so long rollouts count more in it and the early decisions of a winner
+can get less than 0; that is AReaL's convention, kept for comparison. At d = 1 `advantage` is the broadcast
+`mean`. In the laboratory (docs/credit-methods.md) d = 0.9 never helped, and it is harmful where early
+decisions decide; hence the default 1.
+
+Degenerate cases: a group of one gives 0 with `advantage`, and its returns minus their own mean with `reward`;
+equal rewards give 0 with `advantage`, a slope over time with `reward`. Among parallel agents the last decision
+is the one that started last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from lightningrl.credit.broadcast import broadcast_advantages
+from lightningrl.credit.columns import read_decisions
+from lightningrl.credit.compare import centred, counts
+from lightningrl.credit.decisions import Decisions, Floats, spread
+from lightningrl.credit.result import Credit
+from lightningrl.credit.rewards import returns_to_go
+from lightningrl.errors import ConfigError
+from lightningrl.transition import Group
+
+
+def discount(
+    groups: Sequence[Group],
+    *,
+    discount: float = 1.0,
+    form: Literal["advantage", "reward"] = "advantage",
+    final_in_steps: bool | None = None,
+) -> Credit:
+    """Broadcast or returns to go, discounted per decision.
+
+    Args:
+        groups: any number, of any sizes.
+        discount: per decision, from 0 to 1.
+        form: what is discounted; see the module.
+        final_in_steps: see `rewards.rewards`; for `reward` alone.
+
+    Raises:
+        ConfigError: a parameter is out of its range.
+    """
+    decisions = read_decisions(groups, paths=form == "reward")
+    values = discount_advantages(
+        decisions, discount=discount, form=form, final_in_steps=final_in_steps
+    )
+    return spread(groups, decisions, values)
+
+
+def discount_advantages(
+    decisions: Decisions,
+    *,
+    discount: float = 1.0,
+    form: Literal["advantage", "reward"] = "advantage",
+    final_in_steps: bool | None = None,
+) -> Floats:
+    """[n] `discount` on columns."""
+    if not 0.0 <= discount <= 1.0:
+        raise ConfigError(f"algorithm.credit_args.discount: from 0 to 1, not {discount}")
+    if form == "reward":
+        return centred(decisions.group, returns_to_go(decisions, discount, final_in_steps))
+    if form != "advantage":
+        raise ConfigError(f"algorithm.credit_args.form: 'advantage' or 'reward', not {form!r}")
+    to_end = counts(decisions.member) - 1 - decisions.turn
+    return broadcast_advantages(decisions, "mean") * np.power(float(discount), to_end)

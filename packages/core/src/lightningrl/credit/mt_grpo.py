@@ -1,0 +1,42 @@
+"""MT-GRPO: the rollout's advantage plus the step's own.
+
+Credit of decision t of member i = A_i + weight * S_it, with A_i GRPO's advantage of the final rewards and
+S_it = (r_it - mean) / (std + 1e-6) over the group's decisions with the same turn number (arXiv 2505.11821,
+whose code is for two turns and adds 1e-4; this is its extension to any number).
+
+Degenerate cases: a group of one and equal rewards give 0 in the part that they concern; the last survivor at a
+turn number gets A_i alone; a missing step reward counts as 0; a batch without step rewards is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightningrl.credit.broadcast import broadcast_advantages
+from lightningrl.credit.columns import read_decisions
+from lightningrl.credit.compare import paired, standardised
+from lightningrl.credit.decisions import Decisions, Floats, spread
+from lightningrl.credit.result import Credit
+from lightningrl.credit.step_reward import require_step_rewards
+from lightningrl.transition import Group
+
+
+def mt_grpo(groups: Sequence[Group], *, weight: float = 1.0) -> Credit:
+    """GRPO on final rewards plus GRPO on the step rewards of each turn.
+
+    Args:
+        groups: any number, of any sizes.
+        weight: of the step's part.
+
+    Raises:
+        RunError: no decision of the batch has a step reward.
+    """
+    decisions = read_decisions(groups)
+    return spread(groups, decisions, mt_grpo_advantages(decisions, weight=weight))
+
+
+def mt_grpo_advantages(decisions: Decisions, *, weight: float = 1.0) -> Floats:
+    """[n] `mt_grpo` on columns."""
+    require_step_rewards(decisions, "mt_grpo")
+    own = standardised(paired(decisions.group, decisions.turn), decisions.reward)
+    return broadcast_advantages(decisions, "std") + weight * own

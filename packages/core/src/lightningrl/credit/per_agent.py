@@ -1,0 +1,142 @@
+"""Per agent: each role is compared with itself in the other members of the group.
+
+With q_iu the reward of role u in member i, the mean of the step rewards on its decisions, or the final reward
+R_i where the role has none in the whole group: credit = q_iu - mean over the group's members of q_u. One value
+per member and role, so a talkative role doesn't weigh more in its own baseline (as in rLLM's per-role groups
+and prime-rl's `hierarchical_grpo`).
+
+`running_baseline` is RAE (SPIRAL, arXiv 2506.24119): credit = q - b_u *before* the update
+b_u <- decay b_u + (1 - decay) q, b_u = 0 at first; it needs no group. Members are taken in order.
+
+Degenerate cases: a role that only one member of the group took, and equal rewards, give 0. A member whose role
+has no step reward while the same role of another member has one is left out of that role's comparison. With
+one role and no step rewards this is `broadcast` with `mean`. Without agent names all decisions are one role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lightningrl.credit.columns import read_decisions
+from lightningrl.credit.compare import centred, paired, standardised
+from lightningrl.credit.decisions import Decisions, Floats, Labels, spread
+from lightningrl.credit.result import Credit
+from lightningrl.credit.stateful import Outcome, State, StatefulAssigner, Values
+from lightningrl.errors import ConfigError, RunError
+from lightningrl.nearest import suggest
+from lightningrl.transition import Group
+
+
+def per_agent(
+    groups: Sequence[Group],
+    *,
+    normalise: Literal["mean", "std"] = "mean",
+    train: Sequence[str] | None = None,
+) -> Credit:
+    """Each role's reward against the same role's mean in its group.
+
+    Args:
+        groups: any number, of any sizes.
+        normalise: `std` divides by the role's sample deviation in the group.
+        train: names of the agents whose decisions get credit; the others get 0. `None`: all.
+
+    Raises:
+        ConfigError: `normalise` has no such value.
+        RunError: no decision of the batch is by an agent of `train`.
+    """
+    decisions = read_decisions(groups)
+    return spread(
+        groups, decisions, per_agent_advantages(decisions, normalise=normalise, train=train)
+    )
+
+
+def per_agent_advantages(
+    decisions: Decisions,
+    *,
+    normalise: Literal["mean", "std"] = "mean",
+    train: Sequence[str] | None = None,
+) -> Floats:
+    """[n] `per_agent` on columns."""
+    if normalise not in ("mean", "std"):
+        raise ConfigError(f"algorithm.credit_args.normalise: 'mean' or 'std', not {normalise!r}")
+    compare = standardised if normalise == "std" else centred
+    part, first, q = _roles(decisions)
+    scored = np.isfinite(q)
+    values = np.zeros(len(q))
+    role = paired(decisions.group[first], decisions.agent[first])
+    values[scored] = compare(role[scored], q[scored])
+    return np.where(_trained(decisions, train), values[part], 0.0)
+
+
+@dataclass(frozen=True)
+class RunningBaseline(StatefulAssigner):
+    """RAE: each role against the running mean of its own rewards; groups may have one member."""
+
+    decay: float = 0.95
+    """Of the baselines, from 0 to below 1."""
+    train: Sequence[str] | None = None
+    """As in `per_agent`."""
+
+    def __post_init__(self) -> None:
+        """Check the range.
+
+        Raises:
+            ConfigError: `decay` is out of it.
+        """
+        if not 0.0 <= self.decay < 1.0:
+            raise ConfigError(f"algorithm.credit_args.decay: from 0 to below 1, not {self.decay}")
+
+    def assign(
+        self,
+        groups: Sequence[Group],
+        *,
+        state: State,
+        values: Values | None,
+        ends: Values | None = None,
+    ) -> Outcome:
+        """See `StatefulAssigner.assign`; the state is `{"baselines": {agent: b}}`."""
+        del values, ends  # no critic
+        decisions = read_decisions(groups)
+        part, first, q = _roles(decisions)
+        baselines: dict[str, float] = dict(state.get("baselines", {}))
+        apart = np.zeros(len(q))
+        for row in np.argsort(first):
+            if np.isfinite(q[row]):
+                name = decisions.agents[decisions.agent[first[row]]] or ""
+                baseline = baselines.get(name, 0.0)
+                apart[row] = q[row] - baseline
+                baselines[name] = self.decay * baseline + (1.0 - self.decay) * float(q[row])
+        credit = np.where(_trained(decisions, self.train), apart[part], 0.0)
+        metrics = {f"baseline/{name or 'agent'}": value for name, value in baselines.items()}
+        return Outcome(spread(groups, decisions, credit, metrics), {"baselines": baselines})
+
+
+def _roles(decisions: Decisions) -> tuple[Labels, Labels, Floats]:
+    """Per decision its (member, role); per (member, role) a first decision and q, NaN where missing."""
+    if not len(decisions):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+    labels = decisions.member * (int(decisions.agent.max()) + 1) + decisions.agent
+    _, first, part = np.unique(labels, return_index=True, return_inverse=True)
+    part = part.reshape(-1)
+    given = np.bincount(part, decisions.rewarded)
+    own = np.bincount(part, decisions.reward) / np.maximum(given, 1)
+    role = paired(decisions.group[first], decisions.agent[first])
+    paid = np.bincount(role, given)[role] > 0
+    final = decisions.final[decisions.member[first]]
+    return part, first, np.where(paid, np.where(given > 0, own, np.nan), final)
+
+
+def _trained(decisions: Decisions, train: Sequence[str] | None) -> np.ndarray:
+    if train is None:
+        return np.ones(len(decisions), np.bool_)
+    known = [name or "" for name in decisions.agents]
+    if len(decisions) and not set(train) & set(known):
+        raise RunError(
+            f"credit assigner per_agent: none of the agents {list(train)} took a step."
+            f"{suggest(train[0] if train else '', known)}"
+        )
+    return np.isin(decisions.agent, [index for index, name in enumerate(known) if name in train])

@@ -1,0 +1,31 @@
+"""The methods that come with LightningRL, by the name that a recipe gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightningrl.credit.broadcast import broadcast
+from lightningrl.credit.discount import discount
+from lightningrl.credit.gae import GeneralisedAdvantage
+from lightningrl.credit.gigpo import gigpo
+from lightningrl.credit.group_td import group_td
+from lightningrl.credit.hgpo import hgpo
+from lightningrl.credit.mt_grpo import mt_grpo
+from lightningrl.credit.per_agent import RunningBaseline, per_agent
+from lightningrl.credit.rtmc import rtmc
+from lightningrl.credit.step_reward import step_reward
+
+SHIPPED: dict[str, Any] = {
+    "broadcast": broadcast,
+    "discount": discount,
+    "gae": GeneralisedAdvantage,
+    "gigpo": gigpo,
+    "group_td": group_td,
+    "hgpo": hgpo,
+    "mt_grpo": mt_grpo,
+    "per_agent": per_agent,
+    "rtmc": rtmc,
+    "running_baseline": RunningBaseline,
+    "step_reward": step_reward,
+}
+"""Functions, and classes of `StatefulAssigner`."""

@@ -1,0 +1,111 @@
+"""Step rewards: returns to go from the rewards of steps, minus what comparable decisions got.
+
+G_t = r_t + gamma G_(t+1); credit = G_t - b. With gamma 0 each decision is judged by its own reward, right
+where sub-steps don't depend on each other. The baseline b is the mean of G over
+
+| baseline | the group's decisions | mind |
+|---|---|---|
+| `index` | with the same turn number | mixes states; the last survivor at a turn number gets 0 |
+| `state` | in the same state, else (a state of one member) with the same turn number | needs states that repeat |
+| `group` | all of them | late decisions look bad where rewards accumulate |
+
+(The same returns are in the multi-turn recipes of SkyRL and AReaL.)
+
+Degenerate cases: a group of one gives 0, and so do equal returns. A decision without a step reward counts as 0
+once any decision of the batch has one; a batch without any is refused, since every credit would come from the
+final reward alone, which `broadcast` does better. `final_in_steps`: see `rewards.rewards`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from lightningrl.credit.columns import read_decisions
+from lightningrl.credit.compare import centred, members_per_state, paired, standardised
+from lightningrl.credit.coverage import coverage
+from lightningrl.credit.decisions import Decisions, Floats, spread
+from lightningrl.credit.result import Credit
+from lightningrl.credit.rewards import has_step_rewards, returns_to_go
+from lightningrl.credit.state_keys import KeyRules
+from lightningrl.errors import ConfigError, RunError
+from lightningrl.transition import Group
+
+Baseline = Literal["state", "index", "group"]
+
+
+def step_reward(
+    groups: Sequence[Group],
+    *,
+    gamma: float = 1.0,
+    baseline: Baseline = "state",
+    normalise: Literal["mean", "std"] = "mean",
+    final_in_steps: bool | None = None,
+    rules: Sequence[str] | None = None,
+) -> Credit:
+    """Returns to go of recorded step rewards, compared with like decisions.
+
+    Args:
+        groups: any number, of any sizes.
+        gamma: discount per decision, from 0 to 1.
+        baseline: which decisions are alike; see the module.
+        normalise: `std` divides by the sample deviation of those.
+        final_in_steps: see `rewards.rewards`.
+        rules: what state keys ignore, by name; `None` is all of `observation.RULES`.
+
+    Raises:
+        RunError: no decision of the batch has a step reward.
+        ConfigError: a parameter has no such value.
+    """
+    keys = KeyRules(rules=rules) if baseline == "state" else None
+    decisions = read_decisions(groups, paths=True, keys=keys)
+    values = step_reward_advantages(
+        decisions,
+        gamma=gamma,
+        baseline=baseline,
+        normalise=normalise,
+        final_in_steps=final_in_steps,
+    )
+    return spread(groups, decisions, values, coverage(decisions) if keys is not None else None)
+
+
+def step_reward_advantages(
+    decisions: Decisions,
+    *,
+    gamma: float = 1.0,
+    baseline: Baseline = "state",
+    normalise: Literal["mean", "std"] = "mean",
+    final_in_steps: bool | None = None,
+) -> Floats:
+    """[n] `step_reward` on columns."""
+    if normalise not in ("mean", "std"):
+        raise ConfigError(f"algorithm.credit_args.normalise: 'mean' or 'std', not {normalise!r}")
+    require_step_rewards(decisions, "step_reward")
+    returns = returns_to_go(decisions, gamma, final_in_steps)
+    compare = standardised if normalise == "std" else centred
+    by_index = paired(decisions.group, decisions.turn)
+    if baseline == "group":
+        return compare(decisions.group, returns)
+    if baseline == "index":
+        return compare(by_index, returns)
+    if baseline != "state":
+        raise ConfigError(
+            f"algorithm.credit_args.baseline: 'state', 'index' or 'group', not {baseline!r}"
+        )
+    matched = members_per_state(decisions) >= 2
+    return np.where(matched, compare(decisions.states[0], returns), compare(by_index, returns))
+
+
+def require_step_rewards(decisions: Decisions, method: str) -> None:
+    """Refuse a batch without step rewards, for a method that lives on them.
+
+    Raises:
+        RunError: no decision has one.
+    """
+    if len(decisions) and not has_step_rewards(decisions):
+        raise RunError(
+            f"credit assigner {method}: no step of the iteration has a reward. Give steps rewards"
+            " (lightningrl.reward in the agent, or rules in the recipe), or use 'credit: broadcast'"
+        )

@@ -1,0 +1,64 @@
+"""The seam between a dialect and the life of a call: what every dialect gives.
+
+A dialect reads an agent's body, brings it into the one form that engines are asked in
+(`EngineRequest`), and writes the engine's answer (`EngineReply`) as its own clients expect it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
+
+from lightningrl.conversation import Recorded
+from lightningrl.gateway.asgi import Refusal
+from lightningrl.gateway.dialects.engine_reply import EngineReply
+from lightningrl.gateway.dialects.engine_request import EngineRequest
+from lightningrl.schema import Dialect, StepId
+
+Recall = Callable[[], Awaitable[Recorded]]
+"""Gives the attempt's calls so far."""
+
+
+class Written(NamedTuple):
+    """An answer as the agent gets it."""
+
+    body: bytes
+    streams: bool
+    """Whether `body` is a stream of server-sent events."""
+
+
+class AgentRequest(Protocol):
+    """One request of an agent, read."""
+
+    @property
+    def body(self) -> bytes:
+        """JSON, as the agent sent it."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model name that the agent asked for."""
+        ...
+
+    @property
+    def engine(self) -> EngineRequest:
+        """What to ask the engine."""
+        ...
+
+    def write(self, reply: EngineReply, step_id: StepId) -> Written:
+        """The engine's answer without what is none of the agent's business.
+
+        Raises:
+            ValueError: the answer holds no message that the dialect could express.
+        """
+        ...
+
+
+class Spoken(NamedTuple):
+    """A dialect that the gateway speaks."""
+
+    dialect: Dialect
+    read: Callable[[bytes, Recall], Awaitable[AgentRequest]]
+    """From a body to the request; raises `Refusal`."""
+    error: Callable[[Refusal], bytes]
+    """A refusal in the dialect's error format."""

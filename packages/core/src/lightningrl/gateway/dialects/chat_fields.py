@@ -1,0 +1,57 @@
+"""OpenAI chat completions: what becomes of each request field."""
+
+from __future__ import annotations
+
+from lightningrl.gateway.dialects.fields import FieldTable, accepted, emulated, passed, refused
+
+_UNSUPPORTED = "unsupported_parameter"
+_SAMPLING = "unless the rollout says how to sample"
+_UNTRAINED = "the answer is not trained"
+
+CHAT_FIELDS = FieldTable(
+    (
+        passed("model", "the policy that answers for it; the reply names the model asked for"),
+        passed("messages", "as they are"),
+        passed("tools", "as they are"),
+        passed("tool_choice", f"`required` or a function: {_UNTRAINED}"),
+        passed("parallel_tool_calls", ""),
+        passed("response_format", f"but for `text` {_UNTRAINED}"),
+        passed("max_tokens", "the lower of it and the rollout's"),
+        passed("max_completion_tokens", "as `max_tokens`"),
+        passed("temperature", _SAMPLING),
+        passed("top_p", _SAMPLING),
+        passed("presence_penalty", _SAMPLING),
+        passed("frequency_penalty", _SAMPLING),
+        passed("seed", _SAMPLING),
+        passed("top_k", f"(vLLM) {_SAMPLING}"),
+        passed("min_p", f"(vLLM) {_SAMPLING}"),
+        passed("repetition_penalty", f"(vLLM) {_SAMPLING}"),
+        passed("n", "every answer is recorded, none trained where there are several"),
+        passed("stop", "the engine ends the answer"),
+        passed("logit_bias", _UNTRAINED),
+        passed("logprobs", "the reply has them only where they were asked for"),
+        passed("top_logprobs", "with `logprobs`"),
+        passed("reasoning_effort", ""),
+        passed("chat_template_kwargs", "(vLLM)"),
+        passed("user", ""),
+        emulated("stream", "the finished answer in chunks"),
+        emulated("stream_options", "`include_usage`: a last chunk with the token counts"),
+        accepted("store", "every call is recorded"),
+        accepted("metadata", ""),
+        accepted("prediction", "a hint"),
+        accepted("verbosity", "a hint; the policy answers as it was trained to"),
+        accepted("service_tier", ""),
+        accepted("safety_identifier", ""),
+        accepted("prompt_cache_key", ""),
+        accepted("prompt_cache_retention", ""),
+        accepted("prompt_cache_options", ""),
+        refused("functions", "declare them as `tools`", code=_UNSUPPORTED),
+        refused("function_call", "say it as `tool_choice`", code=_UNSUPPORTED),
+        refused("audio", "the policy answers by text", code=_UNSUPPORTED),
+        refused("modalities", "the policy answers by text", code=_UNSUPPORTED),
+        refused("moderation", "nothing is moderated here", code=_UNSUPPORTED),
+        refused("web_search_options", "the agent runs its own tools", code=_UNSUPPORTED),
+        passed("any other field", "vLLM's fields, say; the engine refuses what it does not know"),
+    ),
+    closed=False,
+)

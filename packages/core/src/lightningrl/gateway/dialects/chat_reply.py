@@ -1,0 +1,86 @@
+"""A finished chat completion as the agent gets it: whole, or as server-sent events.
+
+The engine is never called with `stream`: streamed token ids get lost around tool calls (vLLM issue
+27482), and one event per token costs ten times the CPU. The chunks add up to exactly the message
+that a client without `stream` gets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+_NULL = b"null"
+_ENCODER = msgspec.json.Encoder()
+_MESSAGE = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TOOL_CALLS = msgspec.json.Decoder(list[dict[str, Any]])
+
+
+class AgentChoice(msgspec.Struct, frozen=True):
+    """One answer as the agent gets it."""
+
+    index: int
+    message: msgspec.Raw
+    finish_reason: str | None
+    logprobs: msgspec.Raw
+
+
+class AgentReply(msgspec.Struct, frozen=True):
+    """A chat completion as the agent gets it."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[AgentChoice]
+    usage: msgspec.Raw
+    system_fingerprint: str | None
+    service_tier: str | None
+    object: str = "chat.completion"
+
+
+def event_stream(reply: AgentReply, *, include_usage: bool) -> bytes:
+    """The whole stream, `[DONE]` included."""
+    head: dict[str, Any] = {
+        "id": reply.id,
+        "object": "chat.completion.chunk",
+        "created": reply.created,
+        "model": reply.model,
+        "system_fingerprint": reply.system_fingerprint,
+    }
+    tail = {"usage": None} if include_usage else {}
+    chunks = [{**head, "choices": [part], **tail} for one in reply.choices for part in _parts(one)]
+    if include_usage:
+        chunks.append({**head, "choices": [], "usage": reply.usage})
+    events = [b"data: %s\n\n" % _ENCODER.encode(chunk) for chunk in chunks]
+    return b"".join(events) + b"data: [DONE]\n\n"
+
+
+def _parts(choice: AgentChoice) -> list[dict[str, Any]]:
+    """The `choices` entries of one answer's chunks: role, text, tool calls, finish."""
+    decoded = _MESSAGE.decode(choice.message)
+    message = {name: raw for name, raw in decoded.items() if bytes(raw) != _NULL}
+    role = message.pop("role", msgspec.Raw(b'"assistant"'))
+    calls = _TOOL_CALLS.decode(message.pop("tool_calls", b"[]"))
+    opening = "" if "content" in message else None
+    deltas: list[dict[str, Any]] = [{"role": role, "content": opening}]
+    deltas += [{name: raw} for name, raw in message.items()]
+    deltas += [delta for index, call in enumerate(calls) for delta in _call_deltas(index, call)]
+    parts: list[dict[str, Any]] = [
+        {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
+        for delta in deltas
+    ]
+    parts[min(1, len(parts) - 1)]["logprobs"] = choice.logprobs
+    parts.append({"index": choice.index, "delta": {}, "finish_reason": choice.finish_reason})
+    return parts
+
+
+def _call_deltas(index: int, call: dict[str, Any]) -> list[dict[str, Any]]:
+    """A tool call as two chunks: what it is, then its arguments (clients append those)."""
+    function: dict[str, Any] = dict(call.get("function") or {})
+    arguments = function.pop("arguments", "")
+    opening = {**call, "index": index, "function": {**function, "arguments": ""}}
+    return [
+        {"tool_calls": [opening]},
+        {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]},
+    ]

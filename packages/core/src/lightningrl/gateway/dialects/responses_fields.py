@@ -1,0 +1,76 @@
+"""OpenAI Responses: what becomes of each request field."""
+
+from __future__ import annotations
+
+from lightningrl.gateway.dialects.fields import FieldTable, accepted, emulated, passed, refused
+
+_UNSUPPORTED = "unsupported_parameter"
+_BAD_VALUE = "unsupported_value"
+
+RESPONSES_FIELDS = FieldTable(
+    (
+        passed("model", "the policy that answers for it; the reply names the model asked for"),
+        passed("input", "as `messages`; text, images, files, function calls and their outputs"),
+        emulated("input", "an item of an earlier response of the attempt", "item_reference"),
+        refused(
+            "input",
+            "hosted tools' items, custom tools' items and others",
+            "other item types",
+            code="invalid_value",
+        ),
+        passed("instructions", "as a `system` message before all others"),
+        emulated("previous_response_id", "its conversation is read from the attempt's record"),
+        refused(
+            "previous_response_id",
+            "the attempt was given no such response, or it had `store: false`",
+            "an unknown id",
+            code="previous_response_not_found",
+        ),
+        passed("tools", "as `tools`", "function"),
+        refused(
+            "tools",
+            "tools that the service runs itself, and `custom` tools",
+            "other tool types",
+            code=_BAD_VALUE,
+        ),
+        passed("tool_choice", "as `tool_choice`", "auto, none, required, a function"),
+        refused("tool_choice", "a tool that can't be declared", "other tools", code=_BAD_VALUE),
+        passed("parallel_tool_calls", "as `parallel_tool_calls`"),
+        passed("text.format", "as `response_format`; the answer is not trained"),
+        accepted("text.verbosity", "a hint; the policy answers as it was trained to"),
+        passed("reasoning.effort", "as `reasoning_effort`"),
+        accepted("reasoning.summary", "reasoning comes whole, in `content`; nothing is summed up"),
+        passed("temperature", "unless the rollout says how to sample"),
+        passed("top_p", "unless the rollout says how to sample"),
+        passed("max_output_tokens", "as `max_tokens`, the lower of it and the rollout's"),
+        passed("top_logprobs", "as `top_logprobs`, with `include: message.output_text.logprobs`"),
+        emulated(
+            "include", "the log-probs of the answer's text", "message.output_text.logprobs"
+        ),
+        accepted("include", "the reply holds nothing that they would add to", "other known values"),
+        refused("include", "", "unknown values", code="invalid_value"),
+        emulated("stream", "the finished answer in the service's events"),
+        accepted("stream_options", "streams are not padded (`include_obfuscation`)"),
+        emulated("store", "`false`: later requests can't refer to the response"),
+        emulated("metadata", "the reply repeats it"),
+        accepted("truncation", "a prompt that is too long is refused, never cut"),
+        accepted("max_tool_calls", "counts the service's own tools alone"),
+        accepted("service_tier", ""),
+        accepted("user", ""),
+        accepted("safety_identifier", ""),
+        accepted("prompt_cache_key", ""),
+        accepted("prompt_cache_retention", ""),
+        accepted("prompt_cache_options", ""),
+        accepted("background", "the answer comes at once", "false"),
+        refused("background", "responses are answered at once", "true", code=_UNSUPPORTED),
+        refused("background_options", "responses are answered at once", code=_UNSUPPORTED),
+        refused("conversation", "conversations are not kept here; use `previous_response_id`",
+                code=_UNSUPPORTED),
+        refused("prompt", "prompt templates are not kept here; send `instructions` and `input`",
+                code=_UNSUPPORTED),
+        refused("context_management", "nothing is compacted here", code=_UNSUPPORTED),
+        refused("image", "the policy makes no images", code=_UNSUPPORTED),
+        refused("moderation", "nothing is moderated here", code=_UNSUPPORTED),
+        refused("access_programs", "the service's own programmes", code=_UNSUPPORTED),
+    )
+)  # fmt: skip

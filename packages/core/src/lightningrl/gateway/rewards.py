@@ -1,0 +1,81 @@
+"""Rewards that an agent posts over HTTP: for agents in other processes and other languages.
+
+Invariant: a reward is accepted only for the running attempt that the request proves to be, and only
+where its rollout says `rewards: emitted`, since a tool that runs model-written code holds this key too.
+(step, name, revision) is one reward: posting it again changes nothing, with another value it is refused.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from lightningrl.clock import Clock
+from lightningrl.gateway.asgi import Answer, Refusal, to_json
+from lightningrl.gateway.identity import AttemptContext
+from lightningrl.schema import FINAL, EventId, RewardEvent, RewardsFrom, StepId
+from lightningrl.store.base import Store
+
+SOURCE = "agent"
+
+
+class PostedReward(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request, JSON."""
+
+    value: float
+    """Finite."""
+    name: str = FINAL
+    step_id: str | None = None
+    """A step, or the id of a model response. `None`: rewards the rollout."""
+    revision: int = 0
+    """Of the rewards with equal step and name, the highest revision counts."""
+
+
+async def post_reward(store: Store, clock: Clock, context: AttemptContext, body: bytes) -> Answer:
+    """Store the reward in `body`; answer with the id of its event.
+
+    Raises:
+        Refusal: 403, the rollout doesn't take rewards from its agent; 400, the body is no reward; 409,
+            the same step, name and revision was rewarded with another value.
+        StaleAttempt: the attempt has just ended.
+    """
+    if context.rollout.rewards is not RewardsFrom.EMITTED:
+        raise Refusal(
+            403,
+            "rewards_not_emitted",
+            f"rollout {context.rollout.id!r} is rewarded by its runner alone, so its agent can't post"
+            " rewards; say `rewards: emitted` in the recipe",
+        )
+    posted = _read(body)
+    event = RewardEvent(
+        id=EventId(f"posted-{posted.step_id or ''}-{posted.name}-{posted.revision}"),
+        attempt_id=context.id,
+        at=clock.now(),
+        value=posted.value,
+        step_id=None if posted.step_id is None else StepId(posted.step_id),
+        name=posted.name,
+        source=SOURCE,
+        revision=posted.revision,
+    )
+    await store.append([event])
+    ((*stored,),) = await store.events([context.id])
+    held = next(one for one in stored if one.id == event.id)
+    if not isinstance(held, RewardEvent) or held.value != event.value:
+        raise Refusal(
+            409,
+            "rewarded_otherwise",
+            f"attempt {context.id!r} has a reward {posted.name!r} of revision {posted.revision} with"
+            " another value; post the new value with a higher revision",
+        )
+    return Answer(200, to_json({"id": event.id}))
+
+
+def _read(body: bytes) -> PostedReward:
+    try:
+        posted = msgspec.json.decode(body, type=PostedReward)
+    except msgspec.DecodeError as error:
+        raise Refusal(400, "no_reward", f"the body is no reward: {error}") from error
+    if not math.isfinite(posted.value):
+        raise Refusal(400, "no_reward", f"the reward is {posted.value}; it must be finite")
+    return posted

@@ -1,0 +1,66 @@
+"""Recipes: the YAML file that describes one training run, checked before anything starts.
+
+Invariant: every key of a recipe is known and of the right type, or loading raises a `ConfigError`
+that names the key and the nearest valid one. The key `verl:` is the one exception: it is checked by
+the trainer against verl's own schema.
+"""
+
+from lightningrl.recipe.algorithm import (
+    Algorithm,
+    Critic,
+    Guards,
+    Optimiser,
+    StepReward,
+)
+from lightningrl.recipe.data import (
+    Data,
+    DataSource,
+    Live,
+)
+from lightningrl.recipe.loading import (
+    LoadedRecipe,
+    changed_keys,
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+)
+from lightningrl.recipe.policy import (
+    PolicyRecipe,
+    SamplingRecipe,
+    Validation,
+    VllmServers,
+)
+from lightningrl.recipe.processes import (
+    Engine,
+    GatewayRecipe,
+    Runner,
+    Trainer,
+)
+from lightningrl.recipe.whole import (
+    Recipe,
+)
+
+__all__ = [
+    "Algorithm",
+    "Critic",
+    "Data",
+    "DataSource",
+    "Engine",
+    "GatewayRecipe",
+    "Guards",
+    "Live",
+    "LoadedRecipe",
+    "Optimiser",
+    "PolicyRecipe",
+    "Recipe",
+    "Runner",
+    "SamplingRecipe",
+    "StepReward",
+    "Trainer",
+    "Validation",
+    "VllmServers",
+    "changed_keys",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+]

@@ -1,0 +1,95 @@
+"""The keys of policies, of how they sample and of when they are scored."""
+
+from __future__ import annotations
+
+from lightningrl.errors import ConfigError
+from lightningrl.recipe.algorithm import Optimiser
+from lightningrl.recipe.section import Section
+from lightningrl.schema import Sampling
+
+
+class VllmServers(Section, frozen=True):
+    """vLLM servers that someone else has started and keeps running."""
+
+    urls: tuple[str, ...]
+    """Their addresses, without `/v1`; each serves the policy under its alias."""
+    key: str | None = None
+    """Environment variable that holds the servers' API key."""
+    folder: str | None = None
+    """Where the trainer writes weights and every server reads them, by the same path. `None`: in the run's
+    folder, for servers on this machine."""
+
+
+class PolicyRecipe(Section, frozen=True):
+    """A model under an alias."""
+
+    model: str | None = None
+    """A Hugging Face model folder, relative to the recipe."""
+    tiny: str | None = None
+    """`module:function` that describes a tiny policy to build; instead of `model`."""
+    url: str | None = None
+    """An OpenAI-compatible endpoint, up to and including `/v1`, that serves a policy which isn't trained;
+    instead of `model`."""
+    url_key: str | None = None
+    """Environment variable that holds the endpoint's key."""
+    vllm: VllmServers | None = None
+    """Servers that serve this policy while it is trained, and take its weights. `None`: engines are started here."""
+    trainable: bool = True
+    """Whether it is trained. One that isn't is served beside the others and stays as it is."""
+    optimiser: Optimiser | None = None
+    """How this policy is trained. `None`: as the recipe's `optimiser` says."""
+    replaces: tuple[str, ...] = ()
+    """Model names of the agent that this policy answers for."""
+    agents: tuple[str, ...] = ()
+    """Agent names that this policy answers for."""
+    train_agents: tuple[str, ...] = ()
+    """Of the agents that it answers, those whose calls are trained on. Empty: all."""
+    tool_parser: str = "none"
+    """How tool calls are read from the model's text: `none`, `hermes`, `compact`; of `engine.backend: vllm` one of
+    vLLM's own parsers."""
+    max_model_len: int = 2048
+    """Longest prompt plus answer, tokens."""
+
+    def check(self, alias: str) -> None:
+        """Check what types can't say.
+
+        Raises:
+            ConfigError: there is not exactly one place that the policy comes from, one at a URL is to be
+                trained, or its vLLM servers lack an address or are given what they do not use.
+        """
+        if sum(one is not None for one in (self.model, self.tiny, self.url)) != 1:
+            raise ConfigError(f"policies.{alias}: give exactly one of 'model', 'tiny' and 'url'")
+        if self.url is not None and self.trainable:
+            raise ConfigError(
+                f"policies.{alias}: a policy at a 'url' can't be trained; set 'trainable: false'"
+            )
+        if self.vllm is not None:
+            self._check_vllm(alias, self.vllm)
+
+    def _check_vllm(self, alias: str, vllm: VllmServers) -> None:
+        if not vllm.urls:
+            raise ConfigError(f"policies.{alias}.vllm.urls: name at least one server")
+        if not self.trainable:
+            raise ConfigError(
+                f"policies.{alias}.vllm: takes the weights of a policy that is trained; name one that is not"
+                " by its 'url'"
+            )
+        if self.tool_parser != "none":
+            raise ConfigError(
+                f"policies.{alias}.tool_parser: vLLM reads tool calls itself, by --tool-call-parser"
+            )
+
+
+class SamplingRecipe(Section, frozen=True):
+    """How the policy samples, by mode. The agent's own parameters don't count."""
+
+    train: Sampling = Sampling()
+    val: Sampling = Sampling(temperature=0.0)
+
+
+class Validation(Section, frozen=True):
+    """When the validation split is scored. Iterations 0 and the last are always scored."""
+
+    every: int = 10
+    sampled: bool = True
+    """Score it a second time with the training sampling, as `val/reward_sampled`."""

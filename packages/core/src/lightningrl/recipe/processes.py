@@ -1,0 +1,85 @@
+"""The keys of the processes of a run: trainer, engine, runners, gateway."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from lightningrl.recipe.section import Section
+from lightningrl.schema import RetryPolicy
+
+
+class Trainer(Section, frozen=True):
+    """Where and how the trainer runs."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    threads: int = 1
+    """Torch threads of the update (of each rank) and of a tiny policy's warm start, on a CPU."""
+    ranks: int = 1
+    """Processes that train together, each with a shard of every policy; more than one needs a `cluster`."""
+    nodes: int = 1
+    """Machines that the ranks are spread over evenly."""
+    max_tokens_per_micro_batch: int = 2048
+    """Tokens of one forward and backward pass of a rank, padding included."""
+    keep_checkpoints: int = 2
+    probe_tolerance: float | None = None
+    """Largest allowed difference between the engine's and the trainer's log-probs after a sync, in
+    nats. `None`: 1e-3 for fp32, 0.1 for bf16."""
+
+
+class Engine(Section, frozen=True):
+    """The engines that the run starts to serve its policies."""
+
+    backend: Literal["torch", "vllm"] = "torch"
+    """`torch`: the embedded engine; `vllm`: vLLM, started by verl in a Ray cluster."""
+    placement: Literal["local", "colocated", "separate"] = "local"
+    """`local`: on the trainer's machine, in its own process or beside it. With `cluster: ray` verl may manage
+    them: `colocated`, on the ranks' devices, asleep while those train; `separate`, on devices of their own."""
+    replicas: int = 1
+    """Engines per policy. Of `local` ones one runs in the trainer's process, several in processes of their own;
+    `colocated` ones times `tensor_parallel` are as many as `trainer.ranks`."""
+    tensor_parallel: int = 1
+    """GPUs of one vLLM engine."""
+    gpu_memory_share: float = 0.5
+    """Of each GPU's memory, what a vLLM engine takes while it is awake: weights, keys and values."""
+    slots: int = 64
+    """Requests of one engine that decode together."""
+    threads: int | None = 1
+    """Torch's threads in a `torch` engine. `None`: as torch has them."""
+    vllm: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Further arguments of vLLM's engines by vLLM's names, such as `enforce_eager: true`; vLLM checks them."""
+
+    @property
+    def managed(self) -> bool:
+        """Whether verl starts them, in a Ray cluster."""
+        return self.placement != "local"
+
+
+class Runner(Section, frozen=True):
+    """The processes that run agents."""
+
+    processes: int = 1
+    concurrency: int = 32
+    """Attempts at a time per process."""
+    timeout_seconds: float = 600.0
+    """Longest time for one attempt."""
+    lease_seconds: float = 30.0
+    retry: RetryPolicy = RetryPolicy()
+    python: str | None = None
+    """Interpreter of the agent's own environment. `None`: this one."""
+
+
+class GatewayRecipe(Section, frozen=True):
+    """The server on this machine."""
+
+    host: str = "127.0.0.1"
+    """Address that it listens on. `0.0.0.0`: all of this machine's, so that other machines reach it."""
+    port: int = 0
+    """0 picks a free one."""
+    hold_seconds: float = 60.0
+    """Lease of a hold. The trainer renews it for as long as it has weights to bring; when it dies, calls that wait
+    are refused after this time."""
+    drain_seconds: float = 20.0
+    """After this, running calls are aborted and sent again under the new version."""

@@ -1,0 +1,130 @@
+"""The records that every part of LightningRL shares, and the two state tables.
+
+Invariants:
+- Everything that an attempt produces is an append-only list of `Event`s whose ids the writer chose,
+  so that appending an event twice is the same as appending it once.
+- A rollout or attempt moves only along `ROLLOUT_MOVES` / `ATTEMPT_MOVES` (the same tables stand in
+  `store/sql/*/schema.sql`, where the database enforces them).
+- Token ids travel as little-endian int32 bytes and log-probs as little-endian float32 bytes, exactly
+  as the engine gave them; nothing here tokenises.
+"""
+
+from lightningrl.schema.events import (
+    AFTER_FINISH,
+    FINAL,
+    TOOL_PARSER_ERROR,
+    CallEvent,
+    CallStatus,
+    Choice,
+    Dialect,
+    Event,
+    EventBase,
+    LogEvent,
+    LogTopic,
+    RewardEvent,
+    StepEndEvent,
+    StepKind,
+    StepStartEvent,
+)
+from lightningrl.schema.ids import (
+    AttemptId,
+    EventId,
+    GroupId,
+    RolloutId,
+    StepId,
+    group_id,
+    new_id,
+    rollout_id,
+)
+from lightningrl.schema.retries import (
+    AGENT_FAILURES,
+    RETRY_RULES,
+    FailureKind,
+    RetryPolicy,
+    RetryRule,
+)
+from lightningrl.schema.rollouts import (
+    Attempt,
+    Claim,
+    Failure,
+    NewRollout,
+    Progress,
+    Resource,
+    RewardsFrom,
+    Rollout,
+    Sampling,
+    TakenGroup,
+    TakenRollout,
+)
+from lightningrl.schema.serving import (
+    CallLimits,
+    DrainedHold,
+    Endpoint,
+    GatewayProcess,
+    LiveTerms,
+    Policy,
+    Worker,
+)
+from lightningrl.schema.states import (
+    ATTEMPT_MOVES,
+    ROLLOUT_MOVES,
+    TERMINAL,
+    AttemptState,
+    Mode,
+    RolloutState,
+)
+
+__all__ = [
+    "AFTER_FINISH",
+    "AGENT_FAILURES",
+    "ATTEMPT_MOVES",
+    "FINAL",
+    "RETRY_RULES",
+    "ROLLOUT_MOVES",
+    "TERMINAL",
+    "TOOL_PARSER_ERROR",
+    "Attempt",
+    "AttemptId",
+    "AttemptState",
+    "CallEvent",
+    "CallLimits",
+    "CallStatus",
+    "Choice",
+    "Claim",
+    "Dialect",
+    "DrainedHold",
+    "Endpoint",
+    "Event",
+    "EventBase",
+    "EventId",
+    "Failure",
+    "FailureKind",
+    "GatewayProcess",
+    "GroupId",
+    "LiveTerms",
+    "LogEvent",
+    "LogTopic",
+    "Mode",
+    "NewRollout",
+    "Policy",
+    "Progress",
+    "Resource",
+    "RetryPolicy",
+    "RetryRule",
+    "RewardEvent",
+    "RewardsFrom",
+    "Rollout",
+    "RolloutId",
+    "RolloutState",
+    "Sampling",
+    "StepEndEvent",
+    "StepId",
+    "StepKind",
+    "StepStartEvent",
+    "TakenGroup",
+    "TakenRollout",
+    "Worker",
+    "group_id",
+    "new_id",
+    "rollout_id",
+]

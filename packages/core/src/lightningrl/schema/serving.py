@@ -1,0 +1,105 @@
+"""Policies, the engines and gateways that serve them, and the workers that call them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from lightningrl.schema.ids import AttemptId
+from lightningrl.schema.rollouts import RewardsFrom, Sampling
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """One engine that serves a policy."""
+
+    url: str
+    """Base URL up to and including `/v1`."""
+    key: str | None = None
+    """Sent as a bearer token."""
+
+
+class LiveTerms(msgspec.Struct, frozen=True):
+    """How the live rollouts of a run must be enqueued to be trained on; see the fields of `NewRollout`."""
+
+    sampling: Sampling | None
+    rewards: RewardsFrom = RewardsFrom.JUDGED
+    await_rewards: tuple[str, ...] = ()
+    await_seconds: float | None = None
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """A model under an alias: what agents call, what training changes."""
+
+    name: str
+    """The alias, and a model name that agents may use."""
+    run: str
+    version: int
+    """+1 at every weight sync; a number is never used for two sets of weights."""
+    endpoints: tuple[Endpoint, ...]
+    trainable: bool = True
+    replaces: tuple[str, ...] = ()
+    """Model names of the agent that this policy answers for."""
+    agents: tuple[str, ...] = ()
+    """Agent names that this policy answers for."""
+    live: LiveTerms | None = None
+    """`None`: the run doesn't train on live rollouts, and the agent's own sampling parameters stand."""
+    held_until: datetime | None = None
+    """New calls wait while this instant is in the future. `None`: calls pass."""
+    held_since: int | None = None
+    """`revision` with which the present hold began: names the hold. `None`: calls pass."""
+    drain_seconds: float = 0.0
+    """Of the present hold: how long running calls may go on before they are stopped."""
+    revision: int = 0
+    """+1 at every change by a gateway; of two rows the higher is the newer."""
+
+
+class CallLimits(msgspec.Struct, frozen=True):
+    """What the model calls of one attempt may come to, at all gateways together."""
+
+    calls: int | None = None
+    """Recorded calls, failed ones too. `None`: no limit."""
+    tokens: int | None = None
+    """Prompt and answer tokens; the call that goes beyond is still recorded. `None`: no limit."""
+
+
+class DrainedHold(msgspec.Struct, frozen=True):
+    """A hold that one gateway has drained: no engine works on a call that it let pass."""
+
+    run: str
+    policy: str
+    since: int
+    """The hold's `Policy.held_since`."""
+    stopped: int
+    """Calls that had to be stopped, to be sent again."""
+
+
+class GatewayProcess(msgspec.Struct, frozen=True):
+    """A gateway, as the store knows it."""
+
+    name: str
+    seen_at: datetime
+    drained: tuple[DrainedHold, ...]
+    """Of the holds in force."""
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """A runner process, as the store knows it."""
+
+    name: str
+    run: str | None
+    """Whose rollouts it asked for last. `None`: any run's."""
+    first_seen_at: datetime
+    seen_at: datetime
+    """When it last asked for rollouts or renewed leases."""
+    claimed_at: datetime | None
+    """When it last got a rollout. `None`: never."""
+    claimed: int
+    """Attempts that it got so far."""
+    attempt_ids: tuple[AttemptId, ...]
+    """Those that it holds now, oldest first."""
+
+    @property
+    def running(self) -> int:
+        """How many attempts it holds now."""
+        return len(self.attempt_ids)

@@ -1,0 +1,159 @@
+"""Applies a recipe's step rewards to groups: finds the rules, weighs their values, adds them to steps."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from msgspec import structs
+
+from lightningrl.errors import ConfigError, RunError
+from lightningrl.nearest import suggest
+from lightningrl.objects import load_object
+from lightningrl.recipe import StepReward
+from lightningrl.schema import StepId
+from lightningrl.scoring.judge import Judge
+from lightningrl.scoring.rules import RULES, Rule, Values
+from lightningrl.transition import Group, Trace
+
+JUDGE = "judge"
+"""The rule that asks a model, and the folder of its answers within a run's."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Groups with their step rewards."""
+
+    groups: list[Group]
+    """Equal to those given, but for the rewards of steps."""
+    metrics: dict[str, float]
+    """Per rule `NAME`, the mean of its values, and `NAME_missing`, the share of model calls without one."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    name: str
+    weight: float
+    source: Rule | Judge
+
+
+class Scorer:
+    """The step rewards of one recipe."""
+
+    def __init__(
+        self, rewards: Sequence[StepReward], *, run_folder: Path, folder: Path | None = None
+    ) -> None:
+        """Find what the recipe names.
+
+        Args:
+            rewards: `step_rewards`; none leave groups as they are.
+            run_folder: where the folder of judges' answers is.
+            folder: the recipe's, where its own modules are.
+
+        Raises:
+            ConfigError: there is no such rule, or it doesn't take one of its arguments.
+        """
+        self._parts = [
+            _Part(one.rule, one.weight, _source(one, cache=run_folder / JUDGE, folder=folder))
+            for one in rewards
+        ]
+
+    async def score(self, groups: Sequence[Group]) -> Scored:
+        """The groups with the rules' values added to the rewards of their steps.
+
+        Raises:
+            RunError: a rule's values aren't aligned with the transitions, or aren't finite.
+        """
+        traces = [trace for group in groups for trace in group.traces]
+        totals: list[dict[int, float]] = [{} for _ in traces]
+        metrics: dict[str, float] = {}
+        for part in self._parts:
+            values = await _values(part, traces)
+            metrics |= _metrics(part.name, traces, values)
+            for total, given, trace in zip(totals, values, traces, strict=True):
+                _add(total, part.weight, given, trace)
+        scored = iter(_rewarded(*pair) for pair in zip(traces, totals, strict=True))
+        return Scored(
+            [replace(group, traces=tuple(next(scored) for _ in group.traces)) for group in groups],
+            metrics,
+        )
+
+
+def _source(reward: StepReward, *, cache: Path, folder: Path | None) -> Rule | Judge:
+    if reward.rule == JUDGE:
+        return Judge(reward.args, cache)
+    if ":" in reward.rule:
+        rule: Rule = load_object(reward.rule, what="step_rewards", folder=folder)
+    elif reward.rule in RULES:
+        rule = RULES[reward.rule]
+    else:
+        hint = suggest(reward.rule, [*RULES, JUDGE])
+        raise ConfigError(f"step_rewards: no rule {reward.rule!r}.{hint}")
+    signature = inspect.signature(rule)
+    try:
+        signature.bind(None, **reward.args)
+    except TypeError as error:
+        takes = suggest("", list(signature.parameters)[1:]) or " It takes no arguments."
+        raise ConfigError(f"step_rewards: {reward.rule!r}: {error}.{takes}") from error
+    return partial(rule, **reward.args)
+
+
+async def _values(part: _Part, traces: Sequence[Trace]) -> list[Values]:
+    if isinstance(part.source, Judge):
+        return await part.source.values(traces)
+    found = [part.source(trace) for trace in traces]
+    for trace, values in zip(traces, found, strict=True):
+        if len(values) != len(trace.transitions):
+            raise RunError(
+                f"step_rewards: rule {part.name!r} gave {len(values)} values for the"
+                f" {len(trace.transitions)} transitions of rollout {trace.rollout.id!r}; it must give"
+                " one each, None where it has nothing to say"
+            )
+        if not all(value is None or math.isfinite(value) for value in values):
+            raise RunError(
+                f"step_rewards: rule {part.name!r} gave rollout {trace.rollout.id!r} a NaN or infinity"
+            )
+    return found
+
+
+def _add(total: dict[int, float], weight: float, values: Values, trace: Trace) -> None:
+    """Add weighted values per transition; a tool's count for the call that asked for it as well."""
+    places: Mapping[StepId, int] = {one.step_id: t for t, one in enumerate(trace.transitions)}
+    for place, (one, value) in enumerate(zip(trace.transitions, values, strict=True)):
+        if value is None:
+            continue
+        asker = places.get(one.asked_by) if one.asked_by is not None else None
+        for rewarded in (place, asker):
+            if rewarded is not None:
+                total[rewarded] = total.get(rewarded, 0.0) + weight * value
+
+
+def _rewarded(trace: Trace, total: Mapping[int, float]) -> Trace:
+    if not total:
+        return trace
+    return replace(
+        trace,
+        transitions=tuple(
+            structs.replace(one, reward=(one.reward or 0.0) + total[place])
+            if place in total
+            else one
+            for place, one in enumerate(trace.transitions)
+        ),
+    )
+
+
+def _metrics(name: str, traces: Sequence[Trace], values: Sequence[Values]) -> dict[str, float]:
+    given = [value for values_T in values for value in values_T if value is not None]
+    calls = [
+        value
+        for trace, values_T in zip(traces, values, strict=True)
+        for one, value in zip(trace.transitions, values_T, strict=True)
+        if one.call is not None
+    ]
+    missing = sum(value is None for value in calls) / len(calls) if calls else 0.0
+    mean = {name: sum(given) / len(given)} if given else {}
+    return {**mean, f"{name}_missing": missing}

@@ -1,0 +1,187 @@
+"""Who may do what at a server: scopes of keys, their rotation, and versions of clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from lightningrl.errors import AuthError, ConfigError
+from lightningrl.keys import AccessKeys, Scope
+from lightningrl.schema import AttemptState, Endpoint, Mode, Policy
+from lightningrl.server.access import RUNNER_METHODS, check_version, served_by
+from lightningrl.store import open_store, wire
+from lightningrl.store.http import HttpStore
+from lightningrl_testkit.records import group, log
+from lightningrl_testkit.server import ServerProcess
+
+ADMIN, ADMIN_BEFORE, RUNNER = "admin-key-2", "admin-key-1", "runner-key-1"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    path: Path = tmp_path_factory.mktemp("store") / "store.db"
+    with ServerProcess(path, admin_key=f"{ADMIN}\n{ADMIN_BEFORE}", runner_key=RUNNER) as server:
+        yield server
+
+
+def test_a_key_has_the_scope_that_it_was_given() -> None:
+    keys = AccessKeys(admin=("a", "ä"), runner=("r",))
+    assert [keys.scope(one) for one in ("a", "ä", "r")] == [Scope.ADMIN, Scope.ADMIN, Scope.RUNNER]
+    assert [keys.scope(one) for one in ("", "A", None, "a ", "\udcff")] == [None] * 5
+
+
+def test_without_keys_everyone_is_an_admin() -> None:
+    assert AccessKeys().scope(None) is Scope.ADMIN
+
+
+async def test_a_runner_works_with_its_own_key(server: ServerProcess) -> None:
+    admin, runner = (HttpStore.connect(server.url, key=key) for key in (ADMIN, RUNNER))
+    await admin.enqueue(group(run="work"))
+    (claim,) = await runner.claim("worker", run="work")
+    attempt = claim.attempt.id
+    assert await runner.heartbeat("worker", [attempt]) == []
+    await runner.append([log(attempt, "1")])
+    assert await runner.events([attempt]) == [[log(attempt, "1")]]
+    assert (await runner.finish(attempt, AttemptState.SUCCEEDED)).state == "succeeded"
+    await asyncio.gather(admin.close(), runner.close())
+
+
+@pytest.mark.parametrize("method", sorted(set(wire.METHODS) - RUNNER_METHODS))
+async def test_a_runners_key_can_do_nothing_else(server: ServerProcess, method: str) -> None:
+    async with aiohttp.ClientSession() as http:
+        headers = {"authorization": f"Bearer {RUNNER}"}
+        async with http.post(server.url + wire.PREFIX + method, headers=headers) as response:
+            error = msgspec.msgpack.decode(await response.read())["error"]
+    assert (response.status, error["code"]) == (401, "auth")
+    assert method in error["message"]
+    assert RUNNER not in error["message"]
+
+
+def test_what_a_runner_may_do_is_what_it_needs() -> None:
+    assert set(wire.METHODS) - RUNNER_METHODS >= {
+        *("cancel", "retry", "put_policy", "put_resource", "take", "commit", "roll_back", "secret"),
+        *("expire", "extend", "renew_all_leases"),
+    }
+
+
+async def test_a_runner_enqueues_live_rollouts_alone(server: ServerProcess) -> None:
+    runner = HttpStore.connect(server.url, key=RUNNER)
+    assert await runner.enqueue(group(run="live", mode=Mode.LIVE)) == 1
+    with pytest.raises(AuthError, match="live rollouts alone"):
+        await runner.enqueue(group(run="live", mode=Mode.TRAIN))
+    await runner.close()
+
+
+async def test_a_runner_loads_live_rollouts_that_have_ended_alone(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    runner = HttpStore.connect(server.url, key=RUNNER)
+    local = open_store(tmp_path / "local.db")
+    await local.enqueue(group(2, run="loaded", mode=Mode.LIVE) + group(run="trained", iteration=7))
+    first = group(2, run="loaded", mode=Mode.LIVE)[0].id
+    (claim,) = await local.claim("worker", rollout_ids=[first])
+    await local.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+    ended, queued = await local.dump("loaded", limit=2)
+    given = replace(ended.rollout, spec=replace(ended.rollout.spec, iteration=1))
+    trained = await local.dump("trained")
+    ids = [ended.rollout.id]
+    assert await runner.load(rollouts=[ended], completed=ids) == 2
+    assert await runner.load(rollouts=[ended], completed=ids) == 0
+    for refused in (
+        {"rollouts": [queued]},
+        {"rollouts": trained},
+        {"rollouts": [replace(ended, rollout=given)]},
+        {"completed": ids},
+        {"resources": [await local.put_resource("loaded", "prompt", "x")]},
+    ):
+        with pytest.raises(AuthError, match="live rollouts that have ended"):
+            await runner.load(**refused)
+    await asyncio.gather(runner.close(), local.close())
+
+
+async def test_a_runner_sees_no_key_of_an_engine(server: ServerProcess) -> None:
+    admin, runner = (HttpStore.connect(server.url, key=key) for key in (ADMIN, RUNNER))
+    endpoints = (Endpoint("http://engine/v1", key="the engine's"),)
+    await admin.put_policy(Policy(name="p", run="seen", version=1, endpoints=endpoints))
+    assert [one.key for one in (await admin.policies("seen"))[0].endpoints] == ["the engine's"]
+    assert [one.key for one in (await runner.policies("seen"))[0].endpoints] == [None]
+    await asyncio.gather(admin.close(), runner.close())
+
+
+async def test_keys_are_changed_without_a_pause(server: ServerProcess) -> None:
+    for key in (ADMIN, ADMIN_BEFORE):
+        store = HttpStore.connect(server.url, key=key)
+        await store.secret()
+        await store.close()
+
+
+@pytest.mark.parametrize("key", [RUNNER, "wrong", ""])
+async def test_policy_control_and_metrics_are_the_admins(server: ServerProcess, key: str) -> None:
+    async with aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http:
+        for path in ("/gateway/v1/status", "/metrics"):
+            async with http.get(server.url + path) as response:
+                assert response.status == 401
+
+
+async def test_no_key_is_ever_logged(tmp_path: Path) -> None:
+    keys = {"admin": "admin-secret-1", "runner": "runner-secret-2", "wrong": "wrong-secret-3"}
+    server = ServerProcess(
+        tmp_path / "store.db",
+        admin_key=keys["admin"],
+        runner_key=keys["runner"],
+        log_level="debug",
+    )
+    with server:
+        for key in keys.values():
+            async with aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http:
+                for path in ("/store/v1/runs", f"/keys/{key}/v1/models", "/gateway/v1/status"):
+                    async with http.post(server.url + path, data=b"\x80") as response:
+                        assert key.encode() not in await response.read()
+        store = HttpStore.connect(server.url, key=keys["admin"])
+        await store.enqueue(group())
+        (claim,) = await store.claim("worker")
+        await store.close()
+        output = server.stop()
+    assert server.url in output  # the log was on
+    assert [one for one in (*keys.values(), claim.key) if one in output] == []
+
+
+@pytest.mark.parametrize(
+    ("server", "client", "served"),
+    [
+        ("0.3.0", "0.3.7", True),
+        ("0.3.0", "0.2.9", True),
+        ("0.3.0", "0.1.0", False),
+        ("0.3.0", "0.4.0", False),
+        ("1.0.0", "0.9.0", False),
+        ("1.1.0", "1.0.3", True),
+        ("0.3.0.dev1", "0.3.0rc2", True),
+        ("0.3.0", "three", False),
+        ("0.3.0", "", False),
+    ],
+)
+def test_own_and_previous_minor_version_are_served(server: str, client: str, served: bool) -> None:
+    assert served_by(server, client) is served
+
+
+def test_another_version_is_refused_by_name() -> None:
+    check_version({})
+    check_version({wire.VERSION_HEADER.encode(): wire.own_version().encode()})
+    with pytest.raises(ConfigError, match=rf"LightningRL {wire.own_version()} .*'7.0.0'"):
+        check_version({wire.VERSION_HEADER.encode(): b"7.0.0"})
+
+
+async def test_a_client_says_its_version(server: ServerProcess) -> None:
+    headers = {"authorization": f"Bearer {ADMIN}", wire.VERSION_HEADER: "99.0.0"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as http,
+        http.post(server.url + wire.PREFIX + "runs", data=b"\x80") as response,
+    ):
+        assert response.status == 400
+        assert "99.0.0" in (await response.read()).decode(errors="replace")

@@ -1,0 +1,113 @@
+"""All policies of a run: those that are trained, and those that are served beside them as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lightningrl.gateway.control import GatewayClient
+from lightningrl.schema import Endpoint
+from lightningrl_verl.training.checkpoint import State, policy_folder
+from lightningrl_verl.training.endpoint_key import endpoint_key
+from lightningrl_verl.training.engines import Trained, load_engines
+from lightningrl_verl.training.folder import RunFolder
+from lightningrl_verl.training.launching import Ground, in_the_end
+from lightningrl_verl.training.learner import Learner
+from lightningrl_verl.training.policy import ServedPolicy, backend_config, register
+from lightningrl_verl.training.preflight import Plan
+from lightningrl_verl.training.study import Trainee
+
+
+async def serve_frozen(
+    plan: Plan,
+    bases: Mapping[str, Path],
+    gateway: GatewayClient,
+    stack: contextlib.AsyncExitStack,
+) -> list[ServedPolicy]:
+    """Serve the policies that are not trained, by an engine here or at their URL; return the former.
+
+    Args:
+        plan: the run's.
+        bases: alias -> Hugging Face folder, of policies without a URL.
+        gateway: where they are registered.
+        stack: closes the engines.
+
+    Raises:
+        ConfigError: the variable that should hold an endpoint's key is not set.
+    """
+    served: list[ServedPolicy] = []
+    for alias, settings in plan.recipe.policies.items():
+        if settings.trainable:
+            continue
+        if settings.url is not None:
+            endpoint = Endpoint(
+                settings.url, endpoint_key(f"policies.{alias}.url_key", settings.url_key)
+            )
+            await register(gateway, plan.recipe, alias, (endpoint,), 0)
+            continue
+        policy = await _served(plan, alias, None, gateway, bases[alias], 0, stack)
+        await policy.open(None)
+        served.append(policy)
+    return served
+
+
+async def start_trainees(
+    plan: Plan,
+    bases: Mapping[str, Path],
+    gateway: GatewayClient,
+    newest: tuple[Path, State] | None,
+    ground: Ground,
+    say: Callable[[str], None],
+    stack: contextlib.AsyncExitStack,
+) -> list[Trainee]:
+    """Load the trained policies and their engines, which are not served yet.
+
+    Args:
+        plan: the run's.
+        bases: alias -> Hugging Face folder of its initial weights.
+        gateway: where they will be registered.
+        newest: the checkpoint to go on from.
+        ground: where they are trained.
+        say: tells the user.
+        stack: closes the engines.
+    """
+    recipe = plan.recipe
+    assert recipe.algorithm is not None
+    trainees: list[Trainee] = []
+    for alias in plan.trained:
+        checkpoint = policy_folder(newest[0], alias, plan.trained) if newest else None
+        learner = Learner(ground.thread, recipe.algorithm, ground.launcher)
+        config = backend_config(recipe, alias, bases[alias])
+        exact = await learner.start(config, recipe.critic, checkpoint, recipe.trainer.threads)
+        if not exact:
+            say(
+                f"the checkpoint of {alias!r} is of another number of ranks: its weights and learning rate"
+                " go on, the optimiser's moments begin anew"
+            )
+        version = newest[1].versions[alias] if newest else 0
+        model = checkpoint / "huggingface" if checkpoint else bases[alias]
+        trained = Trained(learner, ground.thread)
+        policy = await _served(plan, alias, trained, gateway, model, version, stack)
+        trainees.append(Trainee(alias, learner, policy, version))
+    return trainees
+
+
+async def _served(
+    plan: Plan,
+    alias: str,
+    trained: Trained | None,
+    gateway: GatewayClient,
+    model: Path,
+    version: int,
+    stack: contextlib.AsyncExitStack,
+) -> ServedPolicy:
+    folder = RunFolder(plan.loaded.run_folder)
+    engines = await asyncio.to_thread(
+        load_engines, plan.recipe, alias, trained, model=model, version=version, folder=folder
+    )
+    stack.push_async_callback(in_the_end, engines.close)
+    policy = ServedPolicy(plan.recipe, alias, gateway, engines)
+    stack.callback(policy.abandon)
+    return policy

@@ -1,0 +1,195 @@
+"""From taken groups to changed weights: values, credit, rows, updates.
+
+Invariant: credit is computed once, for all policies together, from values of before any update; then each
+policy is trained on the rows of its own calls alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightningrl.credit import (
+    CreditAssigner,
+    State,
+    StatefulAssigner,
+    Values,
+    assign_with,
+    cut_off,
+)
+from lightningrl.drift import Gap, joined
+from lightningrl.recipe import Algorithm, Optimiser, Recipe
+from lightningrl.scoring import Scorer
+from lightningrl.transition import Group
+from lightningrl_verl.training.learn import Lesson, has_regulariser, prepare
+from lightningrl_verl.training.learner import Learner
+from lightningrl_verl.training.metrics import Metrics
+from lightningrl_verl.training.policy import ServedPolicy
+from lightningrl_verl.training.rows import Piece, behind, cut
+
+
+@dataclass
+class Trainee:
+    """A policy that is trained."""
+
+    alias: str
+    learner: Learner
+    policy: ServedPolicy
+    version: int
+    """Of the learner's weights; the engine follows at the sync."""
+
+
+@dataclass(frozen=True)
+class Credited:
+    """What one iteration gives to train on."""
+
+    lesson: Lesson
+    pieces: Mapping[str, Sequence[Piece]]
+    values: Values | None
+    """`None`: the method needs none."""
+    targets: Values | None
+    """For the critics, aligned with the values."""
+    state: State
+    """Of the credit assigner, for the next iteration."""
+
+
+class Study:
+    """How a recipe turns groups into updates."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        assigner: CreditAssigner | StatefulAssigner,
+        trainees: Sequence[Trainee],
+        scorer: Scorer,
+    ) -> None:
+        assert recipe.algorithm is not None
+        self._recipe = recipe
+        self._algorithm: Algorithm = recipe.algorithm
+        self._assigner = assigner
+        self._trainees = trainees
+        self._scorer = scorer
+
+    @property
+    def initial_state(self) -> State:
+        """The credit assigner's state before the first iteration; empty if it keeps none."""
+        assigner = self._assigner
+        return assigner.initial_state() if isinstance(assigner, StatefulAssigner) else {}
+
+    async def credit(self, groups: Sequence[Group], state: State) -> Credited:
+        """Step rewards, values, credit and rows; changes nothing."""
+        scored = await self._scorer.score(groups)
+        groups = scored.groups
+        versions = {one.alias: one.version for one in self._trainees}
+        pieces = cut(
+            groups,
+            self._recipe.policies,
+            versions=versions,
+            max_staleness=self._algorithm.max_staleness,
+        )
+        values = await self._values(groups, pieces)
+        outcome = assign_with(
+            self._assigner,
+            groups,
+            self._algorithm.credit_args,
+            state=state,
+            values=values,
+            ends=await self._ends(groups, pieces),
+        )
+        lesson = prepare(
+            groups,
+            pieces,
+            outcome.credit,
+            per_call=self._algorithm.rows == "calls",
+            share=self._algorithm.loss_share,
+            keep_all=[one.alias for one in self._trainees if has_regulariser(self._optimiser(one))],
+        )
+        lesson.metrics.update({f"step_reward/{name}": one for name, one in scored.metrics.items()})
+        return Credited(lesson, pieces, values, outcome.targets, outcome.state)
+
+    async def train(
+        self, trainee: Trainee, credited: Credited, iteration: int
+    ) -> tuple[Metrics, list[Gap]]:
+        """Train one policy, and its critic first; its version rises if its weights changed.
+
+        Returns:
+            `actor/*` and `critic/*`, without the policy's name; and of each of the lesson's rows how far
+            engine and trainer are apart, empty where the policy was not trained.
+        """
+        metrics: Metrics = {}
+        if credited.values is not None and credited.targets is not None:
+            fitted = await self._fit(trainee, credited)
+            metrics |= {f"critic/{name}": value for name, value in fitted.items()}
+        critic = self._recipe.critic
+        rows = credited.lesson.rows[trainee.alias]
+        if not rows or (critic is not None and iteration <= critic.warmup):
+            return metrics, []
+        updated = await trainee.learner.update(rows)
+        trainee.version += 1
+        metrics |= {f"actor/{name}": value for name, value in updated.metrics.items()}
+        gap = joined(updated.gaps)
+        if gap is not None:
+            metrics |= {"actor/log_prob_gap": gap.mean, "actor/log_prob_gap_max": gap.max}
+        return metrics, updated.gaps
+
+    async def _values(
+        self, groups: Sequence[Group], pieces: Mapping[str, Sequence[Piece]]
+    ) -> Values | None:
+        """What the policies' critics say of their calls; 0 for transitions that are none."""
+        if not (isinstance(self._assigner, StatefulAssigner) and self._assigner.needs_values):
+            return None
+        values = [[[0.0] * len(trace.transitions) for trace in group.traces] for group in groups]
+        for trainee in self._trainees:
+            of_policy = pieces[trainee.alias]
+            rows = [row for piece in of_policy for row in piece.merged.rows]
+            found = iter(await trainee.learner.values(rows))
+            for piece in of_policy:
+                for row in piece.merged.rows:
+                    for span, value in zip(row.spans, next(found), strict=True):
+                        values[piece.group][piece.trace][span.index] = value
+        return values
+
+    async def _ends(
+        self, groups: Sequence[Group], pieces: Mapping[str, Sequence[Piece]]
+    ) -> Values | None:
+        """What the critics expect behind answers that were cut off; 0 elsewhere."""
+        if not (isinstance(self._assigner, StatefulAssigner) and self._assigner.needs_ends):
+            return None
+        ends = [[[0.0] * len(trace.transitions) for trace in group.traces] for group in groups]
+        for trainee in self._trainees:
+            last = [cut_off(groups[one.group].traces[one.trace]) for one in pieces[trainee.alias]]
+            placed = [
+                (piece, row, span)
+                for piece, cut_call in zip(pieces[trainee.alias], last, strict=True)
+                for row in piece.merged.rows
+                for span in row.spans
+                if span.index == cut_call
+            ]
+            found = await trainee.learner.values([behind(row, span) for _, row, span in placed])
+            for (piece, _, span), (value,) in zip(placed, found, strict=True):
+                ends[piece.group][piece.trace][span.index] = value
+        return ends
+
+    async def _fit(self, trainee: Trainee, credited: Credited) -> dict[str, float]:
+        assert credited.values is not None
+        assert credited.targets is not None
+        placed = [
+            (piece, row) for piece in credited.pieces[trainee.alias] for row in piece.merged.rows
+        ]
+        if not placed:
+            return {}
+        return await trainee.learner.fit(
+            [row for _, row in placed],
+            *(
+                [
+                    [numbers[piece.group][piece.trace][span.index] for span in row.spans]
+                    for piece, row in placed
+                ]
+                for numbers in (credited.values, credited.targets)
+            ),
+        )
+
+    def _optimiser(self, trainee: Trainee) -> Optimiser:
+        found = self._recipe.policies[trainee.alias].optimiser or self._recipe.optimiser
+        assert found is not None
+        return found

@@ -1,0 +1,78 @@
+"""A sharded policy's weights as others want them: whole, fp32, by their Hugging Face names, adapters merged.
+
+Invariant: an export holds the same numbers as engines are given, by `weights_of` or by verl.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def has_adapters(engine: Any) -> bool:
+    """Whether LoRA adapters are trained."""
+    return engine.model_config.lora_rank > 0
+
+
+def weights_of(engine: Any) -> list[tuple[str, Tensor]]:
+    """All weights of verl's engine; collective.
+
+    On one rank without adapters they may share storage with the live ones. Of several ranks the first has
+    them, on the CPU, and the others have none.
+    """
+    alone, first = dist.get_world_size() == 1, dist.get_rank() == 0
+    found: list[tuple[str, Tensor]] = []
+    # All ranks go through all of them, as each is gathered from all.
+    for name, tensor in _merged(engine) if has_adapters(engine) else _gathered(engine):
+        if first:
+            found.append((name, tensor.detach() if alone else tensor.detach().cpu()))
+    return found
+
+
+def send_merged(engine: Any) -> None:
+    """Have verl's engine send adapters merged in as they are exported: verl itself would round them to bf16."""
+    if has_adapters(engine):
+        engine.get_per_tensor_param = lambda **_: (_merged(engine), None)
+
+
+def export(engine: Any, folder: Path) -> None:
+    """Complete verl's export, in which the first rank has written configuration and tokenizer; collective.
+
+    verl says bf16 in the configuration while the weights are fp32
+    (`utils/checkpoint/fsdp_checkpoint_manager.py:447`; transformers would round them on loading), and of
+    adapters it would export names that no loader knows, so for those it is told to leave the weights out.
+    """
+    merged = weights_of(engine) if has_adapters(engine) else None
+    if dist.get_rank() == 0:
+        if merged is not None:
+            separate = {name: tensor.contiguous() for name, tensor in merged}
+            save_file(separate, folder / "model.safetensors", metadata={"format": "pt"})
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+    dist.barrier()
+
+
+def _gathered(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    parameters, _ = engine.get_per_tensor_param()
+    return parameters
+
+
+def _merged(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """As `_merged_lora_per_tensor_param` (`workers/engine/fsdp/transformer_impl.py:1063`), but in fp32."""
+    from torch.distributed.tensor import DTensor
+    from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name
+    from verl.utils.model import convert_weight_keys
+
+    module = engine.module
+    with merged_lora_context(module, backup_adapters=True):
+        named = convert_weight_keys(normalize_peft_param_name(module.state_dict()), module)
+        for name, one in named.items():
+            # Copied inside the context: afterwards the storage holds the unmerged weights again.
+            yield name, (one.full_tensor() if isinstance(one, DTensor) else one).detach().clone()

@@ -1,0 +1,95 @@
+"""Collecting: what is waited for, and what a second start does with what failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from lightningrl.errors import RunError
+from lightningrl.recipe import parse_recipe
+from lightningrl.schema import AttemptState, Failure, FailureKind, Progress
+from lightningrl.store.sqlite import SqliteStore
+from lightningrl_testkit.records import group, reward
+from lightningrl_verl.training.batches import Task
+from lightningrl_verl.training.collect import collect, collect_training
+
+FAILED = Failure(FailureKind.AGENT, "ValueError: the tool is missing")
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore.open(tmp_path / "store.db")
+    yield store
+    await store.close()
+
+
+async def ends(store: SqliteStore, failures: list[Failure | None]) -> None:
+    """Lease a rollout for each of `failures`, and end it so."""
+    for failure in failures:
+        (claim,) = await store.claim("worker", wait_seconds=60.0)
+        state = AttemptState.SUCCEEDED if failure is None else AttemptState.FAILED
+        await store.finish(claim.attempt.id, state, failure=failure)
+
+
+TASKS: list[Task] = [("easy", {}), ("hard", {})]
+
+
+async def plays(store: SqliteStore, outcomes: dict[str, list[float | None]]) -> None:
+    """End the rollouts of both tasks, in whatever order they come: with a reward, or by the agent's fault."""
+    for _ in range(4):
+        (claim,) = await store.claim("worker", wait_seconds=60.0)
+        value = outcomes[claim.rollout.spec.task_id].pop()
+        if value is None:
+            await store.finish(claim.attempt.id, AttemptState.FAILED, failure=FAILED)
+        else:
+            await store.append([reward(claim.attempt.id, value)])
+            await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+
+
+@pytest.mark.parametrize(("failure_reward", "flat"), [(None, 2), (0.0, 1), (1.0, 2)])
+async def test_a_group_that_failed_in_part_has_signal_if_failures_are_rewarded(
+    store: SqliteStore, failure_reward: float | None, flat: int
+) -> None:
+    algorithm = {
+        "iterations": 1,
+        "tasks_per_iteration": 2,
+        "group_size": 2,
+        "further_tasks": 1,
+        "failure_reward": failure_reward,
+    }
+    recipe = parse_recipe({"name": "run", "agent": "a:b", "algorithm": algorithm})
+    # Two rewards of 1; and one of 1 beside a failure. Both tasks are in use, so none can be added.
+    working = asyncio.create_task(plays(store, {"easy": [1.0, 1.0], "hard": [None, 1.0]}))
+    found = await collect_training(store, recipe, TASKS, 1, on_progress=lambda _: None)
+    await working
+    assert (len(found.flat), found.further) == (flat, 0)
+
+
+async def collected(store: SqliteStore, failures: list[Failure | None]) -> Progress:
+    """Collect a group of two while a worker ends attempts as `failures` say."""
+    working = asyncio.create_task(ends(store, failures))
+    try:
+        return await collect(store, group(2), on_progress=lambda _: None)
+    finally:
+        await working
+
+
+async def test_when_all_failed_it_stops_and_says_why(store: SqliteStore) -> None:
+    with pytest.raises(RunError, match="2 x agent: ValueError: the tool is missing"):
+        await collected(store, [FAILED, FAILED])
+
+
+async def test_a_second_start_tries_again_what_the_first_stopped_on(store: SqliteStore) -> None:
+    with pytest.raises(RunError):
+        await collected(store, [FAILED, FAILED])
+    assert (await collected(store, [None, FAILED])).succeeded == 1
+
+
+async def test_a_second_start_keeps_failures_that_stopped_nothing(store: SqliteStore) -> None:
+    first = await collected(store, [None, FAILED])
+    assert (first.succeeded, first.failed) == (1, 1)
+    assert await collected(store, []) == first

@@ -30,7 +30,7 @@ test: setup ## run the test suite
 	$(TESTS) $(ARGS)
 
 test-long: setup ## run it with full counts of fault runs, fuzzing and seeds
-	LIGHTNINGRL_FAULT_RUNS=50 LIGHTNINGRL_EXAMPLES=2000 $(TESTS) -m "long or not long" $(ARGS)
+	LIGHTNINGRL_FAULT_RUNS=50 LIGHTNINGRL_EXAMPLES=2000 $(TESTS) --hypothesis-profile=default -m "long or not long" $(ARGS)
 
 bench: bench-store bench-store-postgres bench-gateway bench-assembly bench-adapters ## run every performance benchmark
 

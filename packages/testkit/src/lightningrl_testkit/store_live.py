@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from lightningrl.errors import ConfigError, Conflict, NotFound
@@ -133,6 +134,14 @@ class LiveClaims:
         with pytest.raises(Conflict, match="iteration 1 was given it"):
             await store.give_live("run", 2, [second, first])
         assert await iterations(store) == {first: 1, second: 0}
+
+    async def test_a_repeated_enqueue_of_what_was_given_changes_nothing(self, store: Store) -> None:
+        given = await serve(store, "a")
+        await store.give_live("run", 2, [given])
+        assert await store.enqueue([live("a")]) == 0
+        assert await iterations(store) == {given: 2}
+        with pytest.raises(Conflict, match="another resources"):
+            await store.enqueue([msgspec.structs.replace(live("a"), resources={"prompt": 1})])
 
     async def test_only_complete_live_rollouts_of_the_run_are_given(self, store: Store) -> None:
         running = (await begin(store, live("running"))).rollout.id

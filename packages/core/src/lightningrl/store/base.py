@@ -87,7 +87,8 @@ class Store(Protocol):
 
         Raises:
             Conflict: an id exists with another task, run, mode, iteration, group or resources, or a live
-                rollout names an iteration; none is added.
+                rollout names an iteration; none is added. A live rollout that was given to an iteration
+                (`give_live`) is still equal to the request that enqueued it.
             NotFound: one is pinned to a resource, or a version of it, that its run doesn't have; none
                 is added.
         """

@@ -18,6 +18,8 @@ from lightningrl.store.versions import SCHEMA_VERSION, check_version
 _KEY = "hashtext('lightningrl'), hashtext(current_schema())"
 """Of this store's lock; a database may hold a store in each of its schemas."""
 
+_LEAVING_SECONDS = 3
+
 
 def use(session: PostgresSession) -> None:
     """Take part in the shared lock, then check that the tables are of this version.
@@ -53,9 +55,17 @@ def version(session: PostgresSession) -> int | None:
 
 
 def lock_alone(session: PostgresSession) -> bool:
-    """Take the lock alone until the transaction ends; False where somebody takes part in it."""
-    session.control(f"SELECT pg_try_advisory_xact_lock({_KEY})")
-    return session.answer() is True
+    """Take the lock alone until the transaction ends; False where somebody goes on taking part in it.
+
+    The server notices only after a moment that a process has let go of its connection.
+    """
+    session.control(f"SET LOCAL lock_timeout = '{_LEAVING_SECONDS}s'")
+    try:
+        session.control(f"SELECT pg_advisory_xact_lock({_KEY})")
+    except psycopg.errors.LockNotAvailable:
+        return False
+    session.control("SET LOCAL lock_timeout TO DEFAULT")
+    return True
 
 
 def create_if_empty(session: PostgresSession) -> None:

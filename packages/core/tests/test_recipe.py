@@ -119,7 +119,7 @@ def test_an_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
         ({"policies": {"p": {}}}, r"policies\.p: give exactly one of 'model', 'tiny' and 'url'"),
         (
             {"policies": {"p": {"tiny": "m:f", "model": "x"}}},
-            r"policies\.p: give exactly one of 'model', 'tiny' and 'url'",
+            r"policies\.p: give exactly one of 'model', 'tiny' and 'url', not model and tiny; set .* null",
         ),
         ({"seed": "zero"}, "Expected `int`"),
         ({"validation": {"every": 0}}, "validation.every: must be at least 1"),

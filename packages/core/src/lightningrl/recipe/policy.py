@@ -57,8 +57,13 @@ class PolicyRecipe(Section, frozen=True):
             ConfigError: there is not exactly one place that the policy comes from, one at a URL is to be
                 trained, or its vLLM servers lack an address or are given what they do not use.
         """
-        if sum(one is not None for one in (self.model, self.tiny, self.url)) != 1:
-            raise ConfigError(f"policies.{alias}: give exactly one of 'model', 'tiny' and 'url'")
+        places = {"model": self.model, "tiny": self.tiny, "url": self.url}
+        given = [key for key, place in places.items() if place is not None]
+        if len(given) != 1:
+            given_too = f", not {' and '.join(given)}; set what is not wanted to null" if given else ""
+            raise ConfigError(
+                f"policies.{alias}: give exactly one of 'model', 'tiny' and 'url'{given_too}"
+            )
         if self.url is not None and self.trainable:
             raise ConfigError(
                 f"policies.{alias}: a policy at a 'url' can't be trained; set 'trainable: false'"

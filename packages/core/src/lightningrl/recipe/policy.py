@@ -60,7 +60,9 @@ class PolicyRecipe(Section, frozen=True):
         places = {"model": self.model, "tiny": self.tiny, "url": self.url}
         given = [key for key, place in places.items() if place is not None]
         if len(given) != 1:
-            given_too = f", not {' and '.join(given)}; set what is not wanted to null" if given else ""
+            given_too = (
+                f", not {' and '.join(given)}; set what is not wanted to null" if given else ""
+            )
             raise ConfigError(
                 f"policies.{alias}: give exactly one of 'model', 'tiny' and 'url'{given_too}"
             )

@@ -19,14 +19,14 @@ from lightningrl.errors import ConfigError
 from lightningrl.schema import AttemptId, AttemptState, CallEvent, Choice, Sampling
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl_testkit.records import call, group
-from lightningrl_testkit.store_transfer import fill, reads
+from lightningrl_testkit.store_transfer import ROLLOUTS, fill, reads
 
 
 async def exported(folder: Path) -> Path:
     """A run's file as Parquet, of a store with a rollout in every state."""
     store = SqliteStore.open(folder / "origin.db")
     await fill(store)
-    assert await export_run(store, "run", folder / "run.parquet") == 10
+    assert await export_run(store, "run", folder / "run.parquet") == ROLLOUTS
     await store.close()
     return folder / "run.parquet"
 

@@ -17,6 +17,8 @@ from lightningrl_testkit.records import call, group, log, reward
 
 LOST = Failure(FailureKind.LOST, "gone")
 AGENT_FAILED = Failure(FailureKind.AGENT, "no")
+ROLLOUTS = 11
+"""How many `fill` makes."""
 
 
 async def fill(store: Store) -> None:
@@ -58,6 +60,11 @@ async def fill(store: Store) -> None:
     await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
     await store.give_live("run", 3, [given.id])
     await store.take("run", 3)
+    (impatient,) = group(1, mode=Mode.VAL, await_rewards=("user",), await_seconds=0.0)
+    await store.enqueue([impatient])
+    (claim,) = await store.claim("worker", rollout_ids=[impatient.id])
+    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+    await store.expire()
 
 
 async def reads(store: Store) -> dict[str, Any]:
@@ -86,7 +93,7 @@ class TransferClaims:
     ) -> None:
         origin = SqliteStore.open(tmp_path / "origin.db")
         await fill(origin)
-        assert await export_run(origin, "run", tmp_path / "run.jsonl") == 10
+        assert await export_run(origin, "run", tmp_path / "run.jsonl") == ROLLOUTS
         run, new = await import_run(store, tmp_path / "run.jsonl")
         assert (run, new > 9) == ("run", True)
         assert await reads(store) == await reads(origin)

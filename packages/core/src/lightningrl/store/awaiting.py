@@ -49,8 +49,13 @@ def expire(session: Session, now_us: int) -> None:
     """Complete the rollouts whose time for awaiting rewards ran out, with the rewards that they have."""
     due = session.rows("due_awaits", now_us=now_us)
     for rollout in dict.fromkeys(rollout for (rollout,) in due):
-        session.run("await_nothing", rollout=rollout)
-        _complete(session, rollout)
+        give_up(session, rollout)
+
+
+def give_up(session: Session, rollout: int) -> None:
+    """Complete a rollout that has ended, with the rewards that it has."""
+    session.run("await_nothing", rollout=rollout)
+    _complete(session, rollout)
 
 
 def arrived(session: Session, rollout: int, attempt: int, name: str, *, ended: bool) -> None:

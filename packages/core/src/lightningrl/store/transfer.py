@@ -101,13 +101,16 @@ def _load_attempt(
 
 
 def complete(session: Session, ident: RolloutId) -> int:
-    """Give a loaded rollout its place in the order of completion; 0 where it has one."""
+    """Give a loaded rollout its place in the order of completion; 0 where it has one.
+
+    Rewards that it still awaits came too late where it was.
+    """
     row = session.row("rollout_to_change", id=ident)
     if row is None:
         raise NotFound(f"rollout {ident!r} is complete and was not loaded; load the rollouts first")
     if rows.rollout(row).complete:
         return 0
-    awaiting.ended(session, row[rows.ROLLOUT_PK])
+    awaiting.give_up(session, row[rows.ROLLOUT_PK])
     return 1
 
 

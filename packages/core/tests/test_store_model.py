@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     initialize,
     invariant,
     multiple,
+    precondition,
     rule,
 )
 
@@ -36,7 +37,7 @@ from lightningrl.schema import (
     RetryPolicy,
     RolloutState,
 )
-from lightningrl.store.base import Retention, RolloutQuery, Store
+from lightningrl.store.base import Retention, RolloutDump, RolloutQuery, Store
 from lightningrl.store.http import HttpStore
 from lightningrl.store.postgres import PostgresStore
 from lightningrl.store.sqlite import SqliteStore
@@ -95,6 +96,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.make()
         self.store = self.opened()
         self.model = Model()
+        self.dumped: list[RolloutDump] = []
 
     def teardown(self) -> None:
         if not hasattr(self, "store"):
@@ -193,7 +195,9 @@ class StoreMachine(RuleBasedStateMachine):
         """As a process that serves people does; again under the same name it finds nothing to claim."""
         [spec] = group(mode=Mode.LIVE, task=f"live {name}", retry=RETRIES[1], await_rewards=names)
         new = spec.id not in self.model.rollouts
-        if new:
+        if new and self.model.spent(ModelRollout(spec)) is not None:
+            new = False
+        elif new:
             self.model.rollouts[spec.id] = ModelRollout(spec)
         elif self.model.rollouts[spec.id].spec != spec:
             return multiple()
@@ -396,6 +400,31 @@ class StoreMachine(RuleBasedStateMachine):
         self.make()
         self.store = self.opened()
         self.wait(self.load(loaded))
+
+    @rule()
+    def dump(self) -> None:
+        """Keep what the store holds now."""
+        self.kept = self.model.dumped()
+        self.dumped = self.wait(self.store.dump("run", limit=1000))
+        self.ended = [one.rollout.id for one in self.wait(self.store.ended("run"))]
+
+    @precondition(lambda self: self.dumped)
+    @rule()
+    def load_again(self) -> None:
+        """What was kept, into the store that went on: it changes nothing and brings back what was deleted."""
+        there = self.model.rollouts
+        # Under some ids something else was enqueued since.
+        kept = {
+            ident: one
+            for ident, one in self.kept.items()
+            if there.get(ident, one.origin) is one.origin
+        }
+        back = [ident for ident in kept if ident not in there and self.model.load(kept[ident])]
+        dumped = [one for one in self.dumped if one.rollout.id in kept]
+        assert self.wait(self.store.load(rollouts=dumped)) == len(back)
+        ended = [ident for ident in self.ended if ident in kept]
+        complete = sum(there[ident].complete for ident in back)
+        assert self.wait(self.store.load(completed=ended)) == complete
 
     async def loaded(self) -> list[Record]:
         return [record async for record in records_of(self.store, "run")]

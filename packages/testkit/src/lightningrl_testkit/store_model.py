@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -87,6 +88,17 @@ class ModelRollout:
         return self.ended and not self.awaited
 
 
+@dataclass
+class ModelDump:
+    """What a dump holds of one rollout."""
+
+    origin: ModelRollout
+    """The rollout that was dumped, which goes on."""
+    rollout: ModelRollout
+    """As it was."""
+    attempts: dict[AttemptId, ModelAttempt]
+
+
 class Model:
     """All rollouts, and the ledger of one run."""
 
@@ -135,6 +147,35 @@ class Model:
             for _, members in groups:
                 if rollout.spec.id in members:
                     members.remove(rollout.spec.id)
+
+    def dumped(self) -> dict[RolloutId, ModelDump]:
+        """All rollouts as they are now."""
+        dumps: dict[RolloutId, ModelDump] = {}
+        for ident, origin in self.rollouts.items():
+            its = {key: one for key, one in self.attempts.items() if one.rollout is origin}
+            dumps[ident] = ModelDump(origin, *copy.deepcopy((origin, its)))
+        return dumps
+
+    def load(self, dumped: ModelDump) -> bool:
+        """Whether what was dumped, and was deleted since, comes back."""
+        rollout = dumped.rollout
+        spent = self.spent(rollout)
+        if spent is not None:
+            if not rollout.complete:
+                return False
+            rollout.given = spent
+        dumped.origin = rollout
+        dumped.rollout, attempts = copy.deepcopy((rollout, dumped.attempts))
+        self.rollouts[rollout.spec.id] = rollout
+        self.attempts |= dumped.attempts
+        dumped.attempts = attempts
+        return True
+
+    def spent(self, rollout: ModelRollout) -> int | None:
+        """The iteration that took a live rollout, deleted since or not."""
+        group_id = rollout.spec.group_id
+        taken = (each for each, groups in self.takes.items() if group_id in dict(groups))
+        return next(taken, None) if rollout.live else None
 
     def queued(self) -> list[ModelRollout]:
         """What a runner may be handed."""

@@ -3,17 +3,28 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from lightningrl.archive import export_run, import_run
 from lightningrl.errors import ConfigError, Conflict
-from lightningrl.schema import AttemptState, Failure, FailureKind, Mode
-from lightningrl.store.base import Ended, RolloutQuery, Store
+from lightningrl.schema import (
+    AttemptState,
+    Claim,
+    Failure,
+    FailureKind,
+    Mode,
+    NewRollout,
+    RolloutState,
+)
+from lightningrl.store.base import Ended, RolloutDump, RolloutQuery, Store
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl_testkit.records import call, group, log, reward
+from lightningrl_testkit.store_live import begin, live
 
 LOST = Failure(FailureKind.LOST, "gone")
 AGENT_FAILED = Failure(FailureKind.AGENT, "no")
@@ -85,6 +96,18 @@ async def reads(store: Store) -> dict[str, Any]:
     }
 
 
+async def enqueued(store: Store, rollouts: list[NewRollout]) -> list[Claim]:
+    """Enqueue and claim them all."""
+    await store.enqueue(rollouts)
+    return await store.claim("worker", limit=len(rollouts))
+
+
+def with_attempt(dumped: RolloutDump, **changes: Any) -> RolloutDump:
+    """`dumped` with other fields of its one attempt."""
+    (one,) = dumped.attempts
+    return replace(dumped, attempts=(replace(one, attempt=replace(one.attempt, **changes)),))
+
+
 class TransferClaims:
     """`dump` and `load`, through a run's file."""
 
@@ -125,15 +148,85 @@ class TransferClaims:
         assert await import_run(store, tmp_path / "run.jsonl") == ("run", 0)
         assert await reads(store) == before
 
-    async def test_what_is_there_and_differs_is_a_conflict(
+    async def test_what_is_there_and_differs_is_a_conflict(self, store: Store) -> None:
+        (claim,) = await enqueued(store, group())
+        await store.append([log(claim.attempt.id, "1"), log(claim.attempt.id, "2")])
+        (dumped,) = await store.dump("run")
+        (attempt,) = dumped.attempts
+        rollout, events = dumped.rollout, attempt.events
+        later = datetime.timedelta(seconds=1)
+        for other in (
+            replace(dumped, rollout=replace(rollout, created_at=rollout.created_at + later)),
+            replace(dumped, rollout=replace(rollout, spec=replace(rollout.spec, variant="b"))),
+            replace(dumped, rollout=replace(rollout, forgiven=1)),
+            replace(dumped, rollout=replace(rollout, state=RolloutState.CANCELLED)),
+            replace(dumped, attempts=(attempt, attempt)),
+            replace(dumped, attempts=(replace(attempt, events=events[1:]),)),
+            replace(dumped, attempts=(replace(attempt, events=(*events, events[0])),)),
+            with_attempt(dumped, worker="other"),
+            with_attempt(dumped, state=AttemptState.SUCCEEDED),
+        ):
+            with pytest.raises(Conflict, match="differs"):
+                await store.load(rollouts=[other])
+        assert await store.load(rollouts=[dumped]) == 0
+
+    async def test_a_load_is_done_again_where_the_store_went_on(
         self, store: Store, tmp_path: Path
     ) -> None:
-        await fill(store)
-        await export_run(store, "run", tmp_path / "run.jsonl")
-        attempt = (await store.attempts([group()[0].id]))[0]
-        await store.append([log(attempt.id, "later")])
-        with pytest.raises(Conflict, match="differs"):
-            await import_run(store, tmp_path / "run.jsonl")
+        origin = SqliteStore.open(tmp_path / "origin.db")
+        await fill(origin)
+        await export_run(origin, "run", tmp_path / "run.jsonl")
+        await origin.close()
+        await import_run(store, tmp_path / "run.jsonl")
+        for one in await store.rollouts(RolloutQuery(run="run")):
+            for attempt in await store.attempts([one.id]):
+                await store.append([log(attempt.id, "later")])
+                if attempt.state is AttemptState.RUNNING:
+                    await store.heartbeat(attempt.worker, [attempt.id], lease_seconds=900.0)
+                    await store.extend([attempt.id], 5.0)
+                    await store.finish(attempt.id, AttemptState.SUCCEEDED, output="late")
+        await store.cancel([one.id for one in group(2, task="last", mode=Mode.VAL)])
+        before = await reads(store)
+        assert await import_run(store, tmp_path / "run.jsonl") == ("run", 0)
+        assert await reads(store) == before
+
+    async def test_what_was_tried_again_since_is_not_completed_by_a_repeated_load(
+        self, store: Store
+    ) -> None:
+        (claim,) = await enqueued(store, group(1, mode=Mode.VAL, await_rewards=("user",)))
+        await store.finish(claim.attempt.id, AttemptState.FAILED, failure=AGENT_FAILED)
+        dumped, ids = await store.dump("run"), [claim.rollout.id]
+        await store.retry(ids)
+        assert await store.load(rollouts=dumped, completed=ids) == 0
+        (again,) = await store.claim("worker")
+        await store.finish(again.attempt.id, AttemptState.SUCCEEDED)
+        assert await store.load(rollouts=dumped, completed=ids) == 0
+        (found,) = await store.rollouts(RolloutQuery())
+        assert not found.complete  # it awaits a reward of its second attempt
+        await store.append([reward(again.attempt.id, 1.0, name="user")])
+        assert [one.rollout.id for one in await store.ended("run")] == ids
+
+    async def test_a_live_rollout_is_not_trained_twice_whatever_is_repeated(
+        self, store: Store
+    ) -> None:
+        begun = await begin(store, live("a"))
+        early = await store.dump("run")
+        await store.append([reward(begun.attempt.id, 1.0)])
+        await store.finish(begun.attempt.id, AttemptState.SUCCEEDED)
+        served, dumped = begun.rollout.id, await store.dump("run")
+        await store.give_live("run", 1, [served])
+        assert await store.load(rollouts=dumped, completed=[served]) == 0
+        await store.take("run", 1)
+        await store.commit("run", 1)
+        assert await store.delete_rollouts([served]) == 1
+        assert await store.enqueue([live("a")]) == 0
+        assert await store.load(rollouts=early) == 0
+        assert await store.rollouts(RolloutQuery()) == []
+        assert await store.load(rollouts=dumped, completed=[served]) == 2
+        assert await store.load(rollouts=dumped, completed=[served]) == 0
+        with pytest.raises(Conflict, match="iteration 1 was given it"):
+            await store.give_live("run", 2, [served])
+        assert await store.take("run", 2) == []
 
     async def test_a_file_that_is_not_whole_is_refused_before_anything_is_loaded(
         self, store: Store, tmp_path: Path

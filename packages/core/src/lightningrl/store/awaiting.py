@@ -28,10 +28,15 @@ def failed(session: Session, rollout: int) -> None:
 
 def ended(session: Session, rollout: int) -> None:
     """Complete a rollout that has just ended, unless it still awaits rewards."""
-    if session.row("awaits_rewards", rollout=rollout) is None:
-        _complete(session, rollout)
-    else:
+    if awaits(session, rollout):
         limit(session, rollout)
+    else:
+        _complete(session, rollout)
+
+
+def awaits(session: Session, rollout: int) -> bool:
+    """Whether a rollout awaits rewards."""
+    return session.row("awaits_rewards", rollout=rollout) is not None
 
 
 def limit(session: Session, rollout: int) -> None:
@@ -65,7 +70,7 @@ def arrived(session: Session, rollout: int, attempt: int, name: str, *, ended: b
         return
     # Of two writers that bring the last two rewards the later one must see what the other brought.
     session.row("lock_rollout", pk=rollout)
-    if session.row("awaits_rewards", rollout=rollout) is None:
+    if not awaits(session, rollout):
         _complete(session, rollout)
 
 

@@ -85,6 +85,9 @@ class Store(Protocol):
     async def enqueue(self, rollouts: Sequence[NewRollout]) -> int:
         """Add rollouts that are not there yet; return how many were new.
 
+        A live rollout that an iteration took is passed over, although it was deleted since: its group, which
+        is its own, stands in the ledger.
+
         Raises:
             Conflict: an id exists with another task, run, mode, iteration, group or resources, or a live
                 rollout names an iteration; none is added. A live rollout that was given to an iteration
@@ -486,10 +489,14 @@ class Store(Protocol):
 
         Rollouts must come in order of enqueueing, then `completed`, the complete ones in order of
         completion, which may be told over several calls, then the ledger. What is there already is passed
-        over, so a load that broke off is done again from the start.
+        over, so a load that broke off is done again from the start; also where the store went on meanwhile,
+        and a rollout ended, got rewards, was given to an iteration or tried again. A live rollout that an
+        iteration took and that was deleted since comes back as that iteration's, so it is not trained twice;
+        if it was dumped before it was complete, it is passed over.
 
         Raises:
-            Conflict: a record is there and differs; nothing of this call is written.
+            Conflict: a record is there, and is neither what was dumped nor what could become of it; nothing
+                of this call is written.
             NotFound: `completed` or `ledger` names what was not loaded; nothing is written.
         """
         ...

@@ -18,6 +18,7 @@ from lightningrl.schema import (
     FailureKind,
     GroupId,
     Mode,
+    NewRollout,
     Rollout,
     RolloutId,
     RolloutState,
@@ -205,6 +206,14 @@ def _check_giveable(rollout: Rollout, run: str, iteration: int) -> None:
         raise Conflict(
             f"iteration {iteration} of run {run!r} can't be given {rollout.id!r}: {wrong}"
         )
+
+
+def iteration_of_live(session: Session, spec: NewRollout) -> int | None:
+    """The iteration that has taken a live rollout, deleted since or not. `None`: none has."""
+    if spec.mode is not Mode.LIVE:
+        return None
+    row = session.row("take_of_group", run=spec.run, group_id=spec.group_id)
+    return None if row is None else row[0]
 
 
 def commit(session: Session, run: str, iteration: int) -> None:

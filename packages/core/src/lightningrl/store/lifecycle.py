@@ -30,7 +30,7 @@ from lightningrl.schema import (
     RolloutState,
     new_id,
 )
-from lightningrl.store import awaiting, resources, rows
+from lightningrl.store import awaiting, ledger, resources, rows
 from lightningrl.store.session import Session, Wake
 
 KEY_SLACK_SECONDS = 600.0
@@ -47,6 +47,8 @@ def enqueue(session: Session, rollouts: Sequence[NewRollout], now_us: int) -> in
                 f"live rollout {new.id!r} names iteration {new.iteration}; enqueue it with 0, and give"
                 " it to an iteration when it has ended"
             )
+        if _spent(session, new):
+            continue
         inserted = insert(session, new, now_us)
         if inserted:
             resources.check_pins(session, new)
@@ -58,6 +60,12 @@ def enqueue(session: Session, rollouts: Sequence[NewRollout], now_us: int) -> in
     if added:
         session.wakes.add(Wake.QUEUED)
     return added
+
+
+def _spent(session: Session, new: NewRollout) -> bool:
+    """Whether it is a live rollout that was trained and has been deleted since."""
+    taken = ledger.iteration_of_live(session, new) is not None
+    return taken and session.row("rollout_spec", id=new.id) is None
 
 
 def insert(session: Session, new: NewRollout, created_us: int) -> int:

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+from msgspec.structs import replace
+
 from lightningrl.errors import Conflict, NotFound
-from lightningrl.schema import TERMINAL, AttemptState, Resource, RolloutId, RolloutState
-from lightningrl.store import awaiting, event_log, lifecycle, rows
+from lightningrl.schema import TERMINAL, AttemptState, Mode, Resource, RolloutId, RolloutState
+from lightningrl.store import awaiting, event_log, ledger, lifecycle, rows
 from lightningrl.store.records import AttemptDump, LedgerEntry, RolloutDump
 from lightningrl.store.session import Session, Wake
+
+_exact = msgspec.msgpack.Encoder(order="deterministic").encode
+"""For comparing: NaN equals NaN, and the order of keys says nothing."""
 
 
 def dump(session: Session, run: str, after: int, limit: int) -> list[RolloutDump]:
@@ -38,13 +44,18 @@ def _dump(session: Session, row: rows.Row) -> RolloutDump:
 
 
 def load_rollout(session: Session, dumped: RolloutDump) -> int:
-    """Write a rollout, but not yet that it is complete; 0 where it was there."""
+    """Write a rollout, but not yet that it is complete; 0 where it was there, however it went on."""
     rollout, spec = dumped.rollout, dumped.rollout.spec
     there = session.row("rollout_to_change", id=spec.id)
     if there is not None:
-        if _dump(session, there).attempts != dumped.attempts or rows.rollout(there).spec != spec:
+        if not _went_on(session, dumped, _dump(session, there)):
             raise Conflict(f"rollout {spec.id!r} is there and differs; load into an empty store")
         return 0
+    spent = ledger.iteration_of_live(session, spec)
+    if spent is not None:
+        if not rollout.complete:
+            return 0
+        spec = replace(spec, iteration=spent)
     lifecycle.insert(session, spec, rows.micros(rollout.created_at))
     row = session.row("rollout_to_change", id=spec.id)
     assert row is not None, "it was inserted in this transaction"
@@ -59,11 +70,42 @@ def load_rollout(session: Session, dumped: RolloutDump) -> int:
     if rollout.ended_at is not None:
         ended_us = rows.micros(rollout.ended_at)
         session.run("end_rollout", pk=pk, state=rollout.state.value, now_us=ended_us)
-    if rollout.state is RolloutState.SUCCEEDED and spec.await_seconds is not None:
+    if rollout.complete:
+        session.run("await_nothing", rollout=pk)  # what it still awaited came too late
+    elif rollout.state is RolloutState.SUCCEEDED:
         awaiting.limit(session, pk)
     session.run("forgive_rollout", pk=pk, forgiven=rollout.forgiven)
     session.wakes.add(Wake.QUEUED)
     return 1
+
+
+def _went_on(session: Session, dumped: RolloutDump, there: RolloutDump) -> bool:
+    """Whether what is there is what was dumped, or what became of it since."""
+    old, new = dumped.rollout, there.rollout
+    spec = old.spec
+    if spec.mode is Mode.LIVE and not spec.iteration:
+        spec = replace(spec, iteration=new.spec.iteration)  # it was given to one
+    if _exact((spec, old.created_at)) != _exact((new.spec, new.created_at)):
+        return False
+    attempts = there.attempts[: len(dumped.attempts)]
+    if not all(map(_attempt_went_on, dumped.attempts, attempts)):
+        return False
+    if len(attempts) < len(dumped.attempts) or new.forgiven < old.forgiven:
+        return False
+    if old.state not in TERMINAL or new.forgiven > old.forgiven:  # an operator's retry
+        return True
+    awaits = awaiting.awaits(session, there.cursor)
+    return (old.state, old.ended_at) == (new.state, new.ended_at) and not (old.complete and awaits)
+
+
+def _attempt_went_on(dumped: AttemptDump, there: AttemptDump) -> bool:
+    old, new = dumped.attempt, there.attempt
+    if old.state is AttemptState.RUNNING:
+        fixed = (old.id, old.number, old.worker, old.started_at)
+        same = fixed == (new.id, new.number, new.worker, new.started_at)
+    else:
+        same = _exact((old, dumped.deadline_at)) == _exact((new, there.deadline_at))
+    return same and _exact(dumped.events) == _exact(there.events[: len(dumped.events)])
 
 
 def _load_attempt(
@@ -101,16 +143,17 @@ def _load_attempt(
 
 
 def complete(session: Session, ident: RolloutId) -> int:
-    """Give a loaded rollout its place in the order of completion; 0 where it has one.
+    """Give a loaded rollout its place in the order of completion.
 
-    Rewards that it still awaits came too late where it was.
+    0 where it has one, or was queued again since by an operator's retry.
     """
     row = session.row("rollout_to_change", id=ident)
     if row is None:
         raise NotFound(f"rollout {ident!r} is complete and was not loaded; load the rollouts first")
-    if rows.rollout(row).complete:
+    rollout, pk = rows.rollout(row), row[rows.ROLLOUT_PK]
+    if rollout.complete or rollout.ended_at is None or awaiting.awaits(session, pk):
         return 0
-    awaiting.give_up(session, row[rows.ROLLOUT_PK])
+    awaiting.ended(session, pk)
     return 1
 
 

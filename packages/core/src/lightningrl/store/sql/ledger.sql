@@ -20,6 +20,9 @@ FROM rollouts AS r
 JOIN taken_groups AS g ON g.run = r.run AND g.iteration = r.iteration AND g.group_id = r.group_id
 WHERE r.pk = :pk AND r.mode = 'train';
 
+-- name: take_of_group
+SELECT iteration FROM taken_groups WHERE run = :run AND group_id = :group_id;
+
 -- name: insert_take
 INSERT INTO takes (run, iteration, taken_us) VALUES (:run, :iteration, :now_us);
 

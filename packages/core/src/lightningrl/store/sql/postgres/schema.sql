@@ -268,6 +268,8 @@ CREATE TABLE taken_groups (
     FOREIGN KEY (run, iteration) REFERENCES takes (run, iteration) ON DELETE CASCADE
 );
 
+CREATE INDEX taken_groups_by_group ON taken_groups (run, group_id);
+
 CREATE TABLE taken_rollouts (
     pk          BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,    -- in member order within one group
     taken_group BIGINT NOT NULL REFERENCES taken_groups (pk) ON DELETE CASCADE,

@@ -231,6 +231,8 @@ CREATE TABLE taken_groups (
     FOREIGN KEY (run, iteration) REFERENCES takes (run, iteration) ON DELETE CASCADE
 );
 
+CREATE INDEX taken_groups_by_group ON taken_groups (run, group_id);
+
 CREATE TABLE taken_rollouts (
     pk          INTEGER PRIMARY KEY,    -- in member order within one group
     taken_group INTEGER NOT NULL REFERENCES taken_groups (pk) ON DELETE CASCADE,

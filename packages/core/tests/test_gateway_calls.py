@@ -303,6 +303,12 @@ async def test_the_rollouts_max_tokens_and_seed_hold_where_the_agent_asks_for_mo
         ({"guided_regex": "a+"}, "sampled under a grammar (guided_regex)"),
         ({"logit_bias": {"5": -100}}, "sampled under a grammar (logit_bias)"),
         ({"logit_bias": {}}, None),
+        ({"guided_json": {}}, "sampled under a grammar (guided_json)"),  # any JSON, but JSON
+        ({"regex": "a+"}, "sampled under a grammar (regex)"),
+        ({"ebnf": "root ::= 'a'"}, "sampled under a grammar (ebnf)"),
+        ({"custom_logit_processor": "x"}, "sampled under a grammar (custom_logit_processor)"),
+        ({"thinking_token_budget": 0}, "sampled under a grammar (thinking_token_budget)"),
+        ({"thinking_token_budget": None, "min_tokens": 0, "ignore_eos": False}, None),
     ],
 )
 async def test_tokens_sampled_otherwise_are_recorded_with_the_reason(

@@ -63,6 +63,28 @@ async def test_a_completion_is_a_call_with_its_tokens(rig: GatewayRig, prompt: A
     assert (asked["model"], asked["prompt"], asked["logprobs"]) == ("policy", prompt, 0)
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"response_format": {"type": "json_object"}}, "sampled under a grammar (response_format)"),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": None}, None),
+        ({"response_format": 5}, "sampled under a grammar (response_format)"),
+        ({"json_schema": "{}"}, "sampled under a grammar (json_schema)"),
+    ],
+)
+async def test_a_grammar_is_a_grammar_whatever_the_dialect(
+    rig: GatewayRig, fields: dict[str, Any], reason: str | None
+) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim(Sampling())
+        async with agent(rig, claim) as client:
+            await client.completions.create(model="m", prompt="Hi", extra_body=fields)
+    [call] = await rig.calls(claim)
+    assert call.choices[0].untrainable == reason
+
+
 async def test_a_stream_is_text_end_usage_done(rig: GatewayRig) -> None:
     with ModelServer(in_turn("Yo")) as engine:
         await rig.register(engine.url)

@@ -217,6 +217,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "stop": same(stop=["x"]),
         "logprobs": same(logprobs=2),
         "logit_bias": same(logit_bias={"5": 1}),
+        "response_format": same(response_format=JSON_FORMAT),
         "user": same(user="u"),
         "stream": only(stream=True),
         "stream_options": only(stream=True, stream_options={"include_usage": True}),

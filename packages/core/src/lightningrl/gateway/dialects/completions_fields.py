@@ -24,6 +24,7 @@ COMPLETIONS_FIELDS = FieldTable(
         passed("stop", "the engine ends the answer"),
         passed("logprobs", "the reply has them only where they were asked for"),
         passed("logit_bias", "the answer is not trained"),
+        passed("response_format", "(vLLM, SGLang) but for `text` the answer is not trained"),
         passed("user", ""),
         emulated("stream", "the finished answer in chunks"),
         emulated("stream_options", "`include_usage`: a last chunk with the token counts"),

@@ -6,35 +6,40 @@ the agent or the engine's own defaults say counts.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-from lightningrl.gateway.dialects.engine_reply import NULL, EngineReply, parse_reply
+from lightningrl.gateway.dialects.engine_reply import EngineReply, parse_reply
 from lightningrl.gateway.dialects.reading import decode, raw_fields
 from lightningrl.schema import Sampling
 
 _ENCODER = msgspec.json.Encoder()
 
-CONSTRAINTS = (
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "structural_tag",
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words",
-    "logits_processors",
-    "min_tokens",
-    "ignore_eos",
-    "use_beam_search",
-)
-"""Request fields (OpenAI's and vLLM's) that shut tokens out or shift their log-probs."""
-
-_IDLE = frozenset({b"null", b"false", b"0", b"{}", b"[]"})
-"""Values of a constraint that constrain nothing."""
+CONSTRAINTS: dict[str, tuple[Any, ...]] = {
+    "response_format": ("text",),
+    "tool_choice": ("auto", "none"),
+    "structured_outputs": ({},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "json_schema": (),
+    "regex": (),
+    "ebnf": (),
+    "structural_tag": (),
+    "logit_bias": ({},),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "logits_processors": ([],),
+    "custom_logit_processor": (),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "use_beam_search": (False,),
+    "thinking_token_budget": (),
+}
+"""Request fields (OpenAI's, vLLM's and SGLang's) that shut tokens out, force them or shift their
+log-probs -> the values, beside `null`, that constrain nothing; of `response_format` its type."""
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "temperature": (None, 1.0),
@@ -102,13 +107,13 @@ class EngineRequest(msgspec.Struct, frozen=True):
 
     def constraint(self) -> str | None:
         """The field by which the agent shuts tokens out of the answer. `None`: there is none."""
-        wanted = self.wanted
-        if wanted.response_format and wanted.response_format.type not in (None, "text"):
-            return "response_format"
-        if wanted.tool_choice is not None and wanted.tool_choice not in ("auto", "none"):
-            return "tool_choice"
         return next(
-            (name for name in CONSTRAINTS if bytes(self.fields.get(name, NULL)) not in _IDLE), None
+            (
+                name
+                for name, idle in CONSTRAINTS.items()
+                if name in self.fields and _constrains(name, self.fields[name], idle)
+            ),
+            None,
         )
 
     def own_sampling(self) -> str:
@@ -169,6 +174,16 @@ def engine_request(body: bytes) -> EngineRequest:
         Refusal: 400, it is no JSON object, or a field that the gateway acts on has a wrong type.
     """
     return EngineRequest(decode(_WANTED, body), raw_fields(body))
+
+
+def _constrains(name: str, given: msgspec.Raw, idle: tuple[Any, ...]) -> bool:
+    try:
+        value: Any = msgspec.json.decode(given)
+    except RecursionError:  # no idle value is that deep
+        return True
+    if name == "response_format" and isinstance(value, dict):
+        value = cast("dict[str, Any]", value).get("type")
+    return value is not None and value not in idle
 
 
 def _engine_sampling(sampling: Sampling) -> dict[str, Any]:

@@ -52,6 +52,21 @@ async def test_posting_a_reward_again_changes_nothing(rig: GatewayRig) -> None:
     assert await rewards(rig, claim) == [("final", None, 0.5, 0)]
 
 
+@pytest.mark.parametrize("prefix", ["", "resp_", "msg_"])
+async def test_the_id_of_a_response_names_its_step(rig: GatewayRig, prefix: str) -> None:
+    claim = await rig.claim(rewards=RewardsFrom.EMITTED)
+    first = await post(rig, claim, {"value": 1, "step_id": f"{prefix}s-1"})
+    assert await rewards(rig, claim) == [("final", "s-1", 1.0, 0)]
+    assert await post(rig, claim, {"value": 1, "step_id": "s-1"}) == first
+
+
+async def test_names_with_hyphens_are_told_apart(rig: GatewayRig) -> None:
+    claim = await rig.claim(rewards=RewardsFrom.EMITTED)
+    assert (await post(rig, claim, {"value": 1, "step_id": "a", "name": "b-c"}))[0] == 200
+    assert (await post(rig, claim, {"value": 2, "step_id": "a-b", "name": "c"}))[0] == 200
+    assert await rewards(rig, claim) == [("b-c", "a", 1.0, 0), ("c", "a-b", 2.0, 0)]
+
+
 async def test_another_value_needs_a_higher_revision(rig: GatewayRig) -> None:
     claim = await rig.claim(rewards=RewardsFrom.EMITTED)
     await post(rig, claim, {"value": 0.5})
@@ -83,7 +98,19 @@ async def test_after_its_end_an_attempt_s_key_rewards_nothing(rig: GatewayRig) -
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"value": "much"}, {"value": 1, "reason": "x"}, [1], {"value": 1, "revision": 0.5}]
+    "body",
+    [
+        {},
+        {"value": "much"},
+        {"value": 1, "reason": "x"},
+        [1],
+        {"value": 1, "revision": 0.5},
+        {"value": 1, "revision": 2**63},
+        {"value": 1, "revision": 10**30},
+        {"value": 1, "revision": -(2**63) - 1},
+        {"value": 1, "name": "n" * 513},
+        {"value": 1, "step_id": ""},
+    ],
 )
 async def test_what_is_no_reward_is_refused(rig: GatewayRig, body: Any) -> None:
     claim = await rig.claim(rewards=RewardsFrom.EMITTED)

@@ -7,11 +7,14 @@ where its rollout says `rewards: emitted`, since a tool that runs model-written 
 
 from __future__ import annotations
 
+import hashlib
 import math
+from typing import Annotated
 
 import msgspec
 
 from lightningrl.clock import Clock
+from lightningrl.conversation.responses import step_of_response
 from lightningrl.gateway.asgi import Answer, Refusal, to_json
 from lightningrl.gateway.identity import AttemptContext
 from lightningrl.schema import FINAL, EventId, RewardEvent, RewardsFrom, StepId
@@ -19,16 +22,18 @@ from lightningrl.store.base import Store
 
 SOURCE = "agent"
 
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+
 
 class PostedReward(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request, JSON."""
 
     value: float
     """Finite."""
-    name: str = FINAL
-    step_id: str | None = None
+    name: _Name = FINAL
+    step_id: _Name | None = None
     """A step, or the id of a model response. `None`: rewards the rollout."""
-    revision: int = 0
+    revision: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = 0
     """Of the rewards with equal step and name, the highest revision counts."""
 
 
@@ -48,12 +53,13 @@ async def post_reward(store: Store, clock: Clock, context: AttemptContext, body:
             " rewards; say `rewards: emitted` in the recipe",
         )
     posted = _read(body)
+    step_id = None if posted.step_id is None else StepId(step_of_response(posted.step_id))
     event = RewardEvent(
-        id=EventId(f"posted-{posted.step_id or ''}-{posted.name}-{posted.revision}"),
+        id=_event_id(step_id, posted.name, posted.revision),
         attempt_id=context.id,
         at=clock.now(),
         value=posted.value,
-        step_id=None if posted.step_id is None else StepId(posted.step_id),
+        step_id=step_id,
         name=posted.name,
         source=SOURCE,
         revision=posted.revision,
@@ -69,6 +75,12 @@ async def post_reward(store: Store, clock: Clock, context: AttemptContext, body:
             " another value; post the new value with a higher revision",
         )
     return Answer(200, to_json({"id": event.id}))
+
+
+def _event_id(step_id: StepId | None, name: str, revision: int) -> EventId:
+    """One id for each step, name and revision, whatever the texts hold."""
+    digest = hashlib.blake2b(to_json([step_id, name, revision]), digest_size=16)
+    return EventId(f"posted-{digest.hexdigest()}")
 
 
 def _read(body: bytes) -> PostedReward:

@@ -219,23 +219,37 @@ async def test_tool_uses_and_their_results_continue_the_tokens(rig: GatewayRig) 
     assert two.prompt_ids.startswith(one.prompt_ids + int32(answer_ids(LOOK)))
 
 
-async def test_arguments_that_are_no_json_object_come_back_as_they_were(rig: GatewayRig) -> None:
-    broken = Answer(None, tool_calls=(ToolCall("call-1", "weather", '{"city": '),))
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"city": ',
+        '"Berlin"',
+        r'{"city": "\ud800"}',
+        '{"city": NaN}',
+        '{"city": 1e400}',
+        pytest.param('{"city": ' + "[" * 2000, id="deep"),
+        pytest.param('{"city": %s}' % ("1" * 5000), id="digits"),
+    ],
+)
+async def test_arguments_that_are_no_json_object_come_back_as_they_were(
+    rig: GatewayRig, arguments: str
+) -> None:
+    broken = Answer(None, tool_calls=(ToolCall("call-1", "weather", arguments),))
     with ModelServer(in_turn(broken, "Oh.")) as engine:
         await rig.register(engine.url)
         claim = await rig.claim()
         async with agent(rig, claim) as client:
-            first = await client.messages.create(model="m", max_tokens=1000, messages=HI)
+            first = await client.messages.create(model="m", max_tokens=9000, messages=HI)
             result: Any = {"type": "tool_result", "tool_use_id": "call-1", "content": "bad JSON"}
             history: list[Any] = [
                 *HI,
                 {"role": "assistant", "content": first.content},
                 {"role": "user", "content": [result]},
             ]
-            await client.messages.create(model="m", max_tokens=1000, messages=history)
+            await client.messages.create(model="m", max_tokens=9000, messages=history)
     [use] = first.content
     assert use.type == "tool_use"
-    assert use.input == {"INVALID_JSON": '{"city": '}
+    assert use.input == {"INVALID_JSON": arguments}
     one, two = await rig.calls(claim)
     assert two.prompt_ids.startswith(one.prompt_ids + one.choices[0].token_ids)
 

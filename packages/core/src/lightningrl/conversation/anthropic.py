@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+import msgspec
+
 from lightningrl.conversation.malformed import (
     Malformed,
     Object,
@@ -58,9 +60,13 @@ def _use(call: Object, place: int) -> Block:
 
 
 def _input(arguments: str) -> dict[str, Any]:
+    """What a model wrote as an object, which the service's clients are then sent.
+
+    msgspec and not `json`, which reads what can't be written again: lone surrogates, NaN, infinities.
+    """
     try:
-        decoded: Any = json.loads(arguments)
-    except ValueError:
+        decoded: Any = msgspec.json.decode(arguments)
+    except (ValueError, RecursionError):
         decoded = None
     if isinstance(decoded, dict):
         return cast("dict[str, Any]", decoded)

@@ -191,7 +191,7 @@ class Calls:
         try:
             event = call.delivered(reply, choices_of(call, reply), self._clock.monotonic())
             return event, call.request.write(reply, call.step_id)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _unreadable(call.sending.endpoint, error) from error
 
     def _failed(self, call: Call, status: CallStatus, http_status: int, error: str) -> CallEvent:
@@ -259,7 +259,7 @@ def _read(call: Call, status: int, answer: bytes) -> EngineReply:
         raise refusal_of_engine(status, answer, endpoint)
     try:
         reply = call.request.engine.parse(answer)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise _unreadable(endpoint, error) from error
     if not reply.choices or any(bytes(one.message)[:1] != b"{" for one in reply.choices):
         raise _unreadable(endpoint, ValueError("it has no choices, or one without a message"))

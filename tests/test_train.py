@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from user_project import Project
+from user_project import Project, make_project
 
 
 def test_a_run_leaves_everything_that_it_promises(trained: Project) -> None:
@@ -86,6 +88,24 @@ def test_a_finished_run_says_so_again_and_trains_nothing(trained: Project) -> No
     assert "test, greedy, scored once" in again.stdout
     assert "export OPENAI_BASE_URL=" in again.stdout
     assert trained.metrics() == before
+
+
+def test_a_run_that_lost_its_store_goes_on_from_its_checkpoint(
+    trained: Project, tmp_path: Path, cache: Path
+) -> None:
+    shutil.copytree(trained.run, tmp_path / "runs" / "quick")
+    project = make_project(tmp_path, cache)
+    shutil.rmtree(project.run / "checkpoints" / "iteration-000003")
+    lines = (project.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (project.run / "metrics.jsonl").write_text("".join(lines[:3]), encoding="utf-8")
+    for path in project.run.glob("store.db*"):
+        path.unlink()
+    again = project.cli("train", str(project.recipe()))
+    assert again.returncode == 0, again.stderr
+    assert "the store does not know what iteration 2" in again.stdout
+    assert [line["iteration"] for line in project.metrics()] == [0, 1, 2, 3]
+    with sqlite3.connect(project.run / "store.db") as store:
+        assert store.execute("SELECT DISTINCT iteration FROM takes").fetchall() == [(3,)]
 
 
 def test_a_changed_recipe_is_refused_naming_the_key(trained: Project) -> None:

@@ -15,14 +15,21 @@ import apsw
 import pytest
 
 from lightningrl.errors import ConfigError, StoreLocked, StoreUnavailable
-from lightningrl.schema import ATTEMPT_MOVES, ROLLOUT_MOVES, AttemptId, Mode, RolloutState
+from lightningrl.schema import (
+    ATTEMPT_MOVES,
+    ROLLOUT_MOVES,
+    AttemptId,
+    AttemptState,
+    Mode,
+    RolloutState,
+)
 from lightningrl.store import open_store
 from lightningrl.store.base import RolloutQuery, Store
 from lightningrl.store.deltas import common_prefix, common_suffix
 from lightningrl.store.http import HttpStore
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl.store.versions import SCHEMA_VERSION
-from lightningrl_testkit.records import call, group, log
+from lightningrl_testkit.records import call, group, log, reward
 
 
 @pytest.fixture
@@ -41,6 +48,34 @@ async def made(path: Path) -> None:
     store = SqliteStore.open(path)
     await store.enqueue(group())
     await store.close()
+
+
+class TestDurability:
+    async def test_what_was_taken_is_on_disk_when_it_is_returned(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was written last before the latest sync is what a power cut leaves."""
+        synced: list[tuple[int, bytes]] = []
+        log_file = path.with_name("store.db-wal")
+
+        def fsync(file: int) -> None:
+            synced.append((os.fstat(file).st_ino, log_file.read_bytes()))
+
+        store = SqliteStore.open(path)
+        await store.enqueue(group(1))
+        (claim,) = await store.claim("worker")
+        await store.append([reward(claim.attempt.id, 1.0)])
+        await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+        monkeypatch.setattr(os, "fsync", fsync)
+        taken = await store.take("run", 1, min_group=1)
+        assert synced == [(log_file.stat().st_ino, log_file.read_bytes())]
+        left = path.with_name("left.db")
+        left.with_name("left.db-wal").write_bytes(synced[0][1])
+        left.write_bytes(path.read_bytes())
+        again = SqliteStore.open(left)
+        assert await again.take("run", 1, min_group=1) == taken
+        await again.close()
+        await store.close()
 
 
 class TestTables:

@@ -93,3 +93,14 @@ async def test_a_second_start_keeps_failures_that_stopped_nothing(store: SqliteS
     first = await collected(store, [None, FAILED])
     assert (first.succeeded, first.failed) == (1, 1)
     assert await collected(store, []) == first
+
+
+async def test_rollouts_that_are_deleted_while_they_are_waited_for_are_missed(
+    store: SqliteStore,
+) -> None:
+    collecting = asyncio.create_task(collect(store, group(2), on_progress=lambda _: None))
+    await ends(store, [None])
+    await store.delete_rollouts([group(2)[0].id])
+    await ends(store, [None])
+    with pytest.raises(RunError, match="1 train rollouts of iteration 1 were deleted"):
+        await collecting

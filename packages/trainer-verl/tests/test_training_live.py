@@ -169,6 +169,23 @@ async def test_a_second_start_finds_the_same_set_whatever_arrived_since(
     assert await taken(store, again) == first == [kept]
 
 
+@pytest.mark.parametrize("moment", ["attempts", "events", "give_live"])
+async def test_what_is_deleted_while_an_iteration_chooses_is_not_given(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    gone, kept = [await serve(store, name, by("solver", 5)) for name in "ab"]
+    does = getattr(store, moment)
+
+    async def deletes_first(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        await store.delete_rollouts([gone])
+        return await does(*arguments)
+
+    monkeypatch.setattr(store, moment, deletes_first)
+    found = await collected(store, recipe())
+    assert await taken(store, found) == [kept]
+
+
 async def test_failures_are_trained_if_the_recipe_rewards_them(store: SqliteStore) -> None:
     failed = await serve(store, "failed", by("solver", 5), value=None, failure=FAILED)
     found = await collected(store, recipe(failure_reward=-1.0))

@@ -42,7 +42,8 @@ async def collect(
         The final counts.
 
     Raises:
-        RunError: every one of them failed; the message has what the first few failed of.
+        RunError: every one of them failed; the message has what the first few failed of. Or some were
+            deleted meanwhile.
     """
     first = rollouts[0]
     await _retry_if_all_failed(store, first)
@@ -59,7 +60,9 @@ async def collect(
             wait_seconds=_WAIT_SECONDS,
         )
         on_progress(progress)
-        if progress.total and progress.ended == progress.total:
+        if progress.total < len(rollouts):
+            raise RunError(_deleted(first, len(rollouts) - progress.total))
+        if progress.ended == progress.total:
             break
         seen = progress.ended
     if progress.succeeded == 0:
@@ -149,6 +152,14 @@ async def _flat_groups(
         group_id
         for group_id, of_group in rewards.items()
         if len(of_group) < max(algorithm.min_group, 1) or len(set(of_group)) < 2
+    )
+
+
+def _deleted(first: NewRollout, missing: int) -> str:
+    return (
+        f"{missing} {first.mode.value} rollouts of iteration {first.iteration} were deleted while they were"
+        " waited for; give retention a longer age or a larger size than a run needs. The same command runs"
+        " them again."
     )
 
 

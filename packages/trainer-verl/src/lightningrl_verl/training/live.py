@@ -7,6 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from lightningrl.errors import NotFound
 from lightningrl.recipe import Recipe
 from lightningrl.schema import (
     AGENT_FAILURES,
@@ -66,11 +68,10 @@ async def collect_live(
         on_progress: told of the live rollouts that no iteration was given.
     """
     query = RolloutQuery(run=recipe.name, mode=Mode.LIVE, iteration=iteration)
-    given = await store.rollouts(query)
-    if not given:
+    while not (given := await store.rollouts(query)):
         chosen = await _choose(store, recipe, versions, on_progress)
-        await store.give_live(recipe.name, iteration, chosen)
-        given = await store.rollouts(query)
+        with contextlib.suppress(NotFound):  # one was deleted since it was looked at
+            await store.give_live(recipe.name, iteration, chosen)
     reasons = await _reasons(store, recipe, versions, given)
     trained = [one for one in given if reasons[one.id] is None]
     left = await store.progress(recipe.name, Mode.LIVE, 0)
@@ -102,7 +103,9 @@ async def _choose(
     while True:
         ended = await _ended(store, recipe)
         new = [one for one in ended if one.id not in reasons]
-        reasons |= await _reasons(store, recipe, versions, new)
+        with contextlib.suppress(NotFound):  # one was deleted since
+            reasons |= await _reasons(store, recipe, versions, new)
+        ended = [one for one in ended if one.id in reasons]
         fit = [one.id for one in ended if reasons[one.id] is None]
         if len(fit) >= recipe.live.min_rollouts:
             spent = [one.id for one in ended if reasons[one.id] is not None]
@@ -133,11 +136,13 @@ async def _ended(store: Store, recipe: Recipe) -> list[Rollout]:
 async def _reasons(
     store: Store, recipe: Recipe, versions: Mapping[str, int], rollouts: Sequence[Rollout]
 ) -> dict[RolloutId, str | None]:
-    """Why each can't be trained on by weights of these versions. `None`: it can."""
+    """Why each can't be trained on by weights of these versions. `None`: it can. Of a deleted one: nothing."""
     algorithm = recipe.algorithm
     assert algorithm is not None
     found: dict[RolloutId, str | None] = {}
     for rollout, attempts in zip(rollouts, await read_attempts(store, rollouts), strict=True):
+        if not attempts:
+            continue
         if _form(rollout.spec.sampling) != _form(recipe.sampling.train):
             found[rollout.id] = OTHER_SAMPLING
         else:

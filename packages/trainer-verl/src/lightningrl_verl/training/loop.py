@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from lightningrl.clock import Clock
 from lightningrl.curve import draw_curve
 from lightningrl.drift import Gap
+from lightningrl.errors import NotFound
 from lightningrl.recipe import Algorithm, Recipe
 from lightningrl.schema import AttemptState, Mode, NewRollout, Progress
 from lightningrl.store.base import RolloutQuery, Store
@@ -44,6 +45,10 @@ class Watcher(Protocol):
 
     def phase(self, name: str) -> None:
         """A phase of the iteration begins."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Something that the user should read happened."""
         ...
 
     def rollouts(self, progress: Progress) -> None:
@@ -120,9 +125,20 @@ class TrainingLoop:
         self._credit_state = found[1].credit if found else self._study.initial_state
         await self._store.roll_back(self._recipe.name, after=done)
         if done:
-            await self._store.commit(self._recipe.name, done)
+            await self._commit_again(done)
         self._log.cut(after=done)
         return done, metrics
+
+    async def _commit_again(self, done: int) -> None:
+        """Commit what the newest checkpoint was trained on: the crash may have come between the two."""
+        try:
+            await self._store.commit(self._recipe.name, done)
+        except NotFound:
+            self._watcher.say(
+                f"the store does not know what iteration {done}, whose checkpoint is the newest, was trained"
+                " on: it is another store or an older copy, or the run was deleted there. Training goes on"
+                " from the checkpoint; live rollouts of an older copy may be trained a second time."
+            )
 
     async def _train(self, iteration: int) -> Metrics:
         watch = Stopwatch(self._clock)

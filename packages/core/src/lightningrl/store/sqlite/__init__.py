@@ -2,15 +2,20 @@
 
 One process writes, through one thread, and holds a lock that says so; any number of processes read.
 With `synchronous="NORMAL"` what was acknowledged survives `kill -9` of any process, and with `"FULL"`
-also a power cut, at the price of one sync to disk per commit.
+also a power cut, at the price of one sync to disk per commit. What an iteration took survives one either
+way, so that no checkpoint knows of data that the store has lost.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from lightningrl.clock import Clock, SystemClock
+from lightningrl.schema import GroupId, TakenGroup
 from lightningrl.store import reading
 from lightningrl.store.readers import Readers
 from lightningrl.store.sql_store import GATHER_SECONDS, SqlStore
@@ -97,9 +102,33 @@ class SqliteStore(SqlStore):
         if self._lock is not None:
             self._lock.announce(url)
 
+    async def take(
+        self,
+        run: str,
+        iteration: int,
+        *,
+        min_group: int = 2,
+        skip: Sequence[GroupId] = (),
+        failure_reward: float | None = None,
+    ) -> list[TakenGroup]:
+        """See `Store.take`. When it returns, its commit and those before it are on disk."""
+        taken = await super().take(
+            run, iteration, min_group=min_group, skip=skip, failure_reward=failure_reward
+        )
+        await asyncio.to_thread(_sync, self.path.with_name(self.path.name + "-wal"))
+        return taken
+
     async def close(self) -> None:
         """Write what is under way, then let go of the file; closing again changes nothing."""
         await super().close()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

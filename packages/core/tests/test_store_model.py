@@ -77,6 +77,8 @@ class StoreMachine(RuleBasedStateMachine):
     """Does the same to the store and to the model."""
 
     attempts = Bundle("attempts")
+    live = Bundle("live")
+    """Those of `attempts` that are of live rollouts."""
 
     def make(self) -> None:
         """Make an empty place for a store."""
@@ -186,12 +188,13 @@ class StoreMachine(RuleBasedStateMachine):
             assert claim.attempt.number == len(rollout.attempts)
 
     @rule(
-        target=attempts,
+        targets=(attempts, live),
         name=st.integers(0, 5),
         names=st.sampled_from([(), ("final",), ("user",)]),
         lease=st.sampled_from([10.0, 30.0]),
+        succeeds=st.booleans(),
     )
-    def begin_live(self, name: int, names: tuple[str, ...], lease: float) -> Any:
+    def begin_live(self, name: int, names: tuple[str, ...], lease: float, succeeds: bool) -> Any:
         """As a process that serves people does; again under the same name it finds nothing to claim."""
         [spec] = group(mode=Mode.LIVE, task=f"live {name}", retry=RETRIES[1], await_rewards=names)
         new = spec.id not in self.model.rollouts
@@ -206,9 +209,14 @@ class StoreMachine(RuleBasedStateMachine):
         claims = self.wait(claiming)
         expected = [self.model.rollouts[spec.id]] if new else []
         self.started(claims, expected, "a", self.clock.seconds, lease)
-        return multiple(*(claim.attempt.id for claim in claims))
+        idents = [claim.attempt.id for claim in claims]
+        for ident in idents if succeeds else []:
+            self.wait(self.store.finish(ident, AttemptState.SUCCEEDED))
+            attempt, now = self.model.attempts[ident], self.clock.seconds
+            self.model.end(attempt, AttemptState.SUCCEEDED, None, now)
+        return multiple(*idents)
 
-    @rule(ident=attempts, iteration=st.integers(1, 2))
+    @rule(ident=attempts | live, iteration=st.integers(1, 2))
     @still_there
     def give_live(self, ident: AttemptId, iteration: int) -> None:
         rollout = self.model.attempts[ident].rollout
@@ -310,18 +318,13 @@ class StoreMachine(RuleBasedStateMachine):
         complete = sorted(one.spec.member for one in members if one.complete)
         assert [one.spec.member for one in found] == complete
 
-    @rule(ident=attempts)
+    @rule(ident=attempts | live)
     @still_there
     def delete(self, ident: AttemptId) -> None:
         rollout = self.model.attempts[ident].rollout
-        taken = dict(self.model.takes.get(rollout.iteration, []))
-        uncommitted = rollout.iteration not in self.model.committed
-        held = rollout.state is RolloutState.RUNNING or (
-            rollout.spec.group_id in taken and uncommitted
-        )
-        deleted = self.same(
-            self.store.delete_rollouts([rollout.spec.id]), Conflict if held else None
-        )
+        held = self.model.held(rollout)
+        deleting = self.store.delete_rollouts([rollout.spec.id])
+        deleted = self.same(deleting, Conflict if held else None)
         if deleted is not None:
             assert deleted == 1
             self.model.forget(rollout)

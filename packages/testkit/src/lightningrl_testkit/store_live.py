@@ -197,13 +197,30 @@ class LiveClaims:
         assert taken == Progress(succeeded=1, reward_sum=0.5, rewarded=1)
 
     async def test_what_was_given_is_kept_until_it_is_committed(self, store: Store) -> None:
-        served = await serve(store, "a")
+        served, free = await serve(store, "a"), await serve(store, "b")
         await store.give_live("run", 1, [served])
         everything = Retention(max_age_seconds=0.0)
-        assert await store.retain(everything) == 0
+
+        async def is_kept() -> None:
+            with pytest.raises(Conflict, match="iteration 1 was given"):
+                await store.delete_rollouts([free, served])
+
+        await is_kept()
         await store.take("run", 1)
-        with pytest.raises(Conflict, match="has not"):
-            await store.delete_rollouts([served])
-        assert await store.retain(everything) == 0
+        await is_kept()
+        await store.roll_back("run", after=0)
+        await is_kept()
+        await store.take("run", 1)
+        assert await store.retain(everything) == 1
+        assert set(await iterations(store)) == {served}
         await store.commit("run", 1)
         assert await store.retain(everything) == 1
+
+    async def test_what_was_given_and_not_taken_goes_with_its_run(self, store: Store) -> None:
+        served = await serve(store, "a")
+        await store.give_live("run", 1, [served])
+        await store.take("run", 1)
+        with pytest.raises(Conflict, match="roll it back"):
+            await store.delete_run("run")
+        await store.roll_back("run", after=0)
+        assert await store.delete_run("run") == 1

@@ -137,6 +137,14 @@ class Model:
             if one.ended_at is not None and seconds is not None and one.ended_at + seconds <= now:
                 one.awaited = set()
 
+    def held(self, rollout: ModelRollout) -> bool:
+        """Whether it may not be deleted."""
+        if rollout.iteration in self.committed:
+            return rollout.state is RolloutState.RUNNING
+        groups = dict(self.takes.get(rollout.iteration, []))
+        taken = rollout.spec.group_id in groups
+        return rollout.state is RolloutState.RUNNING or taken or bool(rollout.given)
+
     def forget(self, rollout: ModelRollout) -> None:
         """All that was of a rollout is gone, its place in the ledger too."""
         del self.rollouts[rollout.spec.id]

@@ -450,14 +450,16 @@ class Store(Protocol):
         only ways in which an event leaves the store. The space is used again.
 
         Raises:
-            Conflict: one runs, or an iteration was given it and has not committed; none is deleted.
+            Conflict: one runs, or an iteration was given it (`take`, `give_live`) and has not committed; none is
+                deleted. `roll_back` takes back a `take`, and leaves what `give_live` gave.
         """
         ...
 
     async def delete_run(self, run: str) -> int:
         """Delete a run's rollouts as `delete_rollouts` does, its ledger, policies and resources.
 
-        Returns how many rollouts there were; an unknown run has none.
+        Returns how many rollouts there were; an unknown run has none. Live rollouts that an iteration was
+        given and has not taken are deleted too.
 
         Raises:
             Conflict: a rollout of it runs, or a take is not committed; nothing is deleted.

@@ -1,7 +1,8 @@
 """Deletion: the one sanctioned way in which anything leaves the store.
 
-Invariant: what an iteration was given and has not committed stays, and so does what runs. A rollout is
-deleted with its attempts, their events and what the ledger says of it, all or nothing.
+Invariant: what an iteration was given and has not committed stays, and so does what runs; live rollouts
+that were given and not taken go with their whole run alone. A rollout is deleted with its attempts, their
+events and what the ledger says of it, all or nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def delete_rollouts(session: Session, rollout_ids: Sequence[RolloutId]) -> int:
     for ident in rollout_ids:
         row = session.row("rollout_to_change", id=ident)
         if row is not None:
-            _check_free(session, ident, row)
+            _refuse(ident, _held(session, row) or _given(session, row))
             _delete(session, row[rows.ROLLOUT_PK])
             deleted += 1
     return deleted
@@ -28,8 +29,13 @@ def delete_rollouts(session: Session, rollout_ids: Sequence[RolloutId]) -> int:
 
 def delete_run(session: Session, run: str) -> int:
     """See `Store.delete_run`."""
-    ids = [RolloutId(ident) for (ident,) in session.rows("rollout_ids_of_run", run=run)]
-    deleted = delete_rollouts(session, ids)
+    deleted = 0
+    for (ident,) in session.rows("rollout_ids_of_run", run=run):
+        row = session.row("rollout_to_change", id=ident)
+        if row is not None:
+            _refuse(ident, _held(session, row))
+            _delete(session, row[rows.ROLLOUT_PK])
+            deleted += 1
     for statement in ("delete_takes", "delete_policies", "delete_resources"):
         session.run(statement, run=run)
     return deleted
@@ -38,11 +44,20 @@ def delete_run(session: Session, run: str) -> int:
 def retire(session: Session, modes: Sequence[Mode], before_us: int, limit: int) -> int:
     """Delete up to `limit` complete rollouts of `modes` that ended before, the oldest first.
 
-    Of training only what its iteration has committed.
+    Of training only what its iteration has committed. What another process changes meanwhile, so that it
+    is to be kept, is passed over.
     """
     flags = {mode.value: int(mode in modes) for mode in Mode}
     found = session.rows("retired_rollouts", before_us=before_us, limit=limit, **flags)
-    return delete_rollouts(session, [RolloutId(ident) for (ident,) in found])
+    deleted = 0
+    for (ident,) in found:
+        row = session.row("rollout_to_change", id=ident)
+        if row is None or not rows.rollout(row).complete:
+            continue
+        if not (_held(session, row) or _given(session, row)):
+            _delete(session, row[rows.ROLLOUT_PK])
+            deleted += 1
+    return deleted
 
 
 def used_bytes(session: Session) -> int:
@@ -52,15 +67,36 @@ def used_bytes(session: Session) -> int:
     return int(row[0])
 
 
-def _check_free(session: Session, ident: RolloutId, row: rows.Row) -> None:
+def _refuse(ident: RolloutId, why: str | None) -> None:
+    if why is not None:
+        raise Conflict(f"rollout {ident!r} can't be deleted: {why}")
+
+
+def _held(session: Session, row: rows.Row) -> str | None:
+    """Why the rollout of `row` stays even where its whole run is to go."""
     if rows.rollout(row).state is RolloutState.RUNNING:
-        raise Conflict(f"rollout {ident!r} runs, so it can't be deleted; cancel it first")
+        return "it runs; cancel it first"
     take = session.row("uncommitted_take_of_rollout", pk=row[rows.ROLLOUT_PK])
-    if take is not None:
-        raise Conflict(
-            f"rollout {ident!r} can't be deleted: iteration {take[0]} was given its group and has not"
-            " committed; let it commit, or roll it back first"
-        )
+    if take is None:
+        return None
+    return (
+        f"iteration {take[0]} was given its group and has not committed; let it commit, or roll it"
+        " back first"
+    )
+
+
+def _given(session: Session, row: rows.Row) -> str | None:
+    """Why a live rollout stays that an iteration was given and may still take, or take again."""
+    spec = rows.rollout(row).spec
+    if spec.mode is not Mode.LIVE or not spec.iteration:
+        return None
+    take = session.row("take_of", run=spec.run, iteration=spec.iteration)
+    if take is not None and take[0]:
+        return None
+    return (
+        f"iteration {spec.iteration} was given it and has not committed; let it commit, or delete the"
+        " whole run"
+    )
 
 
 def _delete(session: Session, rollout: int) -> None:

@@ -13,12 +13,15 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from lightningrl.store import ledger
+from lightningrl.errors import Conflict
+from lightningrl.schema import AttemptState, Claim, Failure, FailureKind, RolloutState
+from lightningrl.store import event_log, ledger, lifecycle
 from lightningrl.store.base import Retention, RolloutQuery
 from lightningrl.store.postgres import PostgresStore
 from lightningrl.store.postgres.session import BEGIN, PostgresSession, connect
 from lightningrl.store.session import Session
-from lightningrl_testkit.store_live import serve
+from lightningrl_testkit.records import group, log, reward
+from lightningrl_testkit.store_live import iterations, serve
 
 T = TypeVar("T")
 
@@ -78,3 +81,65 @@ class TestDeletion:
         assert await slow.commit_beside(retiring) == 1
         assert await store.give_live("run", 1, []) == [given]
         assert [one.id for one in await store.rollouts(RolloutQuery())] == [given]
+
+
+async def succeeded(store: PostgresStore) -> Claim:
+    """A rollout that succeeded with the reward 1."""
+    await store.enqueue(group())
+    (claim,) = await store.claim("worker")
+    await store.append([reward(claim.attempt.id, 1.0, ident="final")])
+    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+    return claim
+
+
+class TestTake:
+    async def test_an_event_that_is_just_being_appended_counts_or_comes_later(
+        self, store: PostgresStore, slow: SlowProcess
+    ) -> None:
+        ident = (await succeeded(store)).attempt.id
+        step = reward(ident, 5.0, name="step", step="1", ident="step")
+        slow.begin(lambda session: event_log.append(session, [step]))
+        await store.append([log(ident, "line")])
+        (taken,) = await slow.commit_beside(store.take("run", 1, min_group=1))
+        (events,) = await store.events([ident])
+        assert [one.id for one in events] == ["final", "step", "line"]
+        assert taken.rollouts[0].events == 3
+
+    async def test_a_rollout_that_is_just_being_tried_again_is_not_taken(
+        self, store: PostgresStore, slow: SlowProcess
+    ) -> None:
+        failure = Failure(FailureKind.AGENT, "no")
+        await store.enqueue(group())
+        (claim,) = await store.claim("worker")
+        await store.finish(claim.attempt.id, AttemptState.FAILED, failure=failure)
+        slow.begin(lambda session: lifecycle.retry(session, [claim.rollout.id]))
+        with pytest.raises(Conflict, match="not complete"):
+            await slow.commit_beside(store.take("run", 1, min_group=1, failure_reward=-1.0))
+        (rollout,) = await store.rollouts(RolloutQuery())
+        assert rollout.state is RolloutState.QUEUED
+        assert await store.ledger("run") == []
+
+
+class TestGiveLive:
+    async def test_who_gives_what_another_is_just_giving_finds_it_given(
+        self, store: PostgresStore, slow: SlowProcess
+    ) -> None:
+        given = await serve(store, "a")
+        slow.begin(lambda session: ledger.give_live(session, "run", 1, [given]))
+        assert await slow.commit_beside(store.give_live("run", 1, [given])) == [given]
+
+    async def test_of_two_that_give_at_once_one_decides(
+        self, store: PostgresStore, slow: SlowProcess
+    ) -> None:
+        first, second = await serve(store, "a"), await serve(store, "b")
+        slow.begin(lambda session: ledger.give_live(session, "run", 1, [first]))
+        assert await slow.commit_beside(store.give_live("run", 1, [second])) == [first]
+        assert await iterations(store) == {first: 1, second: 0}
+
+    async def test_what_is_just_being_given_is_taken(
+        self, store: PostgresStore, slow: SlowProcess
+    ) -> None:
+        given = await serve(store, "a")
+        slow.begin(lambda session: ledger.give_live(session, "run", 1, [given]))
+        (taken,) = await slow.commit_beside(store.take("run", 1))
+        assert [one.rollout.id for one in taken.rollouts] == [given]

@@ -85,7 +85,9 @@ def take(
     now_us: int,
 ) -> list[TakenGroup]:
     """Give complete groups to an iteration; see `Store.take`."""
+    session.row("lock_iteration", run=run, iteration=iteration)
     if session.row("take_of", run=run, iteration=iteration) is None:
+        _lock(session, run, iteration)
         groups = _groups(session, run, iteration)
         if not groups:
             return []
@@ -98,6 +100,14 @@ def take(
             chosen = usable if taken else []
             _record(session, run, iteration, group_id, chosen, failure_reward)
     return _taken(session, run, iteration)
+
+
+def _lock(session: Session, run: str, iteration: int) -> None:
+    """Let nobody append to, try again or delete what the iteration may take, until it has."""
+    session.rows("lock_attempts_to_take", run=run, iteration=iteration)
+    session.rows("lock_members_to_take", run=run, iteration=iteration)
+    # Those too that began before their rollouts were locked.
+    session.rows("lock_attempts_to_take", run=run, iteration=iteration)
 
 
 def _groups(session: Session, run: str, iteration: int) -> dict[GroupId, list[_Member]]:
@@ -171,6 +181,7 @@ def give_live(
     session: Session, run: str, iteration: int, rollout_ids: Sequence[RolloutId]
 ) -> list[RolloutId]:
     """Give live rollouts to an iteration; see `Store.give_live`. The iteration was checked."""
+    session.row("lock_iteration", run=run, iteration=iteration)
     if not _decided(session, run, iteration):
         for ident in dict.fromkeys(rollout_ids):
             found = session.row("rollout_to_change", id=ident)

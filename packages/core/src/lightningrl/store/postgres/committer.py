@@ -5,6 +5,10 @@ the transaction is rolled back and the batch runs again, each operation inside a
 process is in the way (a deadlock, or the same row inserted by both), each operation runs again in a
 transaction of its own.
 
+Locks are taken in one order: of an iteration (`give_live`, `take`), of attempts, of rollouts, each by key, and
+last that of the order of completion. A cancel finds an attempt by its rollout, and a batch locks what its
+operations happen to name: where that ends in a deadlock, PostgreSQL breaks off one of the two.
+
 Invariant: a batch whose connection broke before COMMIT was sent is not in the database and runs again.
 One whose connection broke during COMMIT is looked up: its transaction began by writing the batch's number
 into this writer's row, so the row says whether it was committed, and reading it for update waits until

@@ -1,6 +1,21 @@
 -- name: take_of
 SELECT committed FROM takes WHERE run = :run AND iteration = :iteration;
 
+-- name: lock_attempts_to_take
+-- An append that is under way ends first: the events of an attempt are then those with the lowest places.
+SELECT a.pk FROM attempts AS a JOIN rollouts AS r ON r.pk = a.rollout
+WHERE r.run = :run AND r.iteration = :iteration
+  AND (r.mode = 'train' OR (r.mode = 'live' AND r.iteration > 0))
+ORDER BY a.pk
+/* postgres: FOR UPDATE OF a */;
+
+-- name: lock_members_to_take
+SELECT pk FROM rollouts AS r
+WHERE r.run = :run AND r.iteration = :iteration
+  AND (r.mode = 'train' OR (r.mode = 'live' AND r.iteration > 0))
+ORDER BY r.pk
+/* postgres: FOR UPDATE */;
+
 -- name: members_to_take
 SELECT r.pk, r.group_id, r.member, r.mode, r.state, r.reward, a.failure_kind, r.complete
 FROM rollouts AS r LEFT JOIN attempts AS a ON a.rollout = r.pk AND a.number = r.attempts

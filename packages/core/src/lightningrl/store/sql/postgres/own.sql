@@ -39,6 +39,12 @@ ORDER BY pk FOR UPDATE SKIP LOCKED;
 -- Payloads alone: the size of a relation falls only when PostgreSQL tidies up.
 SELECT CAST(coalesce(sum(octet_length(payload)), 0) AS bigint) FROM events;
 
+-- name: lock_iteration
+-- Until the transaction ends. The number of a table tells the stores of one database apart.
+SELECT pg_advisory_xact_lock(hashtextextended(
+    CAST(:iteration AS text) || ' ' || :run, CAST(CAST('takes' AS regclass) AS oid)::bigint
+));
+
 -- name: is_ours
 SELECT 1 WHERE to_regclass('meta') IS NOT NULL AND to_regclass('rollouts') IS NOT NULL;
 

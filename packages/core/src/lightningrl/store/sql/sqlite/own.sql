@@ -39,5 +39,8 @@ ORDER BY pk;
 SELECT (p.page_count - f.freelist_count) * s.page_size
 FROM pragma_page_count AS p, pragma_freelist_count AS f, pragma_page_size AS s;
 
+-- name: lock_iteration
+SELECT 1;
+
 -- name: is_ours
 SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'meta';

@@ -13,15 +13,23 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from lightningrl.errors import Conflict
-from lightningrl.schema import AttemptState, Claim, Failure, FailureKind, RolloutState
-from lightningrl.store import event_log, ledger, lifecycle
+from lightningrl.errors import Conflict, NotFound
+from lightningrl.schema import (
+    AttemptState,
+    Claim,
+    Failure,
+    FailureKind,
+    Mode,
+    RolloutId,
+    RolloutState,
+)
+from lightningrl.store import deletion, event_log, ledger, lifecycle
 from lightningrl.store.base import Retention, RolloutQuery
 from lightningrl.store.postgres import PostgresStore
 from lightningrl.store.postgres.session import BEGIN, PostgresSession, connect
 from lightningrl.store.session import Session
 from lightningrl_testkit.records import group, log, reward
-from lightningrl_testkit.store_live import iterations, serve
+from lightningrl_testkit.store_live import begin, iterations, live, serve
 
 T = TypeVar("T")
 
@@ -71,6 +79,24 @@ def slow(store: PostgresStore, postgres_url: str) -> Generator[SlowProcess]:
     slow.close()
 
 
+async def succeeded(store: PostgresStore) -> Claim:
+    """A rollout that succeeded with the reward 1."""
+    await store.enqueue(group())
+    (claim,) = await store.claim("worker")
+    await store.append([reward(claim.attempt.id, 1.0, ident="final")])
+    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+    return claim
+
+
+async def fail(store: PostgresStore, mode: Mode = Mode.TRAIN) -> RolloutId:
+    """A rollout that failed."""
+    await store.enqueue(group(mode=mode))
+    (claim,) = await store.claim("worker")
+    failure = Failure(FailureKind.AGENT, "no")
+    await store.finish(claim.attempt.id, AttemptState.FAILED, failure=failure)
+    return claim.rollout.id
+
+
 class TestDeletion:
     async def test_what_is_just_being_given_is_not_retired(
         self, store: PostgresStore, slow: SlowProcess
@@ -82,14 +108,32 @@ class TestDeletion:
         assert await store.give_live("run", 1, []) == [given]
         assert [one.id for one in await store.rollouts(RolloutQuery())] == [given]
 
+    async def test_a_rollout_goes_with_what_is_just_being_appended_to_it(
+        self, store: PostgresStore, slow: SlowProcess
+    ) -> None:
+        for deleting in (store.retain, lambda _: store.delete_run("run")):
+            claim = await begin(store, live("a"))
+            await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+            late = [log(claim.attempt.id, "late")]
+            slow.begin(lambda session, late=late: event_log.append(session, late))
+            assert await slow.commit_beside(deleting(Retention(max_age_seconds=0.0))) == 1
 
-async def succeeded(store: PostgresStore) -> Claim:
-    """A rollout that succeeded with the reward 1."""
-    await store.enqueue(group())
-    (claim,) = await store.claim("worker")
-    await store.append([reward(claim.attempt.id, 1.0, ident="final")])
-    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
-    return claim
+    async def test_who_appends_to_what_is_just_being_deleted_finds_nothing(
+        self, store: PostgresStore, slow: SlowProcess
+    ) -> None:
+        claim = await begin(store, live("a"))
+        await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+        slow.begin(lambda session: deletion.delete_run(session, "run"))
+        with pytest.raises(NotFound):
+            await slow.commit_beside(store.append([log(claim.attempt.id, "late")]))
+
+    async def test_what_is_just_being_tried_again_is_not_retired(
+        self, store: PostgresStore, slow: SlowProcess
+    ) -> None:
+        failed = await fail(store, Mode.VAL)
+        slow.begin(lambda session: lifecycle.retry(session, [failed]))
+        assert await slow.commit_beside(store.retain(Retention(max_age_seconds=0.0))) == 0
+        assert [one.id for one in await store.rollouts(RolloutQuery())] == [failed]
 
 
 class TestTake:
@@ -108,11 +152,8 @@ class TestTake:
     async def test_a_rollout_that_is_just_being_tried_again_is_not_taken(
         self, store: PostgresStore, slow: SlowProcess
     ) -> None:
-        failure = Failure(FailureKind.AGENT, "no")
-        await store.enqueue(group())
-        (claim,) = await store.claim("worker")
-        await store.finish(claim.attempt.id, AttemptState.FAILED, failure=failure)
-        slow.begin(lambda session: lifecycle.retry(session, [claim.rollout.id]))
+        failed = await fail(store)
+        slow.begin(lambda session: lifecycle.retry(session, [failed]))
         with pytest.raises(Conflict, match="not complete"):
             await slow.commit_beside(store.take("run", 1, min_group=1, failure_reward=-1.0))
         (rollout,) = await store.rollouts(RolloutQuery())

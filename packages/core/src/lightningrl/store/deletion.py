@@ -19,7 +19,7 @@ def delete_rollouts(session: Session, rollout_ids: Sequence[RolloutId]) -> int:
     """See `Store.delete_rollouts`."""
     deleted = 0
     for ident in rollout_ids:
-        row = session.row("rollout_to_change", id=ident)
+        row = _locked(session, ident)
         if row is not None:
             _refuse(ident, _held(session, row) or _given(session, row))
             _delete(session, row[rows.ROLLOUT_PK])
@@ -31,7 +31,7 @@ def delete_run(session: Session, run: str) -> int:
     """See `Store.delete_run`."""
     deleted = 0
     for (ident,) in session.rows("rollout_ids_of_run", run=run):
-        row = session.row("rollout_to_change", id=ident)
+        row = _locked(session, ident)
         if row is not None:
             _refuse(ident, _held(session, row))
             _delete(session, row[rows.ROLLOUT_PK])
@@ -51,7 +51,7 @@ def retire(session: Session, modes: Sequence[Mode], before_us: int, limit: int) 
     found = session.rows("retired_rollouts", before_us=before_us, limit=limit, **flags)
     deleted = 0
     for (ident,) in found:
-        row = session.row("rollout_to_change", id=ident)
+        row = _locked(session, ident)
         if row is None or not rows.rollout(row).complete:
             continue
         if not (_held(session, row) or _given(session, row)):
@@ -65,6 +65,12 @@ def used_bytes(session: Session) -> int:
     row = session.row("used_bytes")
     assert row is not None, "an aggregate has one row"
     return int(row[0])
+
+
+def _locked(session: Session, ident: RolloutId) -> rows.Row | None:
+    """The rollout, to which nobody else does anything until it is deleted; None where it is gone."""
+    session.rows("lock_attempts_of_rollout", id=ident)
+    return session.row("rollout_to_change", id=ident)
 
 
 def _refuse(ident: RolloutId, why: str | None) -> None:

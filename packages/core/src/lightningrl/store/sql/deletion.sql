@@ -1,5 +1,11 @@
 -- Deletion, in the order in which deletion.py runs it.
 
+-- name: lock_attempts_of_rollout
+-- An append that is under way ends first, so that its events are deleted too.
+SELECT a.pk FROM attempts AS a JOIN rollouts AS r ON r.pk = a.rollout
+WHERE r.id = :id ORDER BY a.pk
+/* postgres: FOR UPDATE OF a */;
+
 -- name: uncommitted_take_of_rollout
 SELECT t.iteration
 FROM rollouts AS r
@@ -8,7 +14,8 @@ JOIN takes AS t ON t.run = g.run AND t.iteration = g.iteration
 WHERE r.pk = :pk AND r.mode IN ('train', 'live') AND t.committed = 0;
 
 -- name: attempt_keys_of_rollout
-SELECT pk FROM attempts WHERE rollout = :rollout;
+SELECT pk FROM attempts WHERE rollout = :rollout ORDER BY pk
+/* postgres: FOR UPDATE */;
 
 -- name: allow_deletion
 INSERT INTO deletions (attempt) VALUES (:attempt);

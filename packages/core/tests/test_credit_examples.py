@@ -11,6 +11,7 @@ EX: three members of one task. Member 1 wins; the others fail.
 Mean R = 1/3, sample deviation sqrt(((2/3)^2 + 2 (1/3)^2) / 2) = 1/sqrt 3 = 0.57735.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -308,3 +309,43 @@ def test_gae_on_a_critics_values() -> None:
     assert outcome.targets is not None
     close(outcome.targets[0], [[0.75, 1.0], [0.225, 0.25, 0.0], [0.175, 0.25, 0.0]])
     assert outcome.state == {"kept": 1}
+
+
+def gae(rollout: Trace, values: Sequence[float], **params: Any) -> tuple[list[float], list[float]]:
+    """Credit and targets of one rollout."""
+    assigner = find_assigner("gae", {"whiten": False, **params})
+    outcome = assign_with(assigner, [group(rollout)], {}, state={}, values=[[list(values)]])
+    assert outcome.targets is not None
+    return outcome.credit[0][0], outcome.targets[0][0]
+
+
+def test_gae_on_a_perfect_critic_gives_nothing_whoever_else_decides() -> None:
+    # Each call is worth the 1 that the rollout earns; the solver's calls have no value.
+    two = trace(1.0, *[Did("p", agent="planner"), Did("s", agent="solver")] * 2)
+    assert gae(two, [1.0, 1.0, 1.0, 1.0]) == ([0.0] * 4, [1.0] * 4)
+    assert gae(two, [1.0, math.nan, 1.0, math.nan]) == ([0.0] * 4, [1.0, 0.0, 1.0, 0.0])
+
+
+def test_gae_looks_past_decisions_without_a_value() -> None:
+    # Rewards 0, 4, 0, 2 (the final one); values 2, -, 4, -; gamma 1/2, lambda 1/2.
+    # The last valued decision: delta = 0 + 1/2 * 2 - 4 = -3; target 1.
+    # The first: delta = 0 + 1/2 * 4 + 1/4 * 4 - 2 = 1, A = 1 + 1/4 * 1/2 * -3 = 5/8; target 21/8.
+    steps = [Did("a"), Did("b", reward=4.0), Did("c"), Did("d")]
+    found = gae(trace(2.0, *steps), [2.0, math.nan, 4.0, math.nan], gamma=0.5, lam=0.5)
+    assert found == ([0.625, 0.0, -3.0, 0.0], [2.625, 0.0, 1.0, 0.0])
+
+
+def test_gae_without_any_value_gives_nothing() -> None:
+    assigner = find_assigner("gae", {})
+    outcome = assign_with(
+        assigner,
+        [example()],
+        {},
+        state={},
+        values=[[[math.nan] * len(path.split()) for path in PATHS]],
+    )
+    close(outcome.credit[0], spread(0.0, 0.0, 0.0))
+    assert (outcome.targets, "value_mean" in outcome.credit.metrics) == (
+        [spread(0.0, 0.0, 0.0)],
+        False,
+    )

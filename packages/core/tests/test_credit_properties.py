@@ -8,14 +8,17 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightningrl.credit import assign, assign_with, find_assigner
+from lightningrl.credit.decisions import Decisions
+from lightningrl.credit.gae import gae_advantages
 from lightningrl.transition import Group
 from lightningrl_testkit.traces import Did, group, trace
 
@@ -428,14 +431,101 @@ def _accepted(assigner: Any) -> set[str]:
     return set(assigner.__kwdefaults__)
 
 
+def jumping(rewards: Numbers, values: Numbers, gamma: float, lam: float) -> Numbers:
+    """Advantages where a value of NaN is none: from one value to the next, k decisions on,
+
+    delta = r_0 + ... + gamma^(k-1) r_(k-1) + gamma^k V_next - V, A = delta + gamma^k lambda A_next.
+    """
+    found: Numbers = []
+    for row, value in zip(rewards, values, strict=True):
+        advantage = [0.0] * len(row)
+        following, known = len(row), 0.0
+        for t in reversed(range(len(row))):
+            if math.isnan(value[t]):
+                continue
+            k = following - t
+            earned = math.fsum(gamma**j * row[t + j] for j in range(k))
+            later = advantage[following] if following < len(row) else 0.0
+            advantage[t] = earned + gamma**k * known - value[t] + gamma**k * lam * later
+            following, known = t, value[t]
+        found.append(advantage)
+    return found
+
+
+def trained(members: Members, values: Numbers) -> Members:
+    """The members with tokens only where there is a value."""
+    return [
+        Member(
+            one.reward,
+            tuple(
+                replace(did, tokens=0 if math.isnan(value) else did.tokens)
+                for did, value in zip(one.path, row, strict=True)
+            ),
+        )
+        for one, row in zip(members, values, strict=True)
+    ]
+
+
 @FEW
-@given(data=st.data())
-def test_gae_gives_what_its_formula_gives(data: st.DataObject) -> None:
+@given(data=st.data(), some=st.booleans())
+def test_gae_gives_what_its_formula_gives(data: st.DataObject, some: bool) -> None:
     members = data.draw(groups("broadcast std"))
-    values = [[data.draw(rewards) for _ in one.path] for one in members]
+    value = st.one_of(rewards, st.just(math.nan)) if some else rewards
+    values = [[data.draw(value) for _ in one.path] for one in members]
     assigner = find_assigner("gae", {"gamma": 0.9, "lam": 0.8})
     outcome = assign_with(assigner, [as_group(members)], {}, state={}, values=[values])
-    raw = advantages(earned(members), values, 0.9, 0.8)
-    close(outcome.credit[0], whiten(raw, members))
+    raw = jumping(earned(members), values, 0.9, 0.8)
+    none = [[math.isnan(value) for value in row] for row in values]
+    close(outcome.credit[0], blank(whiten(raw, trained(members, values)), none))
     assert outcome.targets is not None
-    close(outcome.targets[0], plus(raw, values))
+    close(outcome.targets[0], blank(plus(raw, values), none))
+
+
+def blank(numbers: Numbers, none: list[list[bool]]) -> Numbers:
+    """0 where there is none."""
+    return [
+        [0.0 if empty else number for number, empty in zip(*rows, strict=True)]
+        for rows in zip(numbers, none, strict=True)
+    ]
+
+
+@FEW
+@given(data=st.data())
+def test_gae_aims_at_the_same_return_whoever_has_a_value(data: st.DataObject) -> None:
+    """With lambda 1 the target is the return to go, of all decisions, of however many agents."""
+    members = data.draw(groups("broadcast std"))
+    values = [
+        [data.draw(st.one_of(rewards, st.just(math.nan))) for _ in one.path] for one in members
+    ]
+    assigner = find_assigner("gae", {"gamma": 0.9, "lam": 1.0})
+    outcome = assign_with(assigner, [as_group(members)], {}, state={}, values=[values])
+    none = [[math.isnan(value) for value in row] for row in values]
+    assert outcome.targets is not None
+    close(outcome.targets[0], blank(to_go(earned(members), 0.9), none))
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Decisions:
+    """One member whose conversations branch anywhere."""
+    size = draw(st.integers(1, 8))
+    parent = [draw(st.integers(-1, turn - 1)) for turn in range(size)]
+    none = np.zeros(size, np.int64)
+    return Decisions(
+        slot=np.arange(size), group=none, member=none, turn=np.arange(size),
+        parent=np.array(parent), reward=np.zeros(size), rewarded=np.zeros(size, np.bool_),
+        agent=none, tokens=none + 1, final=np.array([draw(rewards)]),
+        member_group=none[:1], agents=(None,),
+    )  # fmt: skip
+
+
+@FEW
+@given(decisions=trees(), data=st.data())
+def test_gae_on_a_perfect_critic_gives_nothing_on_any_branch(
+    decisions: Decisions, data: st.DataObject
+) -> None:
+    reward = decisions.final[0]
+    values = np.array(
+        [data.draw(st.sampled_from([reward, math.nan])) for _ in range(len(decisions))]
+    )
+    found = gae_advantages(decisions, values, gamma=1.0, lam=0.9)
+    assert found.tolist() == pytest.approx([0.0] * len(decisions), abs=1e-9)

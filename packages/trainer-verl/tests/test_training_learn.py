@@ -25,9 +25,10 @@ from lightningrl.schema import (
     group_id,
     rollout_id,
 )
+from lightningrl.trained_calls import STALE, UNTRAINED_AGENT, lenses
 from lightningrl.transition import Group, Trace, assemble
 from lightningrl_verl.training.learn import Lesson, check_models, prepare, solved_share
-from lightningrl_verl.training.rows import STALE, UNTRAINED_AGENT, cut
+from lightningrl_verl.training.rows import cut
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GROUP = group_id("run", Mode.TRAIN, 1, "task")
@@ -118,7 +119,7 @@ def _lesson(
     per_call: bool = False,
 ) -> Lesson:
     credit = assign(broadcast, groups, {"normalise": "mean"})
-    return prepare(groups, cut(groups, policies), credit, per_call=per_call)
+    return prepare(groups, cut(groups, lenses(policies)), credit, per_call=per_call)
 
 
 def test_two_turns_are_one_row_and_each_rollout_weighs_the_same() -> None:
@@ -181,10 +182,10 @@ def test_agents_that_a_policy_does_not_train_are_counted_with_the_reason() -> No
 def test_calls_of_older_weights_are_left_out_beyond_the_staleness() -> None:
     # The calls are of version 0, and version 2 is trained.
     groups = [_group(1.0, 0.0)]
-    stale = cut(groups, POLICIES, versions={"policy": 2}, max_staleness=1)["policy"]
+    stale = cut(groups, lenses(POLICIES, versions={"policy": 2}, max_staleness=1))["policy"]
     assert [piece.merged.rows for piece in stale] == [(), ()]
     assert stale[0].merged.untrainable == {STALE: 4}
-    fresh = cut(groups, POLICIES, versions={"policy": 2}, max_staleness=2)["policy"]
+    fresh = cut(groups, lenses(POLICIES, versions={"policy": 2}, max_staleness=2))["policy"]
     assert [len(piece.merged.rows) for piece in fresh] == [1, 1]
 
 

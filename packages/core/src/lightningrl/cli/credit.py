@@ -17,6 +17,7 @@ from lightningrl.cli.terminal import console
 from lightningrl.credit import Credit, StatefulAssigner, assign, find_assigner
 from lightningrl.credit.columns import is_decision
 from lightningrl.errors import ConfigError, RunError
+from lightningrl.trained_calls import as_trained, lenses
 from lightningrl.transition import Group
 
 _SHOWN = ("coverage", "fallback")
@@ -57,6 +58,8 @@ async def compare(
     """
     loaded, algorithm = recipe_of(run)
     chosen, scored = await scored_iteration(run, iteration, loaded.recipe.step_rewards)
+    policies = loaded.recipe.policies
+    groups = as_trained(scored.groups, lenses(policies)) if policies else scored.groups
     methods: dict[str, Mapping[str, Any]] = {algorithm.credit: algorithm.credit_args}
     methods |= {name: {} for name in names if name not in methods}
     found: dict[str, Credit | str] = {}
@@ -66,7 +69,7 @@ async def compare(
             found[name] = "has a state or a critic, which is not stored"
             continue
         try:
-            found[name] = assign(assigner, scored.groups, params)
+            found[name] = assign(assigner, groups, params)
         except RunError as error:
             found[name] = str(error)
     title = f"{run.name}, iteration {chosen}"

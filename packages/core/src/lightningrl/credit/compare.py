@@ -83,19 +83,20 @@ def members_per_state(decisions: Decisions) -> Labels:
     return np.bincount(states[pairs], minlength=int(states.max()) + 1)[states]
 
 
-def backward(decisions: Decisions, values: Floats, decay: float) -> Floats:
-    """x_t = value_t + decay * (mean of x over the decisions that follow t), from the ends back.
+def backward(decisions: Decisions, values: Floats, decay: float | Floats) -> Floats:
+    """x_t = value_t + decay_t * (mean of x over the decisions that follow t), from the ends back.
 
     With rewards and a discount these are returns to go; with TD residuals and discount times lambda,
-    generalised advantages.
+    generalised advantages. One number is the decay of all.
     """
     x = values.copy()
+    decays = np.broadcast_to(decay, len(values))
     following = np.zeros(len(values))
     children = children_of(decisions)
     order = np.argsort(decisions.turn, kind="stable")
     bounds = np.cumsum(np.bincount(decisions.turn)) if len(order) else []
     for rows in reversed(np.split(order, bounds[:-1])) if len(order) else ():
-        x[rows] += decay * following[rows] / np.maximum(children[rows], 1)
+        x[rows] += decays[rows] * following[rows] / np.maximum(children[rows], 1)
         parents = decisions.parent[rows]
         has = parents >= 0
         np.add.at(following, parents[has], x[rows[has]])

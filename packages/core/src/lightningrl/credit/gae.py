@@ -5,9 +5,15 @@ after the end; A_t = delta_t + gamma lambda A_(t+1); the critic's target is A_t 
 the batch's trained tokens (arXiv 1506.02438; turn-level as in RAGEN, with turns taken from the recorded calls
 and not from where rewards are non-zero). All tokens of a decision share its credit.
 
+A decision without a value, which nobody trains (a frozen policy's, an agent's outside `train_agents`), is a part
+of the world that the others act in. It gets credit 0 and target 0, and from one valued decision to the next, k
+decisions on, delta_t = r_t + ... + gamma^(k-1) r_(t+k-1) + gamma^k V_(t+k) - V_t and
+A_t = delta_t + gamma^k lambda A_(t+k): a step of k ticks (Sutton, Precup and Singh 1999, semi-Markov decision
+processes). So with lambda 1 a target is the return of all decisions, whoever is trained.
+
 Degenerate cases: a group of one is fine, nothing is compared within groups. A member whose conversations branch
 takes the mean over the branches. A rollout whose last answer was cut at its token limit has ended like any other,
-unless `bootstrap` says otherwise: then V behind that answer takes the place of 0.
+unless `bootstrap` says otherwise: then V behind that answer takes the place of 0. Without any value all credit is 0.
 """
 
 from __future__ import annotations
@@ -72,10 +78,12 @@ class GeneralisedAdvantage(StatefulAssigner):
             final_in_steps=self.final_in_steps,
             ends=behind[decisions.slot] if self.bootstrap and len(decisions) else None,
         )
-        credit = whitened(raw, decisions.tokens) if self.whiten and len(raw) else raw
-        metrics = {"value_mean": float(value.mean())} if len(value) else {}
-        targets = spread(groups, decisions, raw + value)
-        return Outcome(spread(groups, decisions, credit, metrics), state, list(targets))
+        valued = ~np.isnan(value)
+        credit = whitened(raw, decisions.tokens * valued) if self.whiten else raw
+        metrics = {"value_mean": float(value[valued].mean())} if valued.any() else {}
+        targets = spread(groups, decisions, np.where(valued, raw + value, 0.0))
+        credited = spread(groups, decisions, np.where(valued, credit, 0.0), metrics)
+        return Outcome(credited, state, list(targets))
 
 
 def gae_advantages(
@@ -89,10 +97,18 @@ def gae_advantages(
 ) -> Floats:
     """[n] advantages, not whitened, of decisions that the critic gave `values` [n].
 
-    `ends` [n] is what it expects behind decisions that nothing follows. `None`: 0 for all.
+    Where the value is NaN there is none, and the advantage is 0. `ends` [n] is what the critic expects behind
+    decisions that nothing follows. `None`: 0 for all.
     """
-    following = following_mean(decisions, values)
+    valued = ~np.isnan(values)
+    earned = rewards(decisions, final_in_steps)
     if ends is not None:
-        following = following + ends
-    deltas = rewards(decisions, final_in_steps) - values + gamma * following
-    return backward(decisions, deltas, gamma * lam)
+        earned = earned + gamma * ends
+    # A decision without a value is worth what it earned and what follows, so its TD error is 0.
+    known = backward(
+        decisions, np.where(valued, values, earned), np.where(valued, 0.0, float(gamma))
+    )
+    deltas = earned - known + gamma * following_mean(decisions, known)
+    decay = np.where(valued, gamma * lam, float(gamma))
+    advantages = backward(decisions, np.where(valued, deltas, 0.0), decay)
+    return np.where(valued, advantages, 0.0)

@@ -17,8 +17,8 @@ from lightningrl.transition import Group, Trace
 
 Values = list[list[list[float]]]
 """`values[g][i][t]`: what the critic expects of `groups[g].traces[i].transitions[t]`, read at the last
-token of its prompt, before its first sampled one. Aligned like credit. Ignored, whatever stands there,
-where a transition is no delivered model call."""
+token of its prompt, before its first sampled one. Aligned like credit. NaN where there is no value: a
+transition that is no model call, or one of a policy or agent that is not trained."""
 
 State = dict[str, Any]
 """JSON-like, written into the iteration's checkpoint."""
@@ -41,7 +41,7 @@ class Outcome:
     state: State
     """For the next iteration. An iteration that is made up after a crash gets the old one again."""
     targets: Values | None = None
-    """What the values should have been, aligned like them; 0 where they are ignored. `None`: the method
+    """What the values should have been, aligned like them; 0 where there is none. `None`: the method
     has no critic."""
 
 

@@ -29,6 +29,7 @@ from lightningrl.schema import (
 )
 from lightningrl.store.base import RolloutOrder, RolloutQuery, Store
 from lightningrl.traces import read_attempts
+from lightningrl.trained_calls import lenses
 from lightningrl_verl.training.metrics import Metrics
 from lightningrl_verl.training.rows import unfit
 
@@ -139,6 +140,7 @@ async def _reasons(
     """Why each can't be trained on by weights of these versions. `None`: it can. Of a deleted one: nothing."""
     algorithm = recipe.algorithm
     assert algorithm is not None
+    seen_by = lenses(recipe.policies, versions=versions, max_staleness=algorithm.max_staleness)
     found: dict[RolloutId, str | None] = {}
     for rollout, attempts in zip(rollouts, await read_attempts(store, rollouts), strict=True):
         if not attempts:
@@ -146,12 +148,7 @@ async def _reasons(
         if _form(rollout.spec.sampling) != _form(recipe.sampling.train):
             found[rollout.id] = OTHER_SAMPLING
         else:
-            found[rollout.id] = unfit(
-                attempts[-1].transitions,
-                recipe.policies,
-                versions=versions,
-                max_staleness=algorithm.max_staleness,
-            )
+            found[rollout.id] = unfit(attempts[-1].transitions, seen_by)
     return found
 
 

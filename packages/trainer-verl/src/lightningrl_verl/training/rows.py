@@ -8,21 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
-import msgspec
 import numpy as np
 
-from lightningrl.recipe import PolicyRecipe
+from lightningrl.trained_calls import STALE, Lens
 from lightningrl.trajectory import Merge, Row, Span, merge
 from lightningrl.transition import Group, Transition
-
-UNTRAINED_AGENT = "the policy does not train this agent"
-"""Why a call of an agent that `policies.NAME.train_agents` leaves out is not trained."""
-
-STALE = "sampled by weights older than algorithm.max_staleness"
-"""Why a call of an early policy version is not trained."""
-
 
 NOTHING_TRAINABLE = "no call of it is trainable"
 """Why a live rollout is passed over: the run's policies answered none of its calls, or trains none."""
@@ -39,22 +30,13 @@ class Piece:
     """Its spans' indices are those of the trace's transitions."""
 
 
-def cut(
-    groups: Sequence[Group],
-    policies: Mapping[str, PolicyRecipe],
-    *,
-    versions: Mapping[str, int] = MappingProxyType({}),
-    max_staleness: int = 0,
-) -> dict[str, list[Piece]]:
+def cut(groups: Sequence[Group], lenses: Mapping[str, Lens]) -> dict[str, list[Piece]]:
     """Alias of each trainable policy -> its pieces, in the order of the traces.
 
     Args:
         groups: what an iteration took.
-        policies: the recipe's.
-        versions: alias -> version that is trained; calls of a policy without one are never stale.
-        max_staleness: versions that a call may be older.
+        lenses: of the trainable policies.
     """
-    lenses = _lenses(policies, versions, max_staleness)
     return {
         alias: [
             Piece(g, i, merge([lens.look(one) for one in trace.transitions]))
@@ -65,20 +47,14 @@ def cut(
     }
 
 
-def unfit(
-    transitions: Sequence[Transition],
-    policies: Mapping[str, PolicyRecipe],
-    *,
-    versions: Mapping[str, int],
-    max_staleness: int,
-) -> str | None:
+def unfit(transitions: Sequence[Transition], lenses: Mapping[str, Lens]) -> str | None:
     """Why a rollout is not worth an iteration's while. `None`: `cut` finds something in it, none of it stale.
 
     `STALE` where a call that would be trained is too old, `NOTHING_TRAINABLE` where no call would be.
     """
     seen = [
         lens.look(one)
-        for lens in _lenses(policies, versions, max_staleness).values()
+        for lens in lenses.values()
         for one in transitions
         if one.call is not None and one.call.policy == lens.alias
     ]
@@ -86,45 +62,6 @@ def unfit(
         return STALE
     trainable = any(one.untrainable is None and one.token_bytes for one in seen)
     return None if trainable else NOTHING_TRAINABLE
-
-
-def _lenses(
-    policies: Mapping[str, PolicyRecipe], versions: Mapping[str, int], max_staleness: int
-) -> dict[str, _Lens]:
-    """Of each trainable policy."""
-    return {
-        alias: _Lens(
-            alias,
-            frozenset(policy.train_agents),
-            versions[alias] - max_staleness if alias in versions else 0,
-        )
-        for alias, policy in policies.items()
-        if policy.trainable
-    }
-
-
-@dataclass(frozen=True)
-class _Lens:
-    """How transitions look to one policy."""
-
-    alias: str
-    agents: frozenset[str]
-    """Empty: all."""
-    oldest: int
-    """Version of the oldest calls that are trained."""
-
-    def look(self, one: Transition) -> Transition:
-        """The transition; without tokens if another policy answered, untrainable if it is left out."""
-        if one.call is None:
-            return one
-        if one.call.policy != self.alias:
-            return msgspec.structs.replace(one, prompt_bytes=b"", token_bytes=b"")
-        if one.untrainable is None:
-            if self.agents and one.agent not in self.agents:
-                return msgspec.structs.replace(one, untrainable=UNTRAINED_AGENT)
-            if one.call.version_start < self.oldest:
-                return msgspec.structs.replace(one, untrainable=STALE)
-        return one
 
 
 def behind(row: Row, span: Span) -> Row:

@@ -6,6 +6,7 @@ policy is trained on the rows of its own calls alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,10 @@ from lightningrl.credit import (
     cut_off,
 )
 from lightningrl.drift import Gap, joined
+from lightningrl.errors import RunError
 from lightningrl.recipe import Algorithm, Optimiser, Recipe
 from lightningrl.scoring import Scorer
+from lightningrl.trained_calls import as_trained, lenses
 from lightningrl.transition import Group
 from lightningrl_verl.training.learn import Lesson, has_regulariser, prepare
 from lightningrl_verl.training.learner import Learner
@@ -46,7 +49,7 @@ class Credited:
     lesson: Lesson
     pieces: Mapping[str, Sequence[Piece]]
     values: Values | None
-    """`None`: the method needs none."""
+    """NaN where a transition is not trained. `None`: the method needs none."""
     targets: Values | None
     """For the critics, aligned with the values."""
     state: State
@@ -80,17 +83,16 @@ class Study:
         """Step rewards, values, credit and rows; changes nothing."""
         scored = await self._scorer.score(groups)
         groups = scored.groups
-        versions = {one.alias: one.version for one in self._trainees}
-        pieces = cut(
-            groups,
+        seen_by = lenses(
             self._recipe.policies,
-            versions=versions,
+            versions={one.alias: one.version for one in self._trainees},
             max_staleness=self._algorithm.max_staleness,
         )
+        pieces = cut(groups, seen_by)
         values = await self._values(groups, pieces)
         outcome = assign_with(
             self._assigner,
-            groups,
+            as_trained(groups, seen_by),
             self._algorithm.credit_args,
             state=state,
             values=values,
@@ -135,14 +137,26 @@ class Study:
     async def _values(
         self, groups: Sequence[Group], pieces: Mapping[str, Sequence[Piece]]
     ) -> Values | None:
-        """What the policies' critics say of their calls; 0 for transitions that are none."""
+        """What the policies' critics say of the calls that are trained; NaN for all other transitions.
+
+        Raises:
+            RunError: a value isn't finite.
+        """
         if not (isinstance(self._assigner, StatefulAssigner) and self._assigner.needs_values):
             return None
-        values = [[[0.0] * len(trace.transitions) for trace in group.traces] for group in groups]
+        values = [
+            [[math.nan] * len(trace.transitions) for trace in group.traces] for group in groups
+        ]
         for trainee in self._trainees:
             of_policy = pieces[trainee.alias]
             rows = [row for piece in of_policy for row in piece.merged.rows]
-            found = iter(await trainee.learner.values(rows))
+            answers = await trainee.learner.values(rows)
+            if not all(math.isfinite(value) for of_row in answers for value in of_row):
+                raise RunError(
+                    f"the critic of policy {trainee.alias!r} values calls at NaN or infinity; resume from an"
+                    " earlier checkpoint with a lower 'critic.learning_rate'"
+                )
+            found = iter(answers)
             for piece in of_policy:
                 for row in piece.merged.rows:
                     for span, value in zip(row.spans, next(found), strict=True):

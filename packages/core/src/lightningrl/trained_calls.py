@@ -1,0 +1,96 @@
+"""Which calls train which policy.
+
+Invariant: a call trains the policy that answered it and no other; none where that policy is frozen, doesn't
+train the agent, or sampled it with weights that are too old. What is left out has the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import msgspec
+
+from lightningrl.recipe import PolicyRecipe
+from lightningrl.transition import Group, Transition
+
+UNTRAINED_AGENT = "the policy does not train this agent"
+"""Why a call of an agent that `policies.NAME.train_agents` leaves out is not trained."""
+
+UNTRAINED_POLICY = "no policy that is trained answered it"
+"""Why a call of a frozen policy, or of none of the recipe's, is not trained."""
+
+STALE = "sampled by weights older than algorithm.max_staleness"
+"""Why a call of an early policy version is not trained."""
+
+
+@dataclass(frozen=True)
+class Lens:
+    """How transitions look to one policy that is trained."""
+
+    alias: str
+    agents: frozenset[str]
+    """Those that it trains; empty for all."""
+    oldest: int
+    """Version whose calls are still trained."""
+
+    def look(self, one: Transition) -> Transition:
+        """The transition; without tokens if another policy answered, untrainable if it is left out."""
+        if one.call is None:
+            return one
+        if one.call.policy != self.alias:
+            return msgspec.structs.replace(one, prompt_bytes=b"", token_bytes=b"")
+        if one.untrainable is None:
+            if self.agents and one.agent not in self.agents:
+                return msgspec.structs.replace(one, untrainable=UNTRAINED_AGENT)
+            if one.call.version_start < self.oldest:
+                return msgspec.structs.replace(one, untrainable=STALE)
+        return one
+
+
+def lenses(
+    policies: Mapping[str, PolicyRecipe],
+    *,
+    versions: Mapping[str, int] = MappingProxyType({}),
+    max_staleness: int = 0,
+) -> dict[str, Lens]:
+    """Of each trainable policy, by alias.
+
+    Args:
+        policies: the recipe's.
+        versions: alias -> version that is trained; calls of a policy without one are never stale.
+        max_staleness: versions that a call may be older.
+    """
+    return {
+        alias: Lens(
+            alias,
+            frozenset(policy.train_agents),
+            versions[alias] - max_staleness if alias in versions else 0,
+        )
+        for alias, policy in policies.items()
+        if policy.trainable
+    }
+
+
+def as_trained(groups: Sequence[Group], lenses: Mapping[str, Lens]) -> list[Group]:
+    """The groups with every call that trains no policy marked untrainable, as credit assigners are given them."""
+
+    def look(one: Transition) -> Transition:
+        if one.call is None:
+            return one
+        lens = lenses.get(one.call.policy)
+        if lens is not None:
+            return lens.look(one)
+        return msgspec.structs.replace(one, untrainable=one.untrainable or UNTRAINED_POLICY)
+
+    return [
+        replace(
+            group,
+            traces=tuple(
+                replace(trace, transitions=tuple(map(look, trace.transitions)))
+                for trace in group.traces
+            ),
+        )
+        for group in groups
+    ]

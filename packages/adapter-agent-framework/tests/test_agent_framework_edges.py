@@ -257,9 +257,23 @@ async def test_arguments_that_are_no_json_are_an_error_of_the_tool(
         await worker.run("use a")
     found = await lab.recorded(context)
     [used] = found.of(StepKind.TOOL)
-    assert (used.name, used.inputs, used.tool_call_id) == ("lookup", {"raw": '{"key": '}, "call-1")
+    assert (used.name, used.inputs, used.tool_call_id) == ("lookup", '{"key": ', "call-1")
     assert found.ends[used.step_id].error is not None
     assert found.whole
+
+
+async def test_arguments_that_the_framework_fails_at_are_a_failed_step(
+    lab: CaptureLab, worker: Agent
+) -> None:
+    call = ToolCall("call-1", "lookup", "[" * 100_000)
+    lab.model.script = in_turn(Answer(tool_calls=(call,)), "sorry")
+    async with lab.attempt() as context:
+        with pytest.raises(RecursionError):
+            await worker.run("use a")
+    found = await lab.recorded(context)
+    [used] = found.of(StepKind.TOOL)
+    assert used.inputs == call.arguments
+    assert "RecursionError" in (found.ends[used.step_id].error or "")
 
 
 async def test_a_structured_answer_is_a_joined_call(

@@ -240,10 +240,15 @@ async def test_a_tool_whose_exceptions_end_the_agent(lab: CaptureLab) -> None:
     ]
 
 
-async def test_arguments_that_are_no_json_are_an_error_of_the_tool(lab: CaptureLab) -> None:
-    found = await lab.record(lambda: Runner.run(SPECIALIST, 'call weather {"city'))
+@pytest.mark.parametrize(
+    "arguments", ['{"city', '{"city":' + "1" * 5000 + "}"], ids=["broken", "long"]
+)
+async def test_arguments_that_are_no_json_are_an_error_of_the_tool(
+    arguments: str, lab: CaptureLab
+) -> None:
+    found = await lab.record(lambda: Runner.run(SPECIALIST, f"call weather {arguments}"))
     [tool] = found.of(StepKind.TOOL)
-    assert tool.inputs == '{"city'
+    assert tool.inputs == arguments
     assert "Invalid JSON input for tool weather" in (found.ends[tool.step_id].error or "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from lightningrl.capture.context import (
     start_step,
     stream_inside,
 )
+from lightningrl.capture.jsonable import tool_arguments
 from lightningrl.capture.sink import BufferSink
 from lightningrl.errors import AgentError
 from lightningrl.schema import (
@@ -357,6 +359,15 @@ def test_events_stay_pending_until_they_are_acknowledged() -> None:
     sink.acknowledge(5)
     assert sink.pending() == []
     assert len(sink.events) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"key": ', "[" * 100_000, '{"key": ' + "1" * 5000 + "}", None],
+    ids=("broken", "deep", "long", "none"),
+)
+def test_arguments_that_are_no_data_are_kept_as_they_came(text: Any) -> None:
+    assert tool_arguments(text) == text
 
 
 def test_whatever_a_model_calls_a_tool_can_be_stored() -> None:

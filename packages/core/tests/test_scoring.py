@@ -30,6 +30,10 @@ def asking(*arguments: str, name: str = "search", **call: Any) -> Transition:
     return msgspec.structs.replace(made, call=record)
 
 
+DEEP = "[" * 100_000
+"""What no parser of JSON can read."""
+
+
 def saying(text: str, tokens: int = 1) -> Transition:
     return trace(0, Did("x", text, tokens=tokens)).transitions[0]
 
@@ -50,6 +54,8 @@ def of(*steps: Transition) -> Trace:
         ("tool_error", {}, [saying("a"), tool(), tool(error="no"), tool(interrupted=True)], [None, 0, 1, 1]),
         ("repeated_call", {}, [asking('{"a":1,"b":2}'), asking('{"b":2, "a":1}'), asking('{"a":2}'), saying("x")], [0, 1, 0, None]),
         ("invalid_arguments", {}, [asking("{}"), asking("{]"), asking("[1]"), saying("x")], [0, 1, 1, None]),
+        ("repeated_call", {}, [asking(DEEP), asking(DEEP)], [0, 1]),
+        ("invalid_arguments", {}, [asking(DEEP)], [1]),
         ("invalid_arguments", {}, [asking("{}", error=TOOL_PARSER_ERROR + "no JSON")], [1]),
         ("format", {"pattern": r"ANSWER: \d+$"}, [saying("ANSWER: 42"), saying("42"), asking("{}")], [1, 0, None]),
         # 3 tokens are half as much again as 2

@@ -15,6 +15,7 @@ from typing import Any
 from agent_framework import ChatResponse, Content, Message, ResponseStream
 
 from lightningrl.capture.context import Step, current, end_step, note_answer, start_step
+from lightningrl.capture.jsonable import tool_arguments
 from lightningrl.capture.recording import part_of, record, start_outermost
 from lightningrl.schema import StepKind
 
@@ -101,9 +102,8 @@ def record_tool(original: Callable[..., Awaitable[Content]]) -> Callable[..., An
             call = call.function_call  # a person approved it
         if current() is None or call.name is None:
             return await original(function_call_content, *args, **kwargs)
-        step = start_step(
-            StepKind.TOOL, call.name, inputs=call.parse_arguments(), tool_call_id=call.call_id
-        )
+        given = tool_arguments(call.arguments)
+        step = start_step(StepKind.TOOL, call.name, inputs=given, tool_call_id=call.call_id)
 
         async def invoke() -> Content:
             result = await original(function_call_content, *args, **kwargs)

@@ -37,12 +37,13 @@ def unicode_text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def tool_arguments(text: str) -> Any:
-    """The arguments of a tool call as data; the text where a model wrote what is no JSON."""
+def tool_arguments(given: Any) -> Any:
+    """The arguments of a tool call as data; as they came where a model wrote what can't be read."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        return json.loads(given)
+    # No text, no JSON or too many digits, too deep.
+    except (TypeError, ValueError, RecursionError):
+        return given
 
 
 def is_jsonable(value: Any) -> bool:

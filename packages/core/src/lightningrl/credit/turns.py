@@ -183,9 +183,9 @@ def canonical_json(text: Any) -> str:
     """JSON with sorted keys and without spaces; a text that is no JSON unchanged."""
     try:
         plain = json.loads(text) if isinstance(text, str) else text
-    except ValueError:
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    except (ValueError, RecursionError):
         return str(text)
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _identity(plain: dict[str, Any]) -> bytes:

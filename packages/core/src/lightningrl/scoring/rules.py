@@ -124,12 +124,12 @@ def _asked(one: Transition) -> list[tuple[str, str]]:
 def _is_object(arguments: str) -> bool:
     try:
         return isinstance(json.loads(arguments or "{}"), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _canonical(arguments: str) -> str:
     try:
         return json.dumps(json.loads(arguments), sort_keys=True)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments

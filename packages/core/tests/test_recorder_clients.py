@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -375,6 +376,35 @@ async def test_a_stream_that_is_left_keeps_what_had_come(vendor: Vendor, path: P
     assert "done: hello".startswith(step.output["content"])
     assert step.output["content"]
     assert "GeneratorExit" in str(step.error)
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["rollout", "outside"])
+async def test_a_stream_that_is_collected_ends_its_step_and_tells_the_loop_nothing(
+    within: bool, vendor: Vendor, path: Path
+) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what))
+
+    async def work() -> None:
+        stream = await vendor.openai.chat.completions.create(
+            model=MODEL, messages=HELLO, stream=True
+        )
+        async for chunk in stream:
+            if chunk.choices[0].delta.content:
+                break
+        del stream
+        for _ in range(10):  # the loop closes what is collected, and lets go of more by that
+            gc.collect()
+            await asyncio.sleep(0)
+
+    if within:
+        [step] = await recorded(path, work)
+        assert step.output["content"]
+        assert "GeneratorExit" in str(step.error)
+    else:
+        begin_alone(path)
+        await work()
+    assert told == []
 
 
 async def test_a_stream_that_nobody_reads_ends_with_its_rollout(vendor: Vendor, path: Path) -> None:

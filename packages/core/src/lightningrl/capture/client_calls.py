@@ -13,8 +13,8 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, cast
@@ -84,7 +84,9 @@ class _Call:
     """Of a stream: what came so far."""
 
     def end_stream(self, error: BaseException | None = None) -> None:
-        """Nothing more comes."""
+        """Nothing more comes; what is said of a stream that has ended changes nothing."""
+        if self.step.ended:
+            return
         note_answer(
             self.step,
             lambda: answered_in_parts(self.dialect, [_plain(one) for one in self.items]),
@@ -175,19 +177,46 @@ def _record_stream(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _record_async_stream(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    async def read(self: Any) -> Any:
-        call: _Call | None = vars(self).get(_CALL)
-        async with aclosing(original(self)) as items:
-            try:
-                async for item in items:
-                    if call is not None:
-                        call.items.append(item)
-                    yield item
-            except BaseException as error:
-                if call is not None:
-                    call.end_stream(error)
-                raise
-        if call is not None:
-            call.end_stream()
+    def read(self: Any) -> Any:
+        return _AsyncItems(self, original(self))
 
     return read
+
+
+class _AsyncItems:
+    """What an asynchronous stream yields.
+
+    No generator around the client's own: a collector that finds both closes both, and the loop of the user's
+    program would complain that the inner one is closed twice at once.
+    """
+
+    def __init__(self, stream: Any, items: AsyncGenerator[Any, None]) -> None:
+        self._stream = stream
+        self._items = items
+        self._call: _Call | None = None
+        """Known once the stream is read: it begins before its call is."""
+
+    def __aiter__(self) -> _AsyncItems:
+        return self
+
+    async def __anext__(self) -> Any:
+        call = self._call = vars(self._stream).get(_CALL)
+        try:
+            item = await anext(self._items)
+        except BaseException as error:
+            self._end(None if isinstance(error, StopAsyncIteration) else error)
+            raise
+        if call is not None:
+            call.items.append(item)
+        return item
+
+    async def aclose(self) -> None:
+        self._end(GeneratorExit())
+        await self._items.aclose()
+
+    def __del__(self) -> None:
+        self._end(GeneratorExit())
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._call is not None:
+            self._call.end_stream(error)

@@ -23,7 +23,7 @@ ROUTES = {
 
 Object = Mapping[str, Any]
 
-_ONCE = frozenset({"id", "index", "role", "type"})
+_ONCE = frozenset({"id", "index", "name", "role", "type"})
 """Fields of a delta that name what it adds to: some services repeat them."""
 _LAST_EVENTS = frozenset({"response.completed", "response.failed", "response.incomplete"})
 
@@ -75,7 +75,8 @@ def _choices(events: Iterable[Object]) -> list[Any]:
     for event in events:
         for choice in event.get("choices") or ():
             into = found.setdefault(choice.get("index", 0), {})
-            _add(into, choice.get("delta") or {"text": choice.get("text")})
+            delta = choice.get("delta")
+            _add(into, {"text": choice.get("text")} if delta is None else delta)
     whole = [found[index] for index in sorted(found)]
     for message in whole:
         for call in message.get("tool_calls") or ():
@@ -88,20 +89,24 @@ def _add(into: dict[str, Any], delta: Object) -> None:
     for key, value in delta.items():
         before = into.get(key)
         if isinstance(value, list):
-            elements = into.setdefault(key, [])
+            elements = into[key] = before if isinstance(before, list) else []
             for one in cast("list[Any]", value):
                 _add_element(elements, one)
         elif isinstance(value, Mapping) and isinstance(before, dict):
             _add(cast("dict[str, Any]", before), cast("Object", value))
         elif isinstance(value, str) and isinstance(before, str) and key not in _ONCE:
             into[key] = before + value
-        elif before is None or (value is not None and key not in _ONCE):
+        elif before in (None, "") or (value is not None and key not in _ONCE):
             into[key] = dict(cast("Object", value)) if isinstance(value, Mapping) else value
+
+
+def _index(element: Any) -> Any:
+    return element.get("index") if isinstance(element, Mapping) else None
 
 
 def _add_element(elements: list[Any], one: Any) -> None:
     index = one.get("index") if isinstance(one, Mapping) else None
-    known = next((two for two in elements if index is not None and two["index"] == index), None)
+    known = next((two for two in elements if index is not None and _index(two) == index), None)
     if known is not None:
         _add(known, cast("Object", one))
     elif isinstance(one, Mapping):

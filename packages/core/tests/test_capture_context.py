@@ -91,6 +91,17 @@ def test_an_exception_is_the_steps_error_and_passes_on() -> None:
     assert [one.error for one in ends(sink)] == ["ValueError: broken"]
 
 
+def test_an_exception_that_cannot_be_shown_passes_on_as_well() -> None:
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    context, sink = make_context()
+    with in_rollout(context), pytest.raises(Broken), lightningrl.step("tool", "search"):
+        raise Broken
+    assert [one.error for one in ends(sink)] == ["Broken: <a text that can't be shown>"]
+
+
 def test_a_step_ends_once() -> None:
     context, sink = make_context()
     with in_rollout(context):

@@ -78,10 +78,11 @@ async def test_an_output_that_is_no_reward_is_said_and_not_raised(path: Path) ->
         return number
 
     assert str(agent(float("nan"))) == "nan"
+    assert agent(10**400) == 10**400
     assert agent(2.5) == 2.5
     assert recorder.flush()
-    failed, rewarded = await read(path)
-    assert failed.rollout.state is RolloutState.FAILED
+    *failed, rewarded = await read(path)
+    assert [one.rollout.state for one in failed] == [RolloutState.FAILED] * 2
     assert rewarded.rollout.reward == 2.5
 
 

@@ -78,12 +78,26 @@ def test_two_sources_fail(returned: Any, events: list[Event], by_recipe: bool, t
         decide(returned, *events, by_recipe=by_recipe)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, -(10**400)])
 def test_a_value_that_is_not_finite_fails_by_name(value: float) -> None:
     with pytest.raises(AgentError, match="rollout 'r': the final reward is"):
         decide(value)
     with pytest.raises(AgentError, match="rollout 'r': the reward of step 's-1' is"):
         decide(lightningrl.Reward(1.0, steps={"s-1": value}))
+
+
+class Unreadable:
+    def __float__(self) -> float:
+        raise KeyError("no number")
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [Unreadable(), lightningrl.Reward(1.0, {"s": Unreadable()}), lightningrl.Reward(0.0, None)],  # pyright: ignore[reportArgumentType]  - the mistake
+)
+def test_a_reward_that_cannot_be_read_is_the_agents_error(returned: Any) -> None:
+    with pytest.raises(AgentError, match="rollout 'r': its reward can't be read: "):
+        decide(returned)
 
 
 def call(status: CallStatus, http_status: int) -> CallEvent:

@@ -77,7 +77,8 @@ class RolloutContext:
         default_factory=dict[tuple[str | None, str], int]
     )
     """(step id, reward name) -> how many such rewards were emitted."""
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    """Taken again where it is held: the collector may run anywhere, and ends the steps of streams."""
     attempt_url: str = field(init=False)
     """Base URL for this attempt's model calls, ends in `/v1`."""
     placeholder_url: str = field(init=False)
@@ -400,5 +401,8 @@ def bind(function: Callable[P, R]) -> Callable[P, R]:
 
 def describe_error(error: BaseException) -> str:
     """The exception's type and text in one line, as steps record it."""
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a user's __str__ may raise; the exception is still theirs
+        text = "<a text that can't be shown>"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -24,7 +24,7 @@ def jsonable(value: Any) -> Any:
         plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_describe)
     # Cycles end in a RecursionError.
     except Exception:  # noqa: BLE001 - the user's objects may raise anything when looked at
-        plain = _safe_repr(value)
+        plain = safe_repr(value)
     try:
         _ENCODER.encode(plain)
     except (OverflowError, UnicodeEncodeError):
@@ -35,6 +35,14 @@ def jsonable(value: Any) -> Any:
 def unicode_text(text: str) -> str:
     r"""`text` with lone surrogates, which no store can hold, written out as `\\udXXX`."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def safe_repr(value: Any) -> str:
+    """`repr(value)`, also where that raises."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - a user's __repr__ may raise as well
+        return f"<{type(value).__name__} that can't be shown>"
 
 
 def tool_arguments(given: Any) -> Any:
@@ -65,7 +73,7 @@ def _storable(plain: Any) -> Any:
     if isinstance(plain, str):
         return unicode_text(plain)
     if isinstance(plain, int) and not -(2**63) <= plain < 2**64:
-        return _safe_repr(plain)
+        return safe_repr(plain)
     return plain
 
 
@@ -80,11 +88,4 @@ def _describe(value: Any) -> Any:
     try:
         return _dump_model(value)
     except Exception:  # noqa: BLE001 - as above: a broken model is still shown
-        return _safe_repr(value)
-
-
-def _safe_repr(value: Any) -> str:
-    try:
-        return repr(value)
-    except Exception:  # noqa: BLE001 - a user's __repr__ may raise as well
-        return f"<{type(value).__name__} that can't be shown>"
+        return safe_repr(value)

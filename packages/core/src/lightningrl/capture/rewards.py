@@ -20,6 +20,10 @@ STEP_REWARD = "reward"
 """The name of a step's reward unless another is given."""
 
 
+class NotFinite(ValueError):
+    """A reward that is NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class Reward:
     """What an agent or a reward function may return instead of a number."""
@@ -115,9 +119,12 @@ def finite(value: float, what: str) -> float:
     """Return `value` as a float.
 
     Raises:
-        ValueError: it is NaN or infinite; the text names `what`.
+        NotFinite: it is NaN, infinite or beyond what a float holds; the text names `what`.
     """
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
     if not math.isfinite(number):
-        raise ValueError(f"{what} is {number}; a reward must be a finite number")
+        raise NotFinite(f"{what} is {number}; a reward must be a finite number")
     return number

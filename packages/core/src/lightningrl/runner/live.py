@@ -212,15 +212,16 @@ class LiveRollout:
         if self._recorder is None or self._context is None:
             return
         failure = None
-        if error is not None:
-            failure = Failure(kind=FailureKind.AGENT, message=user_traceback(error))
-        else:
-            try:
+        try:
+            if error is not None:
+                failure = Failure(kind=FailureKind.AGENT, message=user_traceback(error))
+            else:
                 self._reward_output(self._context, self._recorder)
-            except AgentError as wrong:
-                _log.warning("%s", wrong)
-                failure = Failure(kind=FailureKind.AGENT, message=str(wrong))
-        self._recorder.end(self._context, self.output, failure)
+        except AgentError as wrong:
+            _log.warning("%s", wrong)
+            failure = Failure(kind=FailureKind.AGENT, message=str(wrong))
+        finally:
+            self._recorder.end(self._context, self.output, failure)
 
     def _reward_output(self, context: RolloutContext, recorder: Recorder) -> None:
         given = judge(

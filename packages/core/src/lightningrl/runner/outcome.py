@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from lightningrl.capture.jsonable import unicode_text
-from lightningrl.capture.rewards import Reward, finite
+from lightningrl.capture.context import describe_error
+from lightningrl.capture.jsonable import safe_repr, unicode_text
+from lightningrl.capture.rewards import NotFinite, Reward, finite
 from lightningrl.errors import AgentError, NoReward
 from lightningrl.schema import (
     FINAL,
@@ -130,20 +131,22 @@ def _is_final(event: Event) -> bool:
 
 def _reward_in(returned: Any, what: str) -> Reward | None:
     """The reward that a return value is. `None`: it is something else."""
-    if isinstance(returned, Reward):
-        final: Any = returned.final
-        steps: Mapping[str, Any] = returned.steps
-    elif _is_number(returned):
-        final, steps = returned, {}
-    else:
-        return None
     try:
+        if isinstance(returned, Reward):
+            final: Any = returned.final
+            steps: Mapping[str, Any] = returned.steps
+        elif _is_number(returned):
+            final, steps = returned, {}
+        else:
+            return None
         return Reward(
             finite(final, f"{what}: the final reward"),
             {str(k): finite(v, f"{what}: the reward of step {k!r}") for k, v in steps.items()},
         )
-    except (TypeError, ValueError) as error:
+    except NotFinite as error:
         raise AgentError(str(error)) from error
+    except Exception as error:  # the user's objects may raise anything when asked for a number
+        raise AgentError(f"{what}: its reward can't be read: {describe_error(error)}") from error
 
 
 def _is_number(value: Any) -> bool:
@@ -155,7 +158,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = safe_repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 

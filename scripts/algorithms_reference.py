@@ -25,8 +25,9 @@ HEADER = """\
 # Algorithms
 
 An algorithm is a set of recipe keys. `algorithm.preset: NAME` fills those below where the recipe has none of
-its own; keys that the recipe does have win. [Choose an algorithm](../how-to/choose-an-algorithm.md) says
-which to take; [the recipe reference](recipe.md) has every key.
+its own, `optimiser.*` in each policy's own optimiser as well; keys that the recipe does have win.
+[Choose an algorithm](../how-to/choose-an-algorithm.md) says which to take; [the recipe reference](recipe.md)
+has every key.
 
 All of them share one rule: a rollout weighs 1/N in the loss, with N the rollouts of the iteration, however
 many calls, rows or tokens it has, and however many mini-batches the update has.

@@ -201,10 +201,55 @@ def test_a_preset_fills_the_keys_that_the_recipe_leaves_out(tmp_path: Path) -> N
     assert gspo.optimiser.learning_rate == 1e-3
 
 
-def test_another_credit_assigner_does_not_get_the_presets_arguments(tmp_path: Path) -> None:
-    recipe = load(tmp_path, RECIPE, "algorithm.preset=grpo", "algorithm.credit=gigpo").recipe
+def test_a_preset_fills_the_optimisers_that_policies_have_of_their_own(tmp_path: Path) -> None:
+    gspo = load(
+        tmp_path,
+        RECIPE,
+        "algorithm.preset=gspo",
+        "policies.policy.optimiser={learning_rate: 1e-4, clip_high: 0.1}",
+        "policies.judge={url: 'http://x/v1', trainable: false}",
+    ).recipe
+    own = gspo.policies["policy"].optimiser
+    assert own is not None
+    assert (own.learning_rate, own.clip_low, own.clip_high) == (1e-4, 3e-4, 0.1)
+    assert gspo.policies["judge"].optimiser is None
+
+
+def test_a_preset_makes_no_optimiser_where_each_policy_has_its_own() -> None:
+    own = {"optimiser": {"learning_rate": 1e-4}}
+    algorithm = {"preset": "gspo", "iterations": 1, "tasks_per_iteration": 1, "group_size": 2}
+    recipe = parse_recipe(
+        {
+            "name": "n",
+            "agent": "m:f",
+            "policies": {"p": {"tiny": "m:f", **own}},
+            "algorithm": algorithm,
+        }
+    )
+    assert recipe.optimiser is None
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+
+
+def test_another_credit_assigner_gets_nothing_that_the_preset_has_for_its_own(
+    tmp_path: Path,
+) -> None:
+    recipe = load(tmp_path, RECIPE, "algorithm.preset=ppo", "algorithm.credit=gigpo").recipe
     assert recipe.algorithm is not None
     assert recipe.algorithm.credit_args == {}
+    assert recipe.algorithm.min_group == 2  # ppo's is 1
+    assert recipe.critic is None
+    assert recipe.optimiser is not None
+    assert recipe.optimiser.clip_high == 0.2
+
+
+@pytest.mark.parametrize(
+    ("written", "learning_rate"), [("critic={learning_rate: 1e-4}", 1e-4), ("critic=null", None)]
+)
+def test_a_preset_leaves_a_critic_or_the_lack_of_one_as_it_is_written(
+    tmp_path: Path, written: str, learning_rate: float | None
+) -> None:
+    critic = load(tmp_path, RECIPE, "algorithm.preset=ppo", written).recipe.critic
+    assert (critic and critic.learning_rate) == learning_rate
 
 
 @pytest.mark.parametrize("name", PRESETS)

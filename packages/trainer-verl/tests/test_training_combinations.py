@@ -56,6 +56,10 @@ def test_presets_are_accepted_as_they_are(name: str) -> None:
     check(recipe(algorithm={"preset": name}))
 
 
+def test_a_presets_credit_may_be_replaced() -> None:
+    check(recipe(algorithm={"preset": "ppo", "credit": "broadcast"}))
+
+
 @pytest.mark.parametrize(
     "algorithm",
     [PLUS_PLUS, {"preset": "ppo"}, {**PLUS_PLUS, "tasks_per_iteration": 0, "group_size": 1}],

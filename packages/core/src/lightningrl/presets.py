@@ -12,7 +12,9 @@ from typing import Any, cast
 from lightningrl.errors import ConfigError
 from lightningrl.nearest import suggest
 
-PRESETS: dict[str, dict[str, Any]] = {
+_Sections = dict[str, dict[str, Any]]
+
+PRESETS: dict[str, _Sections] = {
     "ppo": {
         "algorithm": {
             "credit": "gae",
@@ -75,8 +77,15 @@ its clip-higher and dynamic sampling; the loss weighs rollouts alike, not tokens
 2506.13585."""
 
 
+_OF_CREDIT = frozenset({"credit", "credit_args", "min_group"})
+"""Keys of `algorithm` that a preset sets for its credit assigner."""
+
+
 def with_preset(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's tree with the keys of its `algorithm.preset` filled in where it has none.
+
+    Every optimiser gets those of `optimiser`, a policy's own as well. A recipe with another `credit` gets
+    neither a critic nor what else the preset sets for its own.
 
     Args:
         tree: as read from YAML; without a preset it comes back as it is.
@@ -85,22 +94,40 @@ def with_preset(tree: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: there is no preset of that name.
     """
     algorithm = tree.get("algorithm")
-    name = algorithm.get("preset") if isinstance(algorithm, Mapping) else None
-    if not isinstance(name, str):
+    if not isinstance(algorithm, Mapping) or not isinstance(algorithm.get("preset"), str):
         return dict(tree)
+    name: str = algorithm["preset"]
     if name not in PRESETS:
         raise ConfigError(f"algorithm.preset: there is no {name!r}.{suggest(name, PRESETS)}")
+    preset = _fitting(PRESETS[name], algorithm)
     filled = dict(tree)
-    for section, keys in PRESETS[name].items():
-        given = filled.get(section)
-        if given is None or isinstance(given, Mapping):
-            own = cast("Mapping[str, Any]", given or {})
-            filled[section] = {**_fitting(keys, own), **own}
-    return filled
+    for section, keys in preset.items():
+        own = filled.get(section)
+        if isinstance(own, Mapping):
+            filled[section] = {**keys, **own}
+    # Null says that there is none; an optimiser takes more than a preset knows.
+    if "critic" in preset:
+        filled.setdefault("critic", preset["critic"])
+    return _with_optimisers(filled, preset["optimiser"])
 
 
-def _fitting(keys: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset's keys without arguments for a credit assigner that the recipe replaces."""
-    if own.get("credit", keys.get("credit")) == keys.get("credit"):
-        return keys
-    return {key: value for key, value in keys.items() if key != "credit_args"}
+def _with_optimisers(tree: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
+    """With a preset's keys filled into the optimisers that policies have of their own."""
+    policies = tree.get("policies")
+    if not isinstance(policies, Mapping):
+        return tree
+    filled = dict(cast("Mapping[str, Any]", policies))
+    for alias, policy in filled.items():
+        own = policy.get("optimiser") if isinstance(policy, Mapping) else None
+        if isinstance(own, Mapping):
+            filled[alias] = {**policy, "optimiser": {**keys, **own}}
+    return {**tree, "policies": filled}
+
+
+def _fitting(preset: _Sections, algorithm: Mapping[str, Any]) -> _Sections:
+    """A preset without what only its own credit assigner needs, if the recipe has another one."""
+    credit = preset["algorithm"]["credit"]
+    if algorithm.get("credit", credit) == credit:
+        return preset
+    kept = {key: value for key, value in preset["algorithm"].items() if key not in _OF_CREDIT}
+    return {"algorithm": kept, "optimiser": preset["optimiser"]}

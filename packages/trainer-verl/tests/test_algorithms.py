@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from tiny_rows import Sequence, sequences, write_model
+from verl.utils.config import omega_conf_to_dataclass
 
 from lightningrl.credit import broadcast
 from lightningrl.credit.broadcast import Form
 from lightningrl.recipe import Optimiser
+from lightningrl.recipe.algorithm import LossName
 from lightningrl_testkit.traces import Did, group, trace
 from lightningrl_verl.backend import VerlBackend
 from lightningrl_verl.backend_config import BackendConfig, compose_verl_config
@@ -25,6 +28,8 @@ torch.set_num_threads(1)
 
 # Gradients as they are: no clipping, and steps too small to move a weight of fp32.
 STILL = Optimiser(learning_rate=1e-30, schedule="constant", grad_clip=1e9, clip_high=0.28)
+# DPPO's bounds are on probabilities, which are small in a model that has learned nothing.
+BOUNDS = {"dppo_tv": 1e-3, "dppo_kl": 1e-4}
 REWARDS = [1.0, 0.0, 0.5, 0.0, 0.0, 1.0]
 GROUPS = np.array(["a", "a", "a", "b", "b", "b"])
 
@@ -35,7 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(model: Path, loss: str = "ppo", **changes: object) -> BackendConfig:
-    optimiser = msgspec.structs.replace(STILL, **changes)
+    bounds = {"clip_low": BOUNDS[loss], "clip_high": BOUNDS[loss]} if loss in BOUNDS else {}
+    optimiser = msgspec.structs.replace(STILL, **bounds, **changes)
     return BackendConfig(
         model_path=str(model), optimiser=optimiser, loss=loss, max_tokens_per_micro_batch=64
     )
@@ -156,6 +162,9 @@ class Verl:
         ("ppo", "reinforce++", "reinforce_plus_plus"),
         ("gspo", "std", "grpo"),
         ("cispo", "std", "grpo"),
+        ("dppo_tv", "std", "grpo"),
+        ("dppo_kl", "std", "grpo"),
+        ("gpg", "std", "grpo"),
     ],
 )
 def test_gradients_on_single_turns_are_those_of_verls_own_path(
@@ -166,10 +175,30 @@ def test_gradients_on_single_turns_are_those_of_verls_own_path(
     old = off_policy(ours, rows)
     steps = watched(ours.ranks._rank._actor)
     metrics = ours.update(weighted(rows, credited(rows, form)), old)
-    # Some ratios are clipped, so that the losses differ from each other.
-    assert 0 < metrics["pg_clipfrac"] < 1
+    # Some ratios are clipped, so that the losses differ from each other; GPG has no ratios.
+    assert loss == "gpg" or 0 < metrics["pg_clipfrac"] < 1
     theirs = Verl(model, loss, estimator).update(rows, old)
     assert relative(steps[-1], theirs) < 1e-5
+
+
+@pytest.mark.parametrize("loss", get_args(LossName))
+def test_every_loss_grows_in_proportion_to_its_advantages(model: Path, loss: LossName):
+    # An advantage carries its share of the loss, so what isn't in proportion would depend on the batch's size.
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+
+    composed = compose_verl_config(config(model, loss)).actor_rollout_ref.actor
+    actor = omega_conf_to_dataclass(composed)
+    actor.global_batch_info.update(dp_size=1, batch_num_tokens=12, global_batch_size=3)
+    old = torch.log(torch.tensor([[0.5, 0.25, 0.1, 0.4]] * 3))
+    ratios = torch.tensor([[1.0, 1.5, 0.6, 1.1], [1.0, 0.7, 2.0, 0.9], [1.2, 1.0, 1.0, 0.8]])
+    advantages = torch.tensor([[1.0], [-1.0], [0.5]]).expand(3, 4)
+
+    def measure(scale: float) -> float:
+        of = get_policy_loss_fn(composed.policy_loss.loss_mode)
+        args = (old, old + ratios.log(), advantages * scale, torch.ones(3, 4, dtype=torch.bool))
+        return of(*args, "token-sum", actor, None)[0].item()
+
+    assert measure(0.001) == pytest.approx(0.001 * measure(1.0), rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,9 @@ import msgspec
 
 from lightningrl.recipe.section import Section
 
+LossName = Literal["ppo", "gspo", "cispo", "dppo_tv", "dppo_kl", "gpg"]
+"""Of verl's losses those that are in proportion to the advantage, into which a rollout's weight is multiplied."""
+
 
 class Algorithm(Section, frozen=True):
     """What an iteration collects and how credit is assigned."""
@@ -27,9 +30,7 @@ class Algorithm(Section, frozen=True):
     credit: str = "broadcast"
     """A shipped method's name, an entry point of `lightningrl.credit`, or `module:function`."""
     credit_args: dict[str, Any] = msgspec.field(default_factory=dict)
-    loss: Literal[
-        "ppo", "gspo", "cispo", "dppo_tv", "dppo_kl", "gpg", "clip_cov", "kl_cov", "dro"
-    ] = "ppo"
+    loss: LossName = "ppo"
     """verl's policy loss; `ppo` is its `vanilla`."""
     rows: Literal["merged", "calls"] = "merged"
     """What one training sequence is: calls that continue each other, or each call by itself."""

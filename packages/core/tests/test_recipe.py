@@ -122,6 +122,10 @@ def test_an_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
             r"policies\.p: give exactly one of 'model', 'tiny' and 'url', not model and tiny; set .* null",
         ),
         ({"seed": "zero"}, "Expected `int`"),
+        (
+            {"gateway": {"hold_seconds": 29.0, "drain_seconds": 20.0}},
+            r"gateway.hold_seconds: .* at least 1.5 times gateway.drain_seconds, 20.0",
+        ),
         ({"validation": {"every": 0}}, "validation.every: must be at least 1"),
         (
             {"policies": {"p": {"url": "http://x/v1"}}},

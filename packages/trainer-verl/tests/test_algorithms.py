@@ -190,8 +190,8 @@ def test_every_loss_grows_in_proportion_to_its_advantages(model: Path, loss: Los
     actor = omega_conf_to_dataclass(composed)
     actor.global_batch_info.update(dp_size=1, batch_num_tokens=12, global_batch_size=3)
     old = torch.log(torch.tensor([[0.5, 0.25, 0.1, 0.4]] * 3))
-    ratios = torch.tensor([[1.0, 1.5, 0.6, 1.1], [1.0, 0.7, 2.0, 0.9], [1.2, 1.0, 1.0, 0.8]])
-    advantages = torch.tensor([[1.0], [-1.0], [0.5]]).expand(3, 4)
+    ratios = torch.tensor([[1.2, 1.5, 0.6, 1.1], [0.9, 0.7, 2.0, 0.9], [1.2, 1.0, 1.0, 0.8]])
+    advantages = torch.tensor([[4.0], [-4.0], [2.0]]).expand(3, 4)
 
     def measure(scale: float) -> float:
         of = get_policy_loss_fn(composed.policy_loss.loss_mode)

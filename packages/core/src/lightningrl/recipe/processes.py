@@ -80,6 +80,6 @@ class GatewayRecipe(Section, frozen=True):
     """0 picks a free one."""
     hold_seconds: float = 60.0
     """Lease of a hold. The trainer renews it for as long as it has weights to bring; when it dies, calls that wait
-    are refused after this time."""
+    are refused after this time. At least 1.5 times `drain_seconds`."""
     drain_seconds: float = 20.0
     """After this, running calls are aborted and sent again under the new version."""

@@ -16,6 +16,9 @@ from lightningrl.recipe.section import Section
 from lightningrl.recipe.serving import check_engines
 from lightningrl.schema import RewardsFrom
 
+_OUTLASTS = 1.5
+"""A hold over its drain, so that a third of its lease is left for the renewal."""
+
 
 class Recipe(Section, frozen=True):
     """One training run."""
@@ -81,10 +84,10 @@ class Recipe(Section, frozen=True):
             _check_least(policy, f"policies.{alias}.")
         self._check_cluster()
         check_engines(self)
-        if self.gateway.hold_seconds <= self.gateway.drain_seconds:
+        if self.gateway.hold_seconds < _OUTLASTS * self.gateway.drain_seconds:
             raise ConfigError(
-                "gateway.hold_seconds: a hold must outlast its drain; make it longer than"
-                f" gateway.drain_seconds, {self.gateway.drain_seconds}"
+                "gateway.hold_seconds: a hold is renewed when its drain is over, and must last until then;"
+                f" make it at least {_OUTLASTS} times gateway.drain_seconds, {self.gateway.drain_seconds}"
             )
         algorithm = self.algorithm
         if algorithm is not None and not math.isfinite(algorithm.failure_reward or 0.0):

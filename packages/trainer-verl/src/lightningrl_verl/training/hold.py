@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Callable
 
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.recipe import Recipe
@@ -19,12 +21,21 @@ _RENEWALS = 3
 class Hold:
     """Of a policy of a run; may be begun again after its end."""
 
-    def __init__(self, recipe: Recipe, alias: str, gateway: GatewayClient) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        alias: str,
+        gateway: GatewayClient,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Nothing is held yet."""
         self._run = recipe.name
         self._settings = recipe.gateway
         self._alias = alias
         self._gateway = gateway
+        self._clock = clock
+        self._sent = 0.0
+        """When the lease was asked for last, from which it counts: the answer comes after the drain."""
         self._stop = asyncio.Event()
         self._renewal: asyncio.Task[None] | None = None
 
@@ -59,12 +70,14 @@ class Hold:
     async def _renew(self) -> None:
         pause = self._settings.hold_seconds / _RENEWALS
         while not self._stop.is_set():
+            due = self._sent + pause - self._clock()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause)
+                await asyncio.wait_for(self._stop.wait(), max(due, 0.0))
                 return
             await self._hold()
 
     async def _hold(self) -> None:
+        self._sent = self._clock()
         await self._gateway.hold(
             self._run,
             self._alias,

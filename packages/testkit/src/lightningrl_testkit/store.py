@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pytest
 
+from lightningrl_testkit.store_arguments import ArgumentClaims
 from lightningrl_testkit.store_deletion import DeletionClaims
 from lightningrl_testkit.store_events import EventClaims
 from lightningrl_testkit.store_gateways import GatewayClaims
@@ -46,5 +47,6 @@ class StoreContract(
     TransferClaims,
     GatewayClaims,
     PolicyClaims,
+    ArgumentClaims,
 ):
     """Subclass it and override the fixture `store` with an empty store."""

@@ -5,6 +5,7 @@ Every implementation passes `lightningrl_testkit.store.StoreContract`. Rules tha
 - A method that returned has its effect on disk; one that raised has none.
 - Repeating a call with the same arguments after a lost answer changes nothing twice.
 - Anything by a worker for an attempt that isn't running (any more) raises `StaleAttempt`.
+- A negative limit, an integer beyond 64 bits, a NUL in a name and text that is not Unicode raise `ConfigError`.
 - An unknown id raises `NotFound`; a store that can't be reached or written raises `StoreUnavailable`.
 """
 

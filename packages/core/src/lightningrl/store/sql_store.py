@@ -35,6 +35,7 @@ from lightningrl.schema import (
     Worker,
 )
 from lightningrl.store import (
+    arguments,
     deletion,
     event_log,
     gateways,
@@ -131,15 +132,26 @@ class SqlStore:
             raise StoreUnavailable(
                 f"the store {self.name!r} was opened read-only; write through its server"
             )
-        return self._writer.submit(operation, rows=rows)
+
+        def within_limits(session: Session) -> T:
+            try:
+                return operation(session)
+            except arguments.UNKEEPABLE as error:
+                raise arguments.refused(error) from error
+
+        return self._writer.submit(within_limits, rows=rows)
 
     async def _read(self, operation: Callable[[Session], T]) -> T:
-        return await self._readers.read(operation)
+        try:
+            return await self._readers.read(operation)
+        except arguments.UNKEEPABLE as error:
+            raise arguments.refused(error) from error
 
     # -- rollouts ------------------------------------------------------------------------------
 
     async def enqueue(self, rollouts: Sequence[NewRollout]) -> int:
         """See `Store.enqueue`."""
+        arguments.check_rollouts(rollouts)
         return await self._write(
             lambda session: lifecycle.enqueue(session, rollouts, session.now_us()),
             rows=len(rollouts),
@@ -160,6 +172,8 @@ class SqlStore:
         Cancelled while it waits it claims nothing; cancelled when the claim is already being
         written it returns what was claimed, which nobody else would know of.
         """
+        arguments.check_limit(limit)
+        arguments.check_names(worker, run)
         patience = Patience(wait_seconds)
         lease_us = seconds_to_us(lease_seconds)
 
@@ -189,6 +203,7 @@ class SqlStore:
         self, worker: str, attempt_ids: Sequence[AttemptId], *, lease_seconds: float = 30.0
     ) -> list[AttemptId]:
         """See `Store.heartbeat`."""
+        arguments.check_names(worker)
         lease_us = seconds_to_us(lease_seconds)
         return await self._write(
             lambda session: lifecycle.heartbeat(
@@ -200,6 +215,7 @@ class SqlStore:
     async def append(self, events: Sequence[Event], *, limits: CallLimits | None = None) -> None:
         """See `Store.append`."""
         event_log.check(events)
+        arguments.check_events(events)
         await self._write(
             lambda session: event_log.append(session, events, limits), rows=len(events)
         )
@@ -250,14 +266,17 @@ class SqlStore:
 
     async def rollouts(self, query: RolloutQuery) -> list[Rollout]:
         """See `Store.rollouts`."""
+        arguments.check_limit(query.limit)
         return await self._read(lambda session: reading.rollouts(session, query))
 
     async def groups(self, query: GroupQuery) -> list[GroupSummary]:
         """See `Store.groups`."""
+        arguments.check_limit(query.limit)
         return await self._read(lambda session: overview.groups(session, query))
 
     async def tasks(self, query: GroupQuery) -> list[TaskSummary]:
         """See `Store.tasks`."""
+        arguments.check_limit(query.limit)
         return await self._read(lambda session: overview.tasks(session, query))
 
     async def attempts(self, rollout_ids: Sequence[RolloutId]) -> list[Attempt]:
@@ -280,6 +299,7 @@ class SqlStore:
 
     async def ended(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Ended]:
         """See `Store.ended`."""
+        arguments.check_limit(limit)
         return await self._read(lambda session: reading.ended(session, run, after, limit))
 
     async def wait(
@@ -346,6 +366,7 @@ class SqlStore:
         self, run: str, name: str, value: Any, *, ident: str | None = None
     ) -> Resource:
         """See `Store.put_resource`."""
+        arguments.check_names(run, name, ident)
         return await self._write(
             lambda session: resources.put(session, run, name, value, ident, session.now_us())
         )
@@ -362,6 +383,7 @@ class SqlStore:
 
     async def put_policy(self, policy: Policy, *, if_was: Policy | None = None) -> None:
         """See `Store.put_policy`."""
+        arguments.check_names(policy.run, policy.name)
         await self._write(lambda session: policies.put(session, policy, if_was))
 
     async def policies(
@@ -383,6 +405,7 @@ class SqlStore:
 
     async def see_gateway(self, gateway: str, drained: Sequence[DrainedHold] = ()) -> None:
         """See `Store.see_gateway`."""
+        arguments.check_names(gateway)
         await self._write(lambda session: gateways.see(session, gateway, drained))
 
     async def forget_gateway(self, gateway: str) -> None:
@@ -490,6 +513,7 @@ class SqlStore:
 
     async def dump(self, run: str, *, after: int = 0, limit: int = 100) -> list[RolloutDump]:
         """See `Store.dump`."""
+        arguments.check_limit(limit)
         return await self._read(lambda session: transfer.dump(session, run, after, limit))
 
     async def load(

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from lightningrl.store.arguments import UNKEEPABLE, refused
 from lightningrl.store.base import Store
 from lightningrl.store.compression import Compressor
 
@@ -54,8 +55,14 @@ def packed_call(
     """The body and the headers of one call of the method `name`.
 
     A call that is repeated is the same body with the same headers.
+
+    Raises:
+        ConfigError: `arguments` hold what no store can hold.
     """
-    body = _encoder.encode(arguments)
+    try:
+        body = _encoder.encode(arguments)
+    except UNKEEPABLE as error:
+        raise refused(error) from error
     headers = {
         "content-type": "application/msgpack",
         "accept-encoding": "zstd",

@@ -204,7 +204,9 @@ def translated(name: str, error: psycopg.Error) -> LightningError:
     if isinstance(error, psycopg.IntegrityError):
         return Conflict(f"the store refused this: {error.diag.message_primary or error}")
     if isinstance(error, psycopg.DataError):
-        return Conflict(f"PostgreSQL can't keep this: {error.diag.message_primary or error}")
+        return ConfigError(
+            f"PostgreSQL can't keep or look for this: {error.diag.message_primary or error}"
+        )
     remedy = next((text for cls, text in _REMEDIES.items() if isinstance(error, cls)), None)
     if remedy is None:
         remedy = "this is unexpected; please report it"

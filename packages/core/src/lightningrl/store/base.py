@@ -204,7 +204,8 @@ class Store(Protocol):
         """The rollouts that match, in the query's order.
 
         `query.following(page[-1])` is the query for the next page; a page shorter than the limit was the
-        last one. What is enqueued between two pages comes where it belongs and moves nothing.
+        last one. What is enqueued between two pages comes where it belongs and moves nothing; on PostgreSQL,
+        what another process was just enqueueing may belong on a page that was read already.
         """
         ...
 
@@ -477,7 +478,10 @@ class Store(Protocol):
     # -- moving a run --------------------------------------------------------------------------
 
     async def dump(self, run: str, *, after: int = 0, limit: int = 100) -> list[RolloutDump]:
-        """Rollouts of `run` whole, in order of enqueueing, after the cursor `after`."""
+        """Rollouts of `run` whole, in order of enqueueing, after the cursor `after`.
+
+        On PostgreSQL a rollout that another process is just enqueueing may get a place before the cursor.
+        """
         ...
 
     async def load(

@@ -1,7 +1,10 @@
 """What is asked of the store, and what it answers: the records of its contract.
 
 Invariant: a query and the last answer that it gave make the query for the next page, so that nothing is
-answered twice or passed over, whatever is enqueued meanwhile.
+answered twice, whatever is enqueued meanwhile, and nothing passed over that was there when the first page was
+read. On PostgreSQL a process that is slow to commit what it enqueues may have places before what is read
+already: a reader that must miss nothing reads again from the start, or reads ends (`Store.ended`), whose
+places are given at the commit.
 """
 
 from __future__ import annotations

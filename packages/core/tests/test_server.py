@@ -19,7 +19,7 @@ from lightningrl.keys import OPEN, AccessKeys
 from lightningrl.schema import RolloutState
 from lightningrl.server.app import Application
 from lightningrl.server.repeats import Repeats
-from lightningrl.server.serve import is_loopback, listen, serve
+from lightningrl.server.serve import _every, is_loopback, listen, serve
 from lightningrl.server.store_api import StoreApi
 from lightningrl.store.base import RolloutQuery
 from lightningrl.store.compression import Compressor
@@ -288,3 +288,19 @@ async def test_a_store_that_fails_is_unavailable_to_clients(running: Running) ->
     with pytest.raises(StoreUnavailable, match="closed"):
         await over_http.enqueue(group())
     await over_http.close()
+
+
+async def test_what_is_done_again_and_again_goes_on_after_any_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures: list[Exception] = [StoreUnavailable("away"), AssertionError("broken")]
+    done = asyncio.Event()
+
+    async def work() -> None:
+        if failures:
+            raise failures.pop()
+        done.set()
+
+    async with _every(0.0, work, first_after=0.0):
+        await done.wait()
+    assert caplog.text.count("trying again") == 2

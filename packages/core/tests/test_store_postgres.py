@@ -287,6 +287,20 @@ class TestNotifications:
         await stores[1].enqueue(group(1))
         assert len(await waiting) == 1
 
+    async def test_a_listener_that_finds_other_tables_says_so_and_tries_again(
+        self,
+        stores: tuple[PostgresStore, PostgresStore],
+        sql: psycopg.Connection[Row],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        listening = "SELECT pid FROM pg_stat_activity WHERE query = 'LISTEN lightningrl'"
+        await until(lambda: len(sql.execute(listening).fetchall()) == 2)
+        sql.execute("ALTER TABLE meta RENAME TO hidden")
+        sql.execute(f"SELECT pg_terminate_backend(pid) FROM ({listening}) AS l".encode())
+        await until(lambda: caplog.text.count("not a LightningStore") == 2)
+        sql.execute("ALTER TABLE hidden RENAME TO meta")
+        await until(lambda: len(sql.execute(listening).fetchall()) == 2)
+
 
 class TestOpening:
     def test_an_unreachable_server_is_named_without_the_password(self) -> None:

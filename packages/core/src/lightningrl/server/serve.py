@@ -24,7 +24,7 @@ import uvicorn
 
 from lightningrl.clock import Clock, SystemClock
 from lightningrl.ending import stop_on_signals, stop_with_parent
-from lightningrl.errors import ConfigError, LightningError
+from lightningrl.errors import ConfigError
 from lightningrl.event_loop import loop_factory
 from lightningrl.gateway import Gateway
 from lightningrl.gateway.asgi import Receive, Scope, Send
@@ -354,7 +354,7 @@ async def _every(
         while True:
             try:
                 await work()
-            except LightningError:
+            except Exception:  # noqa: BLE001  whatever it is, it must not end without a word
                 _LOG.exception("this could not be done; trying again in %g seconds", seconds)
             await asyncio.sleep(seconds)
 

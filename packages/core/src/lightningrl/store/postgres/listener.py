@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 import psycopg
 
-from lightningrl.errors import StoreUnavailable
+from lightningrl.errors import ConfigError, StoreUnavailable
 from lightningrl.store.postgres.link import Link
 from lightningrl.store.postgres.session import PostgresSession
 from lightningrl.store.session import Wake
@@ -61,20 +61,20 @@ class Listener:
         self._closed.close()
 
     def _run(self) -> None:
-        told = False
+        told: type[Exception] | None = None
         while True:
             try:
                 session = self._link.session()
                 session.control(f"LISTEN {CHANNEL}")
                 self._on_wake(frozenset(Wake))  # of what happened while nobody listened
-                told = False
+                told = None
                 self._listen(session)
                 break
-            except (StoreUnavailable, psycopg.Error) as error:
+            except (StoreUnavailable, ConfigError, psycopg.Error) as error:
                 self._link.close()
-                if not told:
+                if told is not type(error):
                     _LOG.warning("not listening, so waiting is slower: %s", str(error).strip())
-                    told = True
+                    told = type(error)
                 if self._is_closed_within(_AGAIN_SECONDS):
                     break
         self._link.close()

@@ -9,13 +9,14 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from yarl import URL
 
 from lightningrl.clock import SystemClock
 from lightningrl.errors import AuthError, ConfigError, Conflict, NotFound
-from lightningrl.gateway import GatewayLimits
+from lightningrl.gateway import Gateway, GatewayLimits
 from lightningrl.keys import sign_attempt_key
 from lightningrl.schema import AttemptId, AttemptState, Claim, Endpoint, Policy
-from lightningrl_testkit.gateway import GatewayRig, open_rig
+from lightningrl_testkit.gateway import GatewayRig, open_rig, serve
 from lightningrl_testkit.model_server import ModelServer
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -273,6 +274,40 @@ async def test_an_unknown_path_is_told_the_routes(rig: GatewayRig) -> None:
     assert response.status == 404
     assert "POST /v1/chat/completions" in message
     assert "a base URL and key of its own" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/keys/KEY", "/keys/..."),
+        ("/keys/KEY/v1/embeddings", "/keys/.../v1/embeddings"),
+        ("//keys//KEY/v1/embeddings", "/keys/.../v1/embeddings"),
+        ("/%6Beys/KEY/v1/embeddings", "/%6Beys/.../v1/embeddings"),
+        ("/v1%2Fkeys%2FKEY/x", "/.../x"),
+        ("/KEY/v1/embeddings", "/.../v1/embeddings"),
+    ],
+)
+async def test_an_unknown_path_is_shown_without_its_key(
+    rig: GatewayRig, path: str, shown: str
+) -> None:
+    claim = await rig.claim()
+    url = URL(rig.url + path.replace("KEY", claim.key), encoded=True)
+    async with aiohttp.ClientSession() as session, session.post(url, json={}) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (404, "no_such_route")
+    assert error["message"].startswith(f"the gateway does not serve POST {shown}. It")
+
+
+async def test_the_log_of_a_failure_has_no_key(
+    rig: GatewayRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = (await rig.claim()).key
+    never_started = Gateway(rig.store, clock=SystemClock())  # so its first call fails
+    async with serve(never_started) as url:
+        status, code, _ = await refused(f"{url}/keys/{key}/v1")
+    assert (status, code) == (500, "gateway_failed")
+    assert "POST /keys/.../v1/chat/completions failed" in caplog.text
+    assert key not in caplog.text
 
 
 async def test_limits_of_body_and_of_calls_per_attempt(tmp_path: Path) -> None:

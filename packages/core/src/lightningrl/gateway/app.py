@@ -37,7 +37,7 @@ from lightningrl.gateway.control_routes import ControlRoutes
 from lightningrl.gateway.dialects import SPOKEN, models
 from lightningrl.gateway.dialects.anthropic import ANTHROPIC
 from lightningrl.gateway.dialects.base import Spoken
-from lightningrl.gateway.identity import AgentRoute, Contexts, Identifier, agent_route
+from lightningrl.gateway.identity import AgentRoute, Contexts, Identifier, agent_route, shown_path
 from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.gateway.metrics import CONTENT_TYPE, Metrics
 from lightningrl.gateway.observe import Observer
@@ -176,7 +176,7 @@ class Gateway:
         except LightningError as error:
             refusal = _refusal_of(error)
         except Exception:  # noqa: BLE001 - the outermost boundary: agents get an answer
-            _LOG.exception("%s %s failed", scope["method"], scope["path"])
+            _LOG.exception("%s %s failed", scope["method"], shown_path(_raw_path(scope)))
             refusal = Refusal(500, "gateway_failed", "the gateway failed; its log says why")
         self._metrics.refused(refusal.code)
         return refusal.answer(_error_format(scope))
@@ -253,12 +253,10 @@ def _refusal_of(error: LightningError) -> Refusal:
 
 
 def _unserved(method: str, path: str) -> Refusal:
-    if path.startswith("/keys/"):  # messages end up in logs, and keys must not
-        path = "/keys/.../" + path.split("/", 3)[-1]
     return Refusal(
         404,
         "no_such_route",
-        f"the gateway does not serve {method} {path}. It serves {'; '.join(SERVED_ROUTES)}. What the"
+        f"the gateway does not serve {method} {shown_path(path)}. It serves {'; '.join(SERVED_ROUTES)}. What the"
         " run's policies don't answer (embeddings, judges) needs a client with a base URL and key of"
         " its own.",
     )

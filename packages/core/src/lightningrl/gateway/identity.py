@@ -53,6 +53,19 @@ def agent_route(path: str) -> AgentRoute | None:
             return None
 
 
+def shown_path(path: str) -> str:
+    """An undecoded URL path for messages and logs: without what may be an attempt key."""
+    shown: list[str] = []
+    follows_keys = False
+    for part in path.split("/"):
+        if not part:
+            continue
+        plain = unquote(part)
+        shown.append("..." if follows_keys or _KEY_PREFIX in plain else part)
+        follows_keys = plain == "keys"
+    return "/" + "/".join(shown)
+
+
 def bearer(headers: Headers) -> str | None:
     """The bearer token of a request. `None`: it has none."""
     scheme, _, token = headers.get(b"authorization", b"").decode(errors="replace").partition(" ")

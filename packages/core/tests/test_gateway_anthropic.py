@@ -140,6 +140,11 @@ async def test_the_engine_is_asked_in_its_own_words(rig: GatewayRig) -> None:
         (Answer("Yo"), 100, ("end_turn", None)),
         (Answer("Yo"), 1, ("max_tokens", None)),
         (Answer("Yo", extra={"stop_reason": "END"}), 100, ("stop_sequence", "END")),
+        (
+            Answer(tool_calls=(ToolCall("c", "f", "{}"),), finish_reason="stop"),
+            100,
+            ("tool_use", None),
+        ),
         (LOOK, 1000, ("tool_use", None)),
         (Answer(extra={"message": {"role": "assistant", "refusal": "No."}}), 9, ("refusal", None)),
     ],

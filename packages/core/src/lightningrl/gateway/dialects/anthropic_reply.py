@@ -37,6 +37,8 @@ def message(model: str, reply: EngineReply, step_id: str) -> dict[str, Any]:
     except (AttributeError, TypeError) as error:
         raise ValueError(f"its message is none: {error}") from error
     reason, sequence = _stop(choice, bool(said.get("refusal")))
+    if reason == "end_turn" and any(block["type"] == "tool_use" for block in blocks):
+        reason = "tool_use"  # engines end a forced tool call by "stop"
     usage = usage_of(reply)
     return {
         "id": message_id(step_id),

@@ -173,6 +173,24 @@ def test_a_call_names_its_model_step_agent_and_state(wire: Wire) -> None:
     assert headers["x-lightningrl-state"] == "hall"
 
 
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a\nb", "a%EF%BF%BDb"),
+        ("a\ud800", "a%5Cud800"),
+        ("a" * 300, "a" * 256),
+    ],
+)
+def test_an_agent_name_that_no_header_can_hold_is_made_to_fit(
+    wire: Wire, name: str, header: str
+) -> None:
+    context, _ = make_context(wire.url)
+    with in_rollout(context), lightningrl.step("agent", "x", agent=name):
+        ask(f"{wire.url}/v1")
+    [(_, headers)] = wire.requests
+    assert headers["x-lightningrl-agent"] == header
+
+
 def test_a_model_step_stands_for_one_call_and_its_retries(wire: Wire) -> None:
     context, _ = make_context(wire.url)
     wire.fail = 1
@@ -250,6 +268,28 @@ def test_responses_go_to_the_attempt_as_chat_completions_do(wire: Wire) -> None:
     ):
         client.responses.create(model="m", input="x")
     assert [path for path, _ in wire.requests] == ["/rollouts/r%2F1/attempts/a1/v1/responses"]
+
+
+@pytest.mark.parametrize("deployment", [None, "gpt"])
+def test_an_azure_client_goes_to_the_attempt_and_its_key_stays_at_home(
+    wire: Wire, deployment: str | None
+) -> None:
+    context, _ = make_context(wire.url, "my/gpt")
+    with (
+        in_rollout(context),
+        openai.AzureOpenAI(
+            azure_endpoint="http://127.0.0.1:9",
+            azure_deployment=deployment,
+            api_key="azure-key",
+            api_version="2024-10-21",
+            max_retries=0,
+        ) as client,
+    ):
+        client.chat.completions.create(model="my/gpt", messages=[{"role": "user", "content": "x"}])
+    [(path, headers)] = wire.requests
+    assert path.partition("?")[0] == ATTEMPT_PATH
+    assert headers["authorization"] == "Bearer attempt-key"
+    assert "azure-key" not in headers.values()
 
 
 def ask_anthropic(base_url: str, model: str = "m") -> None:

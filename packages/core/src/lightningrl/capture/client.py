@@ -18,6 +18,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
@@ -26,6 +27,7 @@ from urllib.parse import quote
 
 from lightningrl.capture.context import RolloutContext, acting_agent, current, current_step
 from lightningrl.capture.importing import OnImport
+from lightningrl.capture.jsonable import unicode_text
 from lightningrl.errors import ConfigError
 from lightningrl.schema import LogTopic, StepKind
 
@@ -40,6 +42,11 @@ PLACEHOLDER_KEY = "lightningrl-placeholder"
 """What `OPENAI_API_KEY` and `ANTHROPIC_API_KEY` say in a runner: calls outside a rollout arrive with it,
 and are refused."""
 
+_LONGEST_NAME = 256
+"""Characters of an agent's name that the gateway takes."""
+_AZURE_KEY_HEADER = "api-key"
+_AZURE_DEPLOYMENT = re.compile("^/deployments/[^/]+")
+"""What Azure's clients put before their routes."""
 _MARK = "_lightningrl_original"
 
 
@@ -157,10 +164,16 @@ def _told(context: RolloutContext, step_id: str | None) -> dict[str, str]:
     agent = acting_agent()
     said = (
         (STEP_HEADER, step_id),
-        (AGENT_HEADER, quote(agent) if agent else None),
+        (AGENT_HEADER, quote(_printable(agent)) if agent else None),
         (STATE_HEADER, None if context.state is None else quote(context.state)),
     )
     return {header: value for header, value in said if value is not None}
+
+
+def _printable(name: str) -> str:
+    """`name` as the gateway takes it: printable characters, not too many."""
+    shown = (one if one.isprintable() else "\ufffd" for one in unicode_text(name)[:_LONGEST_NAME])
+    return "".join(shown)
 
 
 def _wrap(original: Callable[..., Any], sdk: Sdk) -> Callable[..., Any]:
@@ -173,7 +186,10 @@ def _wrap(original: Callable[..., Any], sdk: Sdk) -> Callable[..., Any]:
         if context is not None and str(options.url).startswith(f"{sdk.prefix}/"):
             if _is_ours(context, self, options, sdk):
                 options = _redirected(context, options, retries_taken, sdk)
-            elif retries_taken == 0:
+                request = original(self, options, retries_taken=retries_taken)
+                request.headers.pop(_AZURE_KEY_HEADER, None)  # the user's key stays at home
+                return request
+            if retries_taken == 0:
                 _name_outside(context, self, options)
         return original(self, options, retries_taken=retries_taken)
 
@@ -207,7 +223,8 @@ def _redirected(context: RolloutContext, options: Any, retries_taken: int, sdk: 
     if sdk is _ANTHROPIC:
         headers["X-Api-Key"] = context.key  # in place of the user's, which stays at home
     redirected.headers = headers | _told(context, _step_id(options))
-    redirected.url = context.attempt_url + str(options.url).removeprefix(sdk.prefix)
+    route = str(options.url).removeprefix(sdk.prefix)
+    redirected.url = context.attempt_url + _AZURE_DEPLOYMENT.sub("", route)
     return redirected
 
 

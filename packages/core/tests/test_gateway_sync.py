@@ -16,7 +16,8 @@ from lightningrl.errors import Conflict
 from lightningrl.gateway import GatewayClient, GatewayLimits, PolicyStatus
 from lightningrl.gateway.identity import Contexts
 from lightningrl.gateway.policies import Policies, Served
-from lightningrl.schema import CallStatus, Claim, Endpoint, Policy
+from lightningrl.gateway.sync import Gate
+from lightningrl.schema import AttemptId, CallStatus, Claim, Endpoint, Policy
 from lightningrl.store import Store
 from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig
 from lightningrl_testkit.model_server import Answer, ModelServer, in_turn
@@ -302,6 +303,24 @@ async def test_time_held_does_not_count_towards_an_attempts_timeout(tmp_path: Pa
             assert await rig.store.expire() == 0
             await control.publish(RUN, "policy", 1)
             await call
+
+
+async def test_a_grant_that_fails_is_not_the_last() -> None:
+    again = asyncio.Event()
+    tries = 0
+
+    async def extend(attempt_ids: list[AttemptId], seconds: float) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise RuntimeError("a defect")
+        again.set()
+
+    gate = Gate("policy", extend)
+    gate.hold(60)
+    async with asyncio.timeout(30):
+        await again.wait()
+    gate.close()
 
 
 async def test_a_call_that_comes_while_its_policy_is_registered_is_drained_too(

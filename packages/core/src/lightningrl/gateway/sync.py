@@ -193,6 +193,8 @@ class Gate:
                 await self._extend(list(self._waiting), GRANT_SECONDS)
             except StoreUnavailable as error:  # the next grant is due anyway
                 _LOG.warning("hold time of policy %r was not given back: %s", self._name, error)
+            except Exception:  # noqa: BLE001 - one failure must not end the grants of a whole hold
+                _LOG.exception("hold time of policy %r was not given back", self._name)
 
 
 def closing() -> Refusal:

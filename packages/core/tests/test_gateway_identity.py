@@ -219,6 +219,9 @@ async def test_policy_control_checks_what_it_is_told(rig: GatewayRig) -> None:
     async with rig.control() as control:
         with pytest.raises(ConfigError, match="endpoint"):
             await control.register(Policy(name="p", run="run", version=0, endpoints=()))
+        with pytest.raises(ConfigError, match="give its `key` instead") as refused:
+            await rig.register("http://user:secret@127.0.0.1:9/v1")
+        assert "secret" not in str(refused.value)
         await rig.register("http://127.0.0.1:9/v1", name="policy/1")
         with pytest.raises(NotFound, match="Did you mean 'policy/1'"):
             await control.release("run", "policy/2")

@@ -188,7 +188,7 @@ class Policies:
         """Create or replace a policy; a hold that is in force stays in force.
 
         Raises:
-            ConfigError: it has no endpoint or no name.
+            ConfigError: it has no endpoint or no name, or an endpoint's URL names a user.
             Conflict: its version is lower than the stored one, or another policy of the run
                 answers for the same model or agent name.
         """
@@ -196,6 +196,11 @@ class Policies:
             raise ConfigError(
                 f"policy {policy.name!r} of run {policy.run!r} needs a run, a name and at least one "
                 "endpoint"
+            )
+        if any("@" in one.url.partition("://")[2].partition("/")[0] for one in policy.endpoints):
+            raise ConfigError(
+                f"policy {policy.name!r} of run {policy.run!r} has an endpoint with a user or password in"
+                " its URL, which no engine is sent and every log would show; give its `key` instead"
             )
         async with self._registering:
             await self.load(policy.run)

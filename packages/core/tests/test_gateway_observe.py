@@ -12,7 +12,11 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
+from lightningrl.clock import SystemClock
+from lightningrl.gateway import GatewayLimits
 from lightningrl.gateway.call_log import CallLog
+from lightningrl.gateway.health import Health
+from lightningrl.gateway.metrics import Metrics
 from lightningrl.gateway.spans import Spans
 from lightningrl.logs import JsonFormatter
 from lightningrl.schema import Claim
@@ -95,6 +99,21 @@ async def test_calls_tokens_and_refusals_are_counted(rig: GatewayRig) -> None:
     assert seen("process_resident_memory_bytes") > 1e6
 
 
+def test_refusal_codes_beyond_a_hundred_are_counted_together() -> None:
+    metrics = Metrics((), Health(SystemClock(), GatewayLimits()))
+    for number in (*range(102), 0):
+        metrics.refused(f"code-{number}")
+    samples = [
+        (sample.labels["code"], sample.value)
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+        if sample.name == "lightningrl_gateway_refusals_total"
+    ]
+    assert len(samples) == 101
+    assert dict(samples)["code-0"] == 2
+    assert dict(samples)["other"] == 2  # code-100 and code-101
+
+
 async def test_metrics_ask_for_the_admin_key_where_there_is_one(tmp_path: Path) -> None:
     async with (
         open_rig(tmp_path, admin_key="secret") as rig,
@@ -141,6 +160,7 @@ async def test_a_span_continues_the_agents_trace(tmp_path: Path) -> None:
     assert good.end_time - good.start_time == pytest.approx(recorded.latency_ms * 1e6, abs=1e6)
     assert failed.attributes["error.type"] == "400"
     assert "secret words" not in failed.to_json()
+    assert "too long" not in failed.to_json()  # what the engine said may quote the request
     observer.close()
 
 

@@ -1,6 +1,7 @@
 """A log line for each recorded call, for those who asked for them (log level INFO).
 
-Invariant: a line names run, rollout, attempt and call, and holds no message, token or key.
+Invariant: a line names run, rollout, attempt and call, and holds no message, token or key; of a failed
+call it says what the engine said, which may quote the request.
 """
 
 from __future__ import annotations

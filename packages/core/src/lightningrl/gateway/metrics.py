@@ -1,7 +1,7 @@
 """What the gateway counts, in Prometheus' text format at `GET /metrics`.
 
 Invariant: every value is of this process since its start, or of this moment; labels are names that a
-recipe or an operator chose, never an id, so that their number stays small.
+recipe or an operator chose, or some of the engines' error codes, never an id: their number stays small.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 """Upper bounds of the latency buckets: from a tiny model's answer to a long one behind a weight sync."""
 _POLICY = ("run", "policy")
+_MOST_CODES = 100
+"""Codes of refusals that are counted apart, since engines may make up more; the rest counts as `other`."""
 
 
 class _OfPolicy(NamedTuple):
@@ -52,6 +54,7 @@ class Metrics:
         """Count from zero; `policies` and `health` are looked at when somebody asks."""
         self._registry = CollectorRegistry()
         self._by_policy: dict[tuple[str, str], _OfPolicy] = {}
+        self._codes: set[str] = set()
         self._calls = Counter(
             "lightningrl_gateway_calls",
             "Recorded model calls, by how they ended.",
@@ -132,6 +135,11 @@ class Metrics:
 
     def refused(self, code: str) -> None:
         """A request was answered by an error; `code` is one of the gateway's or engine's."""
+        if code not in self._codes:
+            if len(self._codes) == _MOST_CODES:
+                code = "other"
+            else:
+                self._codes.add(code)
         self._refusals.labels(code).inc()
 
     def text(self) -> bytes:

@@ -50,7 +50,8 @@ class Spans:
             start_time=int(began.timestamp() * _NANOSECONDS),
         )
         if event.status is not CallStatus.DELIVERED:
-            span.set_status(trace.StatusCode.ERROR, event.error)
+            # Without a description: an engine's error may quote the request. The record has it.
+            span.set_status(trace.StatusCode.ERROR)
         span.end(int(event.at.timestamp() * _NANOSECONDS))
 
     def flush(self) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lightningrl
 from lightningrl.capture.context import current, start_step
+from lightningrl.errors import ConfigError
 from lightningrl.recorder.recorder import in_sample
 from lightningrl.schema import (
     Mode,
@@ -143,6 +146,53 @@ async def test_a_streaming_generator_closed_from_elsewhere_raises_nothing(path: 
     [record] = await read(path)
     assert record.rollout.state is RolloutState.FAILED
     assert "GeneratorExit" in str(record.attempt.failure)
+
+
+def test_a_generator_is_refused_where_it_is_decorated() -> None:
+    def plain() -> Iterator[int]:
+        yield 1
+
+    async def asynchronous() -> AsyncIterator[int]:
+        yield 1
+
+    for one in (plain, asynchronous):
+        with pytest.raises(ConfigError, match=f"generator '{one.__name__}' would end before"):
+            lightningrl.rollout(one)
+
+
+async def test_a_task_whose_keys_are_no_texts_is_shown(path: Path) -> None:
+    recorder = begin_alone(path)
+    task = {("a", 1): 2}
+    lightningrl.rollout(lambda _: None)(task)
+    with lightningrl.rollout(task):  # pyright: ignore[reportArgumentType] - the mistake
+        pass
+    assert recorder.flush()
+    assert [one.rollout.spec.task for one in await read(path)] == [{"task": "{('a', 1): 2}"}] * 2
+
+
+async def test_what_comes_when_a_rollout_has_ended_is_not_held(path: Path) -> None:
+    recorder = begin_alone(path, memory_bytes=20_000)
+    may_go_on, asked = threading.Event(), threading.Event()
+
+    def asks() -> dict[str, Any]:
+        asked.set()
+        assert may_go_on.wait(30.0)
+        return {"messages": ["x" * 15_000]}
+
+    for _ in range(3):  # together more than may be held
+        asked.clear()
+        may_go_on.clear()
+        with lightningrl.rollout():
+            late = threading.Thread(
+                target=lightningrl.bind(start_step), args=("llm", "m"), kwargs={"asks": asks}
+            )
+            late.start()
+            assert asked.wait(30.0)
+        may_go_on.set()
+        late.join()
+    assert recorder.flush()
+    assert recorder.counts.dropped == {}
+    assert len(await read(path)) == 3
 
 
 async def test_a_sample_is_of_whole_rollouts_by_their_ids(path: Path) -> None:

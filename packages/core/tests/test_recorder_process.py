@@ -172,6 +172,62 @@ async def test_several_processes_record_to_one_postgresql_database(postgres_url:
     assert recorder.counts.dropped == {}
 
 
+ENDING = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import lightningrl
+lightningrl.record(sys.argv[1], install_adapters=False)
+main_ends = threading.Event()
+threading._register_atexit(main_ends.set)
+begun = threading.Barrier(3)
+def work(number):
+    with lightningrl.rollout({"number": number}):
+        begun.wait()
+        main_ends.wait()
+threading.Thread(target=work, args=(0,)).start()
+ThreadPoolExecutor(1).submit(work, 1)
+begun.wait()
+"""
+
+
+async def test_rollouts_under_way_when_the_main_thread_ends_are_recorded(path: Path) -> None:
+    await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", ENDING, str(path)], check=True, timeout=60
+    )
+    records = await read(path)
+    assert sorted(one.rollout.spec.task["number"] for one in records) == [0, 1]
+
+
+LATER = """
+import sys, threading
+import lightningrl
+lightningrl.record(sys.argv[1], install_adapters=False)
+def work(number, **how):
+    with lightningrl.rollout({"number": number}):
+        begun.wait()
+        threading.main_thread().join()
+        if how:
+            threading.Event().wait()
+begun = threading.Barrier(3)
+threading.Thread(target=work, args=(0,)).start()
+threading.Thread(target=work, args=(1,), kwargs={"for": "ever"}, daemon=True).start()
+begun.wait()
+"""
+
+
+async def test_one_that_ends_later_is_recorded_and_one_that_does_not_is_said(path: Path) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", LATER, str(path)],
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert [one.rollout.spec.task["number"] for one in await read(path)] == [0]
+    assert done.stderr == "the process ends before 1 rollout(s), which are not recorded\n"
+
+
 # -- how it is switched on and off ---------------------------------------------------------------
 
 

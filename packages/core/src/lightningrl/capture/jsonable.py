@@ -8,6 +8,7 @@ model may write into a tool call's arguments, are stored as texts.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
@@ -30,6 +31,12 @@ def jsonable(value: Any) -> Any:
     except (OverflowError, UnicodeEncodeError):
         return _storable(plain)
     return plain
+
+
+def json_map(given: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same of a mapping, as a map; of one whose keys have no JSON form, a text under `task`."""
+    shown = jsonable(dict(given))
+    return cast("dict[str, Any]", shown) if isinstance(shown, dict) else {"task": shown}
 
 
 def unicode_text(text: str) -> str:

@@ -32,6 +32,8 @@ class OpenRollout:
     held_bytes: int = 0
     dropped: bool = False
     """It doesn't fit: nothing of it is kept."""
+    sealed: bool = False
+    """The rollout has ended: what still comes, from a thread of the agent's, is too late."""
     rewards: list[RewardEvent] = field(default_factory=list[RewardEvent], repr=False)
     """Those among its events."""
 
@@ -99,7 +101,7 @@ class Intake:
     def hold(self, rollout: OpenRollout, encoded: bytes) -> None:
         """Keep one event of `rollout`, or drop the rollout where there is no room."""
         with self._changed:
-            if rollout.dropped:
+            if rollout.dropped or rollout.sealed:
                 return
             if self._held + len(encoded) <= self._limit:
                 self._held += len(encoded)
@@ -109,11 +111,11 @@ class Intake:
             self._forget(rollout)
         self.note_drop("no room", f"{self._limit} bytes wait to be written")
 
-    def discard(self, rollout: OpenRollout) -> None:
-        """Forget a rollout that won't be put."""
+    def seal(self, rollout: OpenRollout) -> bool:
+        """The rollout has ended; `False`: it was dropped, and is counted."""
         with self._changed:
-            if not rollout.dropped:
-                self._forget(rollout)
+            rollout.sealed = True
+            return not rollout.dropped
 
     def _forget(self, rollout: OpenRollout) -> None:
         self._held -= rollout.held_bytes

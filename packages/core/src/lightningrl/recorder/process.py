@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures.thread  # noqa: F401  # pyright: ignore[reportUnusedImport]  - its hook at exit comes before ours
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +31,10 @@ from lightningrl.settings import (
 )
 from lightningrl.store.urls import Kind, kind_of, path_of
 
+_log = logging.getLogger(__name__)
+
 _EXIT_SECONDS = 5.0
-"""How long the end of the process may wait for the store."""
+"""How long the end of the process may wait for rollouts under way in other threads, and then for the store."""
 MEMORY_BYTES = 64 << 20
 
 _lock = threading.Lock()
@@ -151,12 +154,31 @@ def _close_at_exit() -> None:
         threading, "_register_atexit", atexit.register
     )
     at_exit(_close)
+    # After those threads, whose last rollouts may have ended since.
+    atexit.register(_flush_again)
 
 
 def _close() -> None:
-    for one in (_recorder, *_senders.values()):
-        if one is not None:
-            one.close(_EXIT_SECONDS)
+    """What the main thread left under way in others may end first."""
+    if _recorder is not None:
+        _recorder.wait_ended(_EXIT_SECONDS)
+    for one in _all():
+        one.close(_EXIT_SECONDS)
+
+
+def _flush_again() -> None:
+    """Closing would need executors, which have ended by now."""
+    if _recorder is not None:
+        left = _recorder.wait_ended(0.0)
+        if left:
+            _log.warning("the process ends before %d rollout(s), which are not recorded", left)
+    for one in _all():
+        if one.is_writing:
+            one.flush_for_good(_EXIT_SECONDS)
+
+
+def _all() -> list[Recorder]:
+    return [one for one in (_recorder, *_senders.values()) if one is not None]
 
 
 def active() -> Recorder | None:

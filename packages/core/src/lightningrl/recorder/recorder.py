@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from lightningrl.capture.context import RolloutContext
-from lightningrl.capture.jsonable import jsonable
+from lightningrl.capture.jsonable import json_map, jsonable
 from lightningrl.recorder.intake import EndedRollout, Feedback, Intake, OpenRollout
 from lightningrl.recorder.redaction import Redact
 from lightningrl.recorder.writer import StoreWriter, attempt_id
@@ -84,7 +84,8 @@ class Recorder:
         self._rate = sampling_rate
         self._redact = redact
         self._intake = Intake(memory_bytes)
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        """Notified when a rollout has ended."""
         self._writer: StoreWriter | None = None
         self._open: dict[RolloutId, _Open] = {}
         self._sampled_out = self._written_before = 0
@@ -96,7 +97,7 @@ class Recorder:
         for one in self._open.values():
             one.sink.dropped = True
         self._intake.begin_anew()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._abandoned = self._writer  # not collected: that would close the parent's connections
         self._writer = None
         self._open = {}
@@ -120,7 +121,7 @@ class Recorder:
             task_id=rollout_id,
             group_id=GroupId(rollout_id),
             member=0,
-            task=jsonable(dict(task)),
+            task=json_map(task),
             timeout_seconds=timeout,
             retry=RetryPolicy(max_attempts=1),
         )
@@ -146,9 +147,18 @@ class Recorder:
         """End a rollout, and hand it to the writer."""
         context.close()
         with self._lock:
-            known = self._open.pop(context.rollout_id, None)
-        if known is None or known.sink.dropped:
-            return  # begun in the process that this one was forked from; or dropped and counted
+            known = self._open.get(context.rollout_id)
+        if known is None:
+            return  # begun in the process that this one was forked from
+        try:
+            if self._intake.seal(known.sink):
+                self._hand_over(known, output, failure)
+        finally:
+            with self._lock:  # not before: at the process's end somebody waits for it
+                self._open.pop(context.rollout_id, None)
+                self._lock.notify_all()
+
+    def _hand_over(self, known: _Open, output: Any, failure: Failure | None) -> None:
         shown = msgspec.msgpack.encode(jsonable(output))
         more = len(shown) + len(msgspec.msgpack.encode(known.spec))
         ended = EndedRollout(
@@ -190,18 +200,32 @@ class Recorder:
         """Wait until what has ended by now is written or dropped; `False`: it took too long."""
         return self._intake.wait_settled(timeout_seconds)
 
+    def flush_for_good(self, timeout_seconds: float) -> None:
+        """Flush, and say so where something is left that won't be written."""
+        if not self.flush(timeout_seconds):
+            _log.warning(
+                "recording ended with %d rollout(s) or feedback not written", self._intake.waiting
+            )
+
+    def wait_ended(self, timeout_seconds: float) -> int:
+        """Wait until the rollouts under way have ended; how many have not."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._open, timeout_seconds)
+            return len(self._open)
+
     def close(self, timeout_seconds: float = 10.0) -> None:
         """Flush and let go of the store. Closing again changes nothing; what ends later opens it anew."""
-        flushed = self.flush(timeout_seconds)
+        self.flush_for_good(timeout_seconds)
         with self._lock:
             writer, self._writer = self._writer, None
         if writer is not None:
             writer.stop(timeout_seconds)
             self._written_before += writer.written
-        if not flushed:
-            _log.warning(
-                "recording ended with %d rollout(s) or feedback not written", self._intake.waiting
-            )
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether something has come since it was closed."""
+        return self._writer is not None
 
     @property
     def counts(self) -> Counts:

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from lightningrl.capture.context import RolloutContext
-from lightningrl.capture.jsonable import jsonable
+from lightningrl.capture.jsonable import json_map, jsonable
 from lightningrl.capture.rewards import emit_rewards
 from lightningrl.capture.sink import BufferSink
 from lightningrl.errors import (
@@ -101,7 +101,7 @@ class LiveDriver:
             task_id=name,
             group_id=GroupId(name),
             member=0,
-            task=jsonable(task),
+            task=json_map(task),
             timeout_seconds=timeout_seconds,
             retry=_RETRY,
             sampling=terms.sampling,

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
 from lightningrl.capture.client import install_client_patch
 from lightningrl.capture.context import RolloutContext, current, in_rollout
-from lightningrl.capture.jsonable import jsonable
+from lightningrl.capture.jsonable import json_map, jsonable
 from lightningrl.capture.rewards import emit_rewards
 from lightningrl.errors import AgentError, ConfigError
 from lightningrl.recorder import Recorder, active, is_called
@@ -122,7 +122,16 @@ class LiveRollout:
         await driver.result_of(driver.end(context, self.output, error))
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Make each call of `function` a rollout, its arguments the task, its result the output."""
+        """Make each call of `function` a rollout, its arguments the task, its result the output.
+
+        Raises:
+            ConfigError: it is a generator, whose body runs after its call.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigError(
+                f"@lightningrl.rollout on the generator {function.__name__!r} would end before its body"
+                " begins; put `with lightningrl.rollout(...)` into the body"
+            )
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
@@ -144,7 +153,7 @@ class LiveRollout:
     def _again(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LiveRollout:
         """The rollout of one call: a single mapping is the task itself."""
         if len(args) == 1 and not kwargs and isinstance(args[0], Mapping):
-            task: Mapping[str, Any] = jsonable(args[0])
+            task: Mapping[str, Any] = json_map(args[0])
         else:
             task = {"args": jsonable(args), "kwargs": jsonable(kwargs)}
         return LiveRollout(

@@ -381,6 +381,20 @@ def test_arguments_that_are_no_data_are_kept_as_they_came(text: Any) -> None:
     assert tool_arguments(text) == text
 
 
+def test_a_request_continues_only_what_is_on_its_way_to_the_store() -> None:
+    kept: list[Any] = []
+
+    class Slow:
+        def emit(self, event: Any) -> None:
+            if event.name == "first":  # another thread is faster
+                start_step("llm", "second", asks=lambda: {"messages": ["a", "b"]})
+            kept.append((event.name, event.inputs))
+
+    with in_rollout(rollout_context(sink=Slow(), has_gateway=False)):
+        start_step("llm", "first", asks=lambda: {"messages": ["a"]})
+    assert kept == [("second", {"messages": ["a", "b"]}), ("first", {"messages": ["a"]})]
+
+
 def test_whatever_a_model_calls_a_tool_can_be_stored() -> None:
     context, sink = make_context()
     with in_rollout(context):

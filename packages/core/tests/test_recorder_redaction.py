@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from msgspec import structs
 
 import lightningrl
-from lightningrl.capture.context import current
+from lightningrl.capture.context import current, end_step, start_step
+from lightningrl.conversation.recorded import whole_requests
 from lightningrl.schema import (
     Attempt,
     LogEvent,
@@ -18,6 +20,7 @@ from lightningrl.schema import (
     StepEndEvent,
     StepStartEvent,
 )
+from lightningrl.traces import AttemptRecord
 from lightningrl_testkit.production import begin_alone, read, written_bytes
 
 pytestmark = pytest.mark.usefixtures("process_in_production")
@@ -153,6 +156,65 @@ async def test_a_step_whose_start_is_left_out_is_left_out_whole(path: Path) -> N
     outer, below = record.transitions
     assert (outer.name, below.name, below.parent_id) == ("a", "below", outer.step_id)
     assert (outer.reward, below.reward) == (None, None)
+
+
+def converse() -> list[list[str]]:
+    """Three requests, each continuing the one before; what each asks."""
+    said: list[str] = []
+    for word in ("a", "b", "c"):
+        said.append(word)
+        end_step(start_step("llm", word, asks=lambda: {"messages": list(said)}))
+    return [["a"], ["a", "b"], ["a", "b", "c"]]
+
+
+def requests(record: AttemptRecord) -> list[list[str]]:
+    """The messages of each model step, whole."""
+    whole = whole_requests({one.step_id: one.inputs for one in record.transitions})
+    return [whole[one.step_id]["messages"] for one in record.transitions]
+
+
+@pytest.mark.parametrize(
+    "change", [str.upper, lambda text: re.sub("[0-9a-f]{4}", "#", text)], ids=["upper", "digits"]
+)
+async def test_changed_texts_leave_whose_messages_a_request_continues(
+    path: Path, change: Any
+) -> None:
+    recorder = begin_alone(path, redact=lightningrl.redact_texts(change))
+    with lightningrl.rollout():
+        asked = converse()
+    assert recorder.flush()
+    [record] = await read(path)
+    assert requests(record) == [[change(one) for one in messages] for messages in asked]
+
+
+async def test_a_text_of_the_users_under_the_same_name_is_changed(path: Path) -> None:
+    hide = lightningrl.redact_texts(lambda text: text.replace(SECRET, "***"))
+    recorder = begin_alone(path, redact=hide)
+    with lightningrl.rollout():
+        start_step("llm", "m", inputs={"continues": SECRET, "kept": 1})
+    assert recorder.flush()
+    [record] = await read(path)
+    assert record.transitions[0].inputs == {"continues": "***", "kept": 1}
+
+
+@pytest.mark.parametrize("left_out", ["a", "b", "ab"])
+async def test_without_a_model_step_later_requests_are_whole(path: Path, left_out: str) -> None:
+    seen: list[Any] = []
+
+    def redact(record: Any) -> Any:
+        if isinstance(record, StepStartEvent):
+            seen.append(record)
+            return None if record.name in left_out else record
+        return record
+
+    recorder = begin_alone(path, redact=redact)
+    with lightningrl.rollout():
+        asked = converse()
+    assert recorder.flush()
+    [record] = await read(path)
+    kept = [one for one in asked if one[-1] not in left_out]
+    assert requests(record) == kept
+    assert len(seen) == 3
 
 
 async def test_none_for_the_rollout_leaves_it_out(path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from lightningrl.capture.jsonable import jsonable, unicode_text
-from lightningrl.capture.messages import shortened
+from lightningrl.capture.messages import note_asked, shortened
 from lightningrl.capture.sink import Sink
 from lightningrl.schema import (
     AttemptId,
@@ -253,8 +253,9 @@ def start_step(
     if context is not None:
         with context.lock:
             context.open_steps[step.id] = step
+        marks = None
         if asks is not None and step.keeps_messages:
-            inputs = shortened(context.notes, step.id, asks)
+            inputs, marks = shortened(context.notes, asks)
         context.emit(
             StepStartEvent(
                 id=EventId(f"{step.id}-start"),
@@ -269,6 +270,8 @@ def start_step(
                 tool_call_id=None if tool_call_id is None else unicode_text(tool_call_id),
             )
         )
+        if marks is not None:
+            note_asked(context.notes, step.id, marks)
     return step
 
 

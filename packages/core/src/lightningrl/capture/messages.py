@@ -28,36 +28,47 @@ class _Asked:
 
 
 def shortened(
-    notes: dict[object, Any], step_id: StepId, asks: Callable[[], Mapping[str, Any]]
-) -> Any:
+    notes: dict[object, Any], asks: Callable[[], Mapping[str, Any]]
+) -> tuple[Any, list[bytes] | None]:
     """The request of a step as JSON, without the messages that an earlier step of the rollout has.
 
     Args:
         notes: the rollout's, where its latest requests are noted.
-        step_id: the step.
         asks: makes the request. Where it raises there is none, `None`, and a line in the log.
+
+    Returns:
+        The request, and what `note_asked` takes; `None` for that: it has no messages to continue.
     """
     try:
         request: Any = jsonable(asks())
     except Exception:  # noqa: BLE001 - a framework's objects, looked at within the user's agent
         _log.warning("a model's request can't be recorded", exc_info=True)
-        return None
+        return None, None
     messages = request.get(MESSAGES) if isinstance(request, dict) else None
     if not isinstance(messages, list):
-        return cast("Any", request)
+        return cast("Any", request), None
     marks = [_mark(one) for one in cast("list[Any]", messages)]
-    known: list[tuple[StepId, list[bytes]]] = notes.setdefault(_Asked, [])
     base, kept = None, 0
-    for earlier, theirs in known[-_COMPARED:]:
+    for earlier, theirs in _known(notes)[-_COMPARED:]:
         shared = _shared(marks, theirs)
         if shared > kept:
             base, kept = earlier, shared
+    if base is None:
+        return cast("Any", request), marks
+    rest = cast("list[Any]", messages)[kept:]
+    short = {**cast("dict[str, Any]", request), MESSAGES: rest, CONTINUES: base, KEPT: kept}
+    return short, marks
+
+
+def note_asked(notes: dict[object, Any], step_id: StepId, marks: list[bytes]) -> None:
+    """Let later requests continue that of a step, whose start is on its way to be stored."""
+    known = _known(notes)
     known.append((step_id, marks))
     del known[:-_COMPARED]
-    if base is None:
-        return cast("Any", request)
-    rest = cast("list[Any]", messages)[kept:]
-    return {**cast("dict[str, Any]", request), MESSAGES: rest, CONTINUES: base, KEPT: kept}
+
+
+def _known(notes: dict[object, Any]) -> list[tuple[StepId, list[bytes]]]:
+    return notes.setdefault(_Asked, [])
 
 
 def _mark(message: Any) -> bytes:

@@ -19,18 +19,35 @@ def whole_requests(requests: Mapping[str, Any]) -> dict[str, Any]:
     """Step id -> its request with all its messages.
 
     Args:
-        requests: step id -> `inputs` of each `llm` step of one attempt, in order of their start. One that
-            continues a step that is not among them keeps its own messages and says whose it lacks.
+        requests: step id -> `inputs` of each `llm` step of one attempt, in any order. One that continues a
+            step that is not among them keeps its own messages and says whose it lacks.
     """
     whole: dict[str, Any] = {}
-    for step_id, request in requests.items():
-        whole[step_id] = request
-        if isinstance(request, Mapping) and CONTINUES in request:
-            given = cast("Mapping[str, Any]", request)
-            base = whole.get(given[CONTINUES])
-            earlier = cast("Mapping[str, Any]", base).get(MESSAGES) if base is not None else None
-            if isinstance(earlier, list):
-                rest = {key: value for key, value in given.items() if key not in {CONTINUES, KEPT}}
-                first = cast("list[Any]", earlier)[: given[KEPT]]
-                whole[step_id] = {**rest, MESSAGES: [*first, *given[MESSAGES]]}
-    return whole
+    for step_id in requests:
+        chain: dict[str, None] = {}  # from a request to those that it continues
+        one: str | None = step_id
+        while one is not None and one in requests and one not in whole and one not in chain:
+            chain[one] = None
+            one = continued(requests[one])
+        for each in reversed(chain):
+            whole[each] = _whole(requests[each], whole)
+    return {step_id: whole[step_id] for step_id in requests}
+
+
+def continued(request: Any) -> str | None:
+    """The step whose messages a request leaves out. `None`: it is whole."""
+    if not isinstance(request, Mapping) or KEPT not in request:
+        return None
+    base = cast("Mapping[str, Any]", request).get(CONTINUES)
+    return base if isinstance(base, str) else None
+
+
+def _whole(request: Any, whole: Mapping[str, Any]) -> Any:
+    base = continued(request)
+    earlier = whole.get(base) if base is not None else None
+    messages = cast("Mapping[str, Any]", earlier).get(MESSAGES) if earlier is not None else None
+    if not isinstance(messages, list):
+        return request
+    first = cast("list[Any]", messages)[: request[KEPT]]
+    rest = {key: value for key, value in request.items() if key not in {CONTINUES, KEPT}}
+    return {**rest, MESSAGES: [*first, *request[MESSAGES]]}

@@ -6,13 +6,21 @@ the record that it was given with other contents, the whole rollout is left out.
 
 from __future__ import annotations
 
+import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from msgspec import structs
 
+from lightningrl.conversation.recorded import (
+    CONTINUES,
+    KEPT,
+    MESSAGES,
+    continued,
+    whole_requests,
+)
 from lightningrl.schema import (
     Attempt,
     Event,
@@ -20,6 +28,7 @@ from lightningrl.schema import (
     NewRollout,
     RewardEvent,
     StepEndEvent,
+    StepKind,
     StepStartEvent,
 )
 from lightningrl.store.base import AttemptDump, RolloutDump
@@ -31,6 +40,8 @@ Redact = Callable[[Any], Any]
 """Takes a `Record` and returns what to write of it; `None` leaves an event out."""
 
 R = TypeVar("R")
+
+_STEP_ID = re.compile("s-[0-9a-f]{32}")
 
 _FIXED = frozenset(
     {
@@ -54,6 +65,8 @@ class RedactionFailed(Exception):
 def redact_texts(change: Callable[[str], str]) -> Redact:
     """A `redact` hook that changes each text of each record: contents, names, errors, keys of maps.
 
+    Which step a model's request continues stays as it is, or its messages would be lost.
+
     Args:
         change: from a text to what may be written of it.
     """
@@ -63,9 +76,23 @@ def redact_texts(change: Callable[[str], str]) -> Redact:
         for name in record.__struct_fields__:
             if name not in _FIXED:
                 changed[name] = _texts(getattr(record, name), change)
+        is_model = isinstance(record, StepStartEvent) and record.kind is StepKind.LLM
+        if is_model and isinstance(record.inputs, Mapping):
+            changed["inputs"] = _request(record.inputs, change)
         return structs.replace(record, **changed)
 
     return redact
+
+
+def _request(inputs: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A model's request: `messages` keep their name, and what it continues is a step's id and no text."""
+    fixed: dict[str, Any] = {}
+    if _STEP_ID.fullmatch(continued(inputs) or ""):
+        fixed = {name: inputs[name] for name in (CONTINUES, KEPT)}
+    if MESSAGES in inputs:
+        fixed[MESSAGES] = _texts(inputs[MESSAGES], change)
+    rest = {name: value for name, value in inputs.items() if name not in fixed}
+    return {**_texts(rest, change), **fixed}
 
 
 def _texts(value: Any, change: Callable[[str], str]) -> Any:
@@ -85,7 +112,8 @@ def redacted(dump: RolloutDump, redact: Redact | None) -> RolloutDump | None:
     """What is written of a rollout. `None`: the hook returned none for the rollout or its attempt.
 
     A step whose start the hook leaves out is left out whole: its end, its rewards, and that it was around
-    other steps, which are then below the step around it.
+    other steps, which are then below the step around it. A later request that continues its own is made whole
+    before the hook sees it.
 
     Raises:
         RedactionFailed: the hook raised, or returned what is no such record.
@@ -100,6 +128,8 @@ def redacted(dump: RolloutDump, redact: Redact | None) -> RolloutDump | None:
     events: list[Event] = []
     gone: dict[str, Any] = {}
     for event in attempt.events:
+        if isinstance(event, StepStartEvent) and continued(event.inputs) in gone:
+            event = structs.replace(event, inputs=_requests(attempt.events)[event.step_id])
         kept = None if _of_step(event) in gone else _ask(redact, event)
         if kept is None:
             if isinstance(event, StepStartEvent):
@@ -122,6 +152,11 @@ def redacted_reward(event: RewardEvent, redact: Redact | None) -> RewardEvent | 
         RedactionFailed: as `redacted`.
     """
     return event if redact is None else _ask(redact, event)
+
+
+def _requests(events: Iterable[Event]) -> dict[str, Any]:
+    starts = (one for one in events if isinstance(one, StepStartEvent))
+    return whole_requests({one.step_id: one.inputs for one in starts if one.kind is StepKind.LLM})
 
 
 def _of_step(event: Event) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightningrl.capture.wire import answered_in_parts
+from lightningrl.capture.wire import HIDDEN, answered_in_parts, asked
 from lightningrl.schema import Dialect
 
 
@@ -43,6 +43,39 @@ def test_parts_of_a_chat_message_make_the_message(
     deltas: list[dict[str, Any]], message: dict[str, Any]
 ) -> None:
     assert answered_in_parts(Dialect.CHAT, chunks(*deltas)) == message
+
+
+@pytest.mark.parametrize(
+    ("dialect", "field", "server", "kept"),
+    [
+        (
+            Dialect.RESPONSES,
+            "tools",
+            {"type": "mcp", "server_url": "u", "authorization": "secret", "headers": {"X-Key": "secret"}},
+            {"type": "mcp", "server_url": "u", "authorization": HIDDEN, "headers": HIDDEN},
+        ),
+        (
+            Dialect.RESPONSES,
+            "tools",
+            {"type": "mcp", "connector_id": "c", "authorization": "secret"},
+            {"type": "mcp", "connector_id": "c", "authorization": HIDDEN},
+        ),
+        (
+            Dialect.ANTHROPIC,
+            "mcp_servers",
+            {"type": "url", "url": "u", "authorization_token": "secret"},
+            {"type": "url", "url": "u", "authorization_token": HIDDEN},
+        ),
+        (Dialect.CHAT, "tools", {"type": "function", "headers": "a"}, {"type": "function", "headers": "a"}),
+    ],
+)  # fmt: skip
+def test_a_request_is_kept_without_the_credentials_of_its_servers(
+    dialect: Dialect, field: str, server: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    body: dict[str, Any] = {"input": [], "messages": [], field: [server]}
+    found = asked(dialect, body)
+    assert found[field] == [kept]
+    assert body[field] == [server]
 
 
 def test_parts_of_a_completion_make_its_text() -> None:

@@ -32,8 +32,8 @@ class LangChainAdapter:
     framework: ClassVar[str] = "langchain-core"
     versions: ClassVar[tuple[str, str]] = ("1.4", "2")
 
-    def __init__(self) -> None:
-        self._installed = False
+    _installed: ClassVar[set[LangChainAdapter]] = set()
+    """Those that need the handler."""
 
     def install(self) -> None:
         """Add the handler to every run; a second time, or by a second adapter, changes nothing.
@@ -41,19 +41,20 @@ class LangChainAdapter:
         Raises:
             ConfigError: LangChain's version is not one of `versions`, or its list of hooks is missing.
         """
-        if any(hook[0] is _HANDLER for hook in _hooks()):
-            return
-        check_version(type(self))
-        # With the class, a handler that the user gave to a run is not joined by a second one.
-        register_configure_hook(_HANDLER, inheritable=True, handle_class=CaptureHandler)
-        self._installed = True
+        if not any(hook[0] is _HANDLER for hook in _hooks()):
+            check_version(type(self))
+            # With the class, a handler that the user gave to a run is not joined by a second one.
+            register_configure_hook(_HANDLER, inheritable=True, handle_class=CaptureHandler)
+        self._installed.add(self)
 
     def uninstall(self) -> None:
-        """Take the handler out again; runs that are under way keep it."""
-        if self._installed:
+        """Take the handler out again, with the last adapter that is installed; runs that are under way keep it."""
+        if self not in self._installed:
+            return
+        self._installed.discard(self)
+        if not self._installed:
             hooks = _hooks()
             hooks[:] = [hook for hook in hooks if hook[0] is not _HANDLER]
-            self._installed = False
 
     def wrap(self, agent: Any, *, fresh: bool) -> AgentCall | None:  # noqa: ARG002 - either will do
         """How to run a graph, an agent, or any other runnable; its output is what `ainvoke` returns.

@@ -50,6 +50,20 @@ class MannerClaims:
         assert len(found.of(StepKind.LLM)) == len(found.calls) == 2
         assert len(found.of(StepKind.TOOL)) == 1
 
+    async def test_it_records_until_the_last_that_was_installed_is_uninstalled(
+        self, lab: CaptureLab, agents: ExampleAgents, adapter: Adapter
+    ) -> None:
+        """Whichever hooked: what one part of a program undoes, another may need."""
+        second = agents.make_adapter()
+        second.install()
+        adapter.uninstall()
+        adapter.uninstall()
+        found = await lab.record(lambda: agents.ask("hello"))
+        second.uninstall()
+        assert found.joined == {one.step_id for one in found.of(StepKind.LLM)} != set()
+        silent = await lab.record(lambda: agents.ask("hello"))
+        assert silent.of(StepKind.LLM) == []
+
     async def test_uninstalled_it_records_nothing(
         self, lab: CaptureLab, agents: ExampleAgents, adapter: Adapter
     ) -> None:

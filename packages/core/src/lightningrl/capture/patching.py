@@ -1,12 +1,15 @@
 """Replacing methods and functions of a framework, so that it can be undone.
 
 Invariant: after `undo` every class and module has exactly the attributes that it had before, also those
-that were inherited. What any adapter has wrapped already is not wrapped again.
+that were inherited; only where somebody has put a function of theirs in the place of ours, theirs stays. What
+any adapter has wrapped already is not wrapped again, and is there until the last that asked for it lets go.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -15,6 +18,8 @@ from lightningrl.errors import ConfigError
 
 if TYPE_CHECKING:
     from lightningrl.capture.adapter import Adapter
+
+_log = logging.getLogger(__name__)
 
 _MARK = "_lightningrl_wrapper"
 _ABSENT = object()
@@ -27,7 +32,8 @@ class Patches:
     """The replacements that one adapter has made."""
 
     def __init__(self) -> None:
-        self._undo: list[tuple[type | ModuleType, str, Any]] = []
+        self._undo: list[tuple[type | ModuleType, str, Any, Any]] = []
+        """Where, what stood there, and what does since."""
 
     def __bool__(self) -> bool:
         """Whether anything is replaced now."""
@@ -56,8 +62,9 @@ class Patches:
             return
         wrapper = make(original)
         setattr(wrapper, _MARK, True)
-        self._undo.append((owner, name, found))
-        setattr(owner, name, staticmethod(wrapper) if static else wrapper)
+        placed = staticmethod(wrapper) if static else wrapper
+        self._undo.append((owner, name, found, placed))
+        setattr(owner, name, placed)
 
     def replace_own(self, owner: type, name: str, make: Make) -> None:
         """Replace a method that `owner` defines itself and not abstractly; else do nothing.
@@ -81,26 +88,40 @@ class Patches:
                 f"{base.__module__}.{base.__qualname__} defines __init_subclass__ itself, which this "
                 "adapter doesn't expect; install a version of the framework that it names"
             )
-        self._undo.append((base, "__init_subclass__", hook))
-        type.__setattr__(base, "__init_subclass__", classmethod(announce))
+        placed = classmethod(announce)
+        self._undo.append((base, "__init_subclass__", hook, placed))
+        type.__setattr__(base, "__init_subclass__", placed)
         for cls in _family(base):
             visit(cls)
 
     def undo(self) -> None:
         """Put everything back, the last first."""
         while self._undo:
-            owner, name, found = self._undo.pop()
-            if found is _ABSENT:
+            owner, name, found, placed = self._undo.pop()
+            if owner.__dict__.get(name) is not placed:
+                _log.warning("%s.%s was replaced by others and stays so", owner.__name__, name)
+            elif found is _ABSENT:
                 delattr(owner, name)
             else:
                 setattr(owner, name, found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Hooked:
+    patches: Patches
+    users: set[PatchingAdapter] = field(default_factory=set["PatchingAdapter"])
+    """The adapters that are installed: one has hooked, the others found it so."""
+
+
+_hooked: dict[type, _Hooked] = {}
+"""By the class that is followed."""
 
 
 class PatchingAdapter:
     """What the adapters that replace methods of their framework have in common."""
 
     followed: ClassVar[type]
-    """A class that `hook` follows: by it an adapter that is installed already is noticed."""
+    """A class that `hook` follows: by it an adapter that has hooked already is found."""
 
     def __init__(self) -> None:
         self._patches = Patches()
@@ -115,18 +136,26 @@ class PatchingAdapter:
         Raises:
             ConfigError: its version is not one of `versions`, or a hook point is missing.
         """
-        if self._patches or "__init_subclass__" in self.followed.__dict__:
-            return
-        check_version(cast("type[Adapter]", type(self)))
-        try:
-            self.hook(self._patches)
-        except BaseException:
-            self._patches.undo()
-            raise
+        hooked = _hooked.get(self.followed)
+        if hooked is None:
+            check_version(cast("type[Adapter]", type(self)))
+            try:
+                self.hook(self._patches)
+            except BaseException:
+                self._patches.undo()
+                raise
+            hooked = _hooked[self.followed] = _Hooked(self._patches)
+        hooked.users.add(self)
 
     def uninstall(self) -> None:
-        """Undo all that `install` did."""
-        self._patches.undo()
+        """Undo all that `install` did, with the last adapter that is installed."""
+        hooked = _hooked.get(self.followed)
+        if hooked is None or self not in hooked.users:
+            return
+        hooked.users.discard(self)
+        if not hooked.users:
+            del _hooked[self.followed]
+            hooked.patches.undo()
 
 
 def _family(base: type) -> list[type]:

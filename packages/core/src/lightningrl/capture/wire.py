@@ -23,18 +23,44 @@ ROUTES = {
 
 Object = Mapping[str, Any]
 
+HIDDEN = "[not recorded]"
+"""What stands for credentials."""
+_SERVERS = frozenset({"tools", "mcp_servers"})
+"""Fields of a request that name remote MCP servers: of Responses, and of Anthropic."""
+_CREDENTIALS = frozenset({"authorization", "authorization_token", "headers"})
+
 _ONCE = frozenset({"id", "index", "name", "role", "type"})
 """Fields of a delta that name what it adds to: some services repeat them."""
 _LAST_EVENTS = frozenset({"response.completed", "response.failed", "response.incomplete"})
 
 
 def asked(dialect: Dialect, body: Object) -> dict[str, Any]:
-    """A request: its `messages`, whatever the dialect calls them, and what else it says."""
+    """A request: its `messages`, whatever the dialect calls them, and what else it says, but no credentials."""
+    body = {
+        key: [_without_credentials(one) for one in value]
+        if key in _SERVERS and isinstance(value, list)
+        else value
+        for key, value in body.items()
+    }
     if dialect is not Dialect.RESPONSES:
         return dict(body)
     given = body.get("input")
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given
     return {**{key: value for key, value in body.items() if key != "input"}, MESSAGES: items or []}
+
+
+def _without_credentials(server: Any) -> Any:
+    """A tool as it is; a remote MCP server without what lets a vendor call it."""
+    if not isinstance(server, Mapping):
+        return server
+    told = cast("Mapping[str, Any]", server)
+    if (
+        "server_url" not in told
+        and "connector_id" not in told
+        and "authorization_token" not in told
+    ):
+        return told
+    return {key: HIDDEN if key in _CREDENTIALS and told[key] else told[key] for key in told}
 
 
 def answered(dialect: Dialect, body: Object) -> Any:

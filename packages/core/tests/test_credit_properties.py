@@ -235,6 +235,12 @@ def rtmc(members: Members, gamma: float, prior: float) -> Numbers:
     return [[value / spread if spread > 1e-8 else value for value in row] for row in raw]
 
 
+def without_steps(members: Members) -> Members:
+    return [
+        Member(one.reward, tuple(replace(did, reward=None) for did in one.path)) for one in members
+    ]
+
+
 def discounted(members: Members, d: float) -> Numbers:
     return [
         [value * d ** (len(row) - 1 - t) for t, value in enumerate(row)]
@@ -300,12 +306,10 @@ REFERENCES: dict[str, tuple[str, dict[str, Any], Callable[[Members], Numbers]]] 
     ),
     "hgpo": ("hgpo", {"gate": 0.0}, lambda m: hgpo(m, 3, 0.95)),
     "group_td": ("group_td", {"gate": 0.0, "lam": 0.5}, lambda m: td(m, 0.95, 0.5)),
-    "rtmc": ("rtmc", {"gate": 0.0}, lambda m: rtmc(m, 0.99, 2.0)),
+    "rtmc": ("rtmc", {"gate": 0.0}, lambda m: rtmc(without_steps(m), 0.99, 2.0)),
 }
 FEW = settings(max_examples=15, deadline=None)
 """Of each of many methods; `deadline` would judge the machine."""
-NEEDS_STEPS = {"step_reward", "mt_grpo"}
-REFUSES_STEPS = {"rtmc"}
 SCALE_FREE = {
     "broadcast std", "broadcast max_rl", "broadcast reinforce++", "broadcast reinforce++_baseline", "mt_grpo", "gigpo std",
     "hgpo", "group_td", "rtmc",
@@ -323,7 +327,7 @@ def credit(name: str, members: Members) -> Numbers:
 rewards = st.sampled_from([0.0, 0.25, 0.5, 1.0, -1.0])
 
 
-def paths(step_rewards: bool) -> st.SearchStrategy[tuple[Did, ...]]:
+def paths(*, step_rewards: bool) -> st.SearchStrategy[tuple[Did, ...]]:
     did = st.builds(
         Did,
         state=st.sampled_from(["s0", "s1", "s2"]),
@@ -336,16 +340,9 @@ def paths(step_rewards: bool) -> st.SearchStrategy[tuple[Did, ...]]:
 
 
 @st.composite
-def groups(draw: st.DrawFn, name: str) -> list[Member]:
-    with_steps = name not in REFUSES_STEPS and (name in NEEDS_STEPS or draw(st.booleans()))
-    found = draw(
-        st.lists(st.builds(Member, reward=rewards, path=paths(with_steps)), min_size=2, max_size=5)
-    )
-    if name in NEEDS_STEPS:  # at least one step has a reward
-        first = found[0]
-        rewarded = Did(first.path[0].state, "a", reward=1.0)
-        found[0] = Member(first.reward, (rewarded, *first.path[1:]))
-    return found
+def groups(draw: st.DrawFn) -> list[Member]:
+    path = paths(step_rewards=draw(st.booleans()))
+    return draw(st.lists(st.builds(Member, reward=rewards, path=path), min_size=2, max_size=5))
 
 
 def close(found: Numbers, expected: Numbers) -> None:
@@ -357,7 +354,7 @@ def close(found: Numbers, expected: Numbers) -> None:
 @FEW
 @given(data=st.data())
 def test_a_method_gives_what_its_formula_gives(name: str, data: st.DataObject) -> None:
-    members = data.draw(groups(name))
+    members = data.draw(groups())
     close(credit(name, members), REFERENCES[name][2](members))
 
 
@@ -365,7 +362,7 @@ def test_a_method_gives_what_its_formula_gives(name: str, data: st.DataObject) -
 @FEW
 @given(data=st.data())
 def test_the_order_of_members_changes_nothing(name: str, data: st.DataObject) -> None:
-    members = data.draw(groups(name))
+    members = data.draw(groups())
     order = data.draw(st.permutations(range(len(members))))
     found = credit(name, [members[i] for i in order])
     close(found, [credit(name, members)[i] for i in order])
@@ -375,7 +372,7 @@ def test_the_order_of_members_changes_nothing(name: str, data: st.DataObject) ->
 @FEW
 @given(data=st.data())
 def test_equal_members_get_equal_credit(name: str, data: st.DataObject) -> None:
-    members = data.draw(groups(name))
+    members = data.draw(groups())
     found = credit(name, [members[0], *members])
     close([found[0]], [found[1]])
 
@@ -386,7 +383,7 @@ def test_equal_members_get_equal_credit(name: str, data: st.DataObject) -> None:
 def test_rewards_in_another_unit_scale_the_credit_or_leave_it(
     name: str, data: st.DataObject, scale: float
 ) -> None:
-    members = data.draw(groups(name))
+    members = data.draw(groups())
 
     def scaled(did: Did) -> Did:
         value = None if did.reward is None else did.reward * scale
@@ -405,7 +402,7 @@ def test_rewards_in_another_unit_scale_the_credit_or_leave_it(
 def test_a_member_without_a_score_is_as_if_it_were_not_there(
     name: str, data: st.DataObject
 ) -> None:
-    members = data.draw(groups(name))
+    members = data.draw(groups())
     lost = Member(math.nan, members[0].path)
     found = credit(name, [*members[:1], lost, *members[1:]])
     assert found[1] == [0.0] * len(lost.path)
@@ -417,7 +414,7 @@ def test_a_member_without_a_score_is_as_if_it_were_not_there(
 @FEW
 @given(data=st.data())
 def test_groups_do_not_touch_each_other(name: str, data: st.DataObject) -> None:
-    one, other = data.draw(groups(name)), data.draw(groups(name))
+    one, other = data.draw(groups()), data.draw(groups())
     method, params, _ = REFERENCES[name]
     assigner: Any = find_assigner(method, params)
     if "final_in_steps" in _accepted(assigner):  # else decided for the whole batch
@@ -469,7 +466,7 @@ def trained(members: Members, values: Numbers) -> Members:
 @FEW
 @given(data=st.data(), some=st.booleans())
 def test_gae_gives_what_its_formula_gives(data: st.DataObject, some: bool) -> None:
-    members = data.draw(groups("broadcast std"))
+    members = data.draw(groups())
     value = st.one_of(rewards, st.just(math.nan)) if some else rewards
     values = [[data.draw(value) for _ in one.path] for one in members]
     assigner = find_assigner("gae", {"gamma": 0.9, "lam": 0.8})
@@ -493,7 +490,7 @@ def blank(numbers: Numbers, none: list[list[bool]]) -> Numbers:
 @given(data=st.data())
 def test_gae_aims_at_the_same_return_whoever_has_a_value(data: st.DataObject) -> None:
     """With lambda 1 the target is the return to go, of all decisions, of however many agents."""
-    members = data.draw(groups("broadcast std"))
+    members = data.draw(groups())
     values = [
         [data.draw(st.one_of(rewards, st.just(math.nan))) for _ in one.path] for one in members
     ]

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightningrl.credit import assign, find_assigner
+from lightningrl.credit import assign, assign_with, find_assigner
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.decisions import Decisions
 from lightningrl.credit.observation import RULES, normaliser
 from lightningrl.credit.state_keys import KeyRules
 from lightningrl.credit.turns import Conversations
-from lightningrl.errors import ConfigError, RunError
+from lightningrl.errors import ConfigError
 from lightningrl.schema import StepKind
 from lightningrl.transition import Group, Transition
 from lightningrl_testkit.traces import Did, group, trace
@@ -289,12 +289,37 @@ def test_the_gate_is_a_parameter(gate: float, fallback: float) -> None:
 # -- conventions --------------------------------------------------------------------------------
 
 
-def test_rtmc_refuses_step_rewards_and_step_reward_their_absence() -> None:
-    with pytest.raises(RunError, match="rtmc compares final rewards alone"):
-        metrics("rtmc", group(trace(1, Did("s", reward=1.0))))
-    for name in ("step_reward", "mt_grpo"):
-        with pytest.raises(RunError, match="no step of the iteration has a reward"):
-            metrics(name, group(trace(1, Did("s"))))
+@pytest.mark.parametrize(
+    ("name", "params", "step", "unfit"),
+    [
+        ("step_reward", {"baseline": "index"}, None, "no step has a reward"),
+        ("mt_grpo", {}, None, "no step has a reward"),
+        ("rtmc", {"gate": 0.0}, 1.0, "rtmc compares final rewards alone"),
+        ("per_agent", {"train": ["planer"]}, None, "Did you mean 'planner'"),
+    ],
+)
+def test_groups_that_do_not_suit_a_method_are_reported_and_get_what_its_formula_gives(
+    name: str, params: dict[str, Any], step: float | None, unfit: str
+) -> None:
+    # Final rewards 1 and 0 in one state, one action: +-1/2 by step_reward, +-0.7071 by mt_grpo. By rtmc both
+    # took the same action in the same state; Q = V = p = 1/2. The agents of `train` took no step.
+    made = group(
+        *(trace(1.0 - i, Did("s", agent="planner", reward=step), member=i) for i in range(2))
+    )
+    expected = {"step_reward": 0.5, "mt_grpo": 0.70711}.get(name, 0.0)
+    assigner: Any = find_assigner(name, params)
+    found = assign(assigner, [made], params)
+    assert found.unfit is not None
+    assert unfit in found.unfit
+    assert found[0] == [[pytest.approx(expected, abs=1e-4)], [pytest.approx(-expected, abs=1e-4)]]
+    assert assign(assigner, [], params).unfit is None
+
+
+def test_a_running_baseline_reports_that_no_agent_of_train_took_a_step() -> None:
+    assigner = find_assigner("running_baseline", {"train": ["critic"]})
+    made = group(trace(1, Did("s", agent="planner")))
+    outcome = assign_with(assigner, [made], {}, state={})
+    assert (outcome.credit, "took a step" in (outcome.credit.unfit or "")) == ([[[0.0]]], True)
 
 
 def test_tools_and_lost_calls_are_no_decisions_and_get_no_credit() -> None:

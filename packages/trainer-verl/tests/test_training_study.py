@@ -51,7 +51,9 @@ def sampled(one: Trace) -> Trace:
     )
 
 
-async def study(groups: Sequence[Group], value: float = 1.0, **algorithm: Any) -> Credited:
+async def study(
+    groups: Sequence[Group], value: float = 1.0, *, first: bool = False, **algorithm: Any
+) -> Credited:
     """Credit where the planner's calls alone are trained."""
     alias = groups[0].traces[0].transitions[0].call.policy  # type: ignore[union-attr]  # it is a call
     sizes = {"iterations": 1, "tasks_per_iteration": 1, "group_size": 2}
@@ -69,7 +71,9 @@ async def study(groups: Sequence[Group], value: float = 1.0, **algorithm: Any) -
     assigner = find_assigner(recipe.algorithm.credit, recipe.algorithm.credit_args)
     trainee = Trainee(alias, Critic(value, recipe.algorithm), None, 0)  # type: ignore[arg-type]  # nothing is served
     made = [replace(one, traces=tuple(sampled(trace) for trace in one.traces)) for one in groups]
-    return await Study(recipe, assigner, [trainee], Scorer((), run_folder=Path())).credit(made, {})
+    return await Study(recipe, assigner, [trainee], Scorer((), run_folder=Path())).credit(
+        made, {}, first=first
+    )
 
 
 async def test_a_perfect_critic_teaches_nothing_where_another_agent_is_not_trained() -> None:
@@ -97,3 +101,18 @@ async def test_a_critic_that_diverged_stops_the_run() -> None:
     member = trace(1.0, PLANNER)
     with pytest.raises(RunError, match=r"values calls at NaN.*critic\.learning_rate"):
         await study([group(member, member)], value=math.nan, credit="gae")
+
+
+async def test_what_a_method_lacks_is_refused_in_the_first_iteration_and_counted_in_later_ones() -> (
+    None
+):
+    groups = [group(trace(1.0, PLANNER), trace(0.0, PLANNER))]
+    with pytest.raises(RunError, match="step_reward: in the run's first iteration no step has a"):
+        await study(groups, first=True, credit="step_reward")
+    found = await study(groups, credit="step_reward")
+    assert found.lesson.metrics["credit/unfit"] == 1.0
+    (rows,) = found.lesson.rows.values()
+    # Returns 1 and 0, mean 1/2; each rollout weighs 1/2.
+    assert [row.advantages[-1] for row in rows] == [0.25, -0.25]
+    fit = await study(groups, credit="broadcast", first=True)
+    assert fit.lesson.metrics["credit/unfit"] == 0.0

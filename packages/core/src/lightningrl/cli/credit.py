@@ -98,7 +98,7 @@ def _summary(
         shown = [f"{credit.metrics[key]:.2f}" if key in credit.metrics else "" for key in _SHOWN]
         size = f"{np.abs(values).mean():.3f}" if len(values) else ""
         zero = f"{(values == 0).mean():.0%}" if len(values) else ""
-        table.add_row(name, size, zero, same, *shown, "")
+        table.add_row(name, size, zero, same, *shown, credit.unfit or "")
     return table
 
 

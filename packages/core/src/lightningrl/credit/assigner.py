@@ -69,8 +69,10 @@ def assign(assigner: CreditAssigner, groups: Sequence[Group], params: Mapping[st
         RunError: the credit isn't aligned with the transitions, or isn't finite.
     """
     credit = assigner(list(groups), **params)
-    metrics = credit.metrics if isinstance(credit, Credit) else {}
-    return Credit(_checked(_name(assigner), groups, credit, "credit"), metrics)
+    checked = _checked(_name(assigner), groups, credit, "credit")
+    if isinstance(credit, Credit):
+        return Credit(checked, credit.metrics, credit.unfit)
+    return Credit(checked)
 
 
 def assign_with(

@@ -67,6 +67,8 @@ def spread(
     decisions: Decisions,
     values: Floats,
     metrics: Mapping[str, float] | None = None,
+    *,
+    unfit: str | None = None,
 ) -> Credit:
     """Values of decisions as credit of all transitions, 0 for those that are no decision.
 
@@ -84,4 +86,4 @@ def spread(
             start += len(trace.transitions)
     taught = len(np.unique(decisions.group[values != 0.0]))
     empty = 1.0 - taught / len(groups) if groups else 0.0
-    return Credit(credit, {**(metrics or {}), "groups_without_credit": empty})
+    return Credit(credit, {**(metrics or {}), "groups_without_credit": empty}, unfit)

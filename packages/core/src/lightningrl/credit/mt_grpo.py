@@ -5,7 +5,8 @@ S_it = (r_it - mean) / (std + 1e-6) over the group's decisions with the same tur
 whose code is for two turns and adds 1e-4; this is its extension to any number).
 
 Degenerate cases: a group of one and equal rewards give 0 in the part that they concern; the last survivor at a
-turn number gets A_i alone; a missing step reward counts as 0; a batch without step rewards is refused.
+turn number gets A_i alone; a missing step reward counts as 0; a batch without step rewards gets A_i alone, and is
+reported as `Credit.unfit`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import paired, standardised
 from lightningrl.credit.decisions import Decisions, Floats, spread
 from lightningrl.credit.result import Credit
-from lightningrl.credit.step_reward import require_step_rewards
+from lightningrl.credit.step_reward import without_step_rewards
 from lightningrl.transition import Group
 
 
@@ -27,16 +28,13 @@ def mt_grpo(groups: Sequence[Group], *, weight: float = 1.0) -> Credit:
     Args:
         groups: any number, of any sizes.
         weight: of the step's part.
-
-    Raises:
-        RunError: no decision of the batch has a step reward.
     """
     decisions = read_decisions(groups)
-    return spread(groups, decisions, mt_grpo_advantages(decisions, weight=weight))
+    values = mt_grpo_advantages(decisions, weight=weight)
+    return spread(groups, decisions, values, unfit=without_step_rewards(decisions))
 
 
 def mt_grpo_advantages(decisions: Decisions, *, weight: float = 1.0) -> Floats:
     """[n] `mt_grpo` on columns."""
-    require_step_rewards(decisions, "mt_grpo")
     own = standardised(paired(decisions.group, decisions.turn), decisions.reward)
     return broadcast_advantages(decisions, "std") + weight * own

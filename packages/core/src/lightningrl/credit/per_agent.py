@@ -10,7 +10,8 @@ b_u <- decay b_u + (1 - decay) q, b_u = 0 at first; it needs no group. Members a
 
 Degenerate cases: a role that only one member of the group took, and equal rewards, give 0. A member whose role
 has no step reward while the same role of another member has one is left out of that role's comparison. With
-one role and no step rewards this is `broadcast` with `mean`. Without agent names all decisions are one role.
+one role and no step rewards this is `broadcast` with `mean`. Without agent names all decisions are one role. Where no
+agent of `train` took a step all credit is 0, which is reported as `Credit.unfit`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lightningrl.credit.compare import centred, paired, standardised
 from lightningrl.credit.decisions import Decisions, Floats, Labels, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.stateful import Outcome, State, StatefulAssigner, Values
-from lightningrl.errors import ConfigError, RunError
+from lightningrl.errors import ConfigError
 from lightningrl.nearest import suggest
 from lightningrl.transition import Group
 
@@ -46,12 +47,10 @@ def per_agent(
 
     Raises:
         ConfigError: `normalise` has no such value.
-        RunError: no decision of the batch is by an agent of `train`.
     """
     decisions = read_decisions(groups)
-    return spread(
-        groups, decisions, per_agent_advantages(decisions, normalise=normalise, train=train)
-    )
+    values = per_agent_advantages(decisions, normalise=normalise, train=train)
+    return spread(groups, decisions, values, unfit=_without(decisions, train))
 
 
 def per_agent_advantages(
@@ -112,7 +111,8 @@ class RunningBaseline(StatefulAssigner):
                 baselines[name] = self.decay * baseline + (1.0 - self.decay) * float(q[row])
         credit = np.where(_trained(decisions, self.train), apart[part], 0.0)
         metrics = {f"baseline/{name or 'agent'}": value for name, value in baselines.items()}
-        return Outcome(spread(groups, decisions, credit, metrics), {"baselines": baselines})
+        credited = spread(groups, decisions, credit, metrics, unfit=_without(decisions, self.train))
+        return Outcome(credited, {"baselines": baselines})
 
 
 def _roles(decisions: Decisions) -> tuple[Labels, Labels, Floats]:
@@ -133,10 +133,15 @@ def _roles(decisions: Decisions) -> tuple[Labels, Labels, Floats]:
 def _trained(decisions: Decisions, train: Sequence[str] | None) -> np.ndarray:
     if train is None:
         return np.ones(len(decisions), np.bool_)
+    named = [index for index, name in enumerate(decisions.agents) if (name or "") in train]
+    return np.isin(decisions.agent, named)
+
+
+def _without(decisions: Decisions, train: Sequence[str] | None) -> str | None:
+    """Why decisions of which none is by an agent of `train` don't suit the method."""
     known = [name or "" for name in decisions.agents]
-    if len(decisions) and not set(train) & set(known):
-        raise RunError(
-            f"credit assigner per_agent: none of the agents {list(train)} took a step."
-            f"{suggest(train[0] if train else '', known)}"
-        )
-    return np.isin(decisions.agent, [index for index, name in enumerate(known) if name in train])
+    if train is None or not len(decisions) or set(train) & set(known):
+        return None
+    return (
+        f"none of the agents {list(train)} took a step.{suggest(train[0] if train else '', known)}"
+    )

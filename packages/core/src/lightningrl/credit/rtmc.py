@@ -6,8 +6,8 @@ n0 = `prior` pseudo-visits; credit = Q - V', divided (not centred) by the popula
 credits with `normalise`. Formulas and constants (gamma 0.99, n0 2) of arXiv 2604.11037 as restated in GRAFT's
 appendix and a third-party port. A failed rollout's decision can get more than 0: its action won elsewhere.
 
-Terminal rewards only: p knows no time, so with step rewards late decisions would all look bad; a batch with
-step rewards is refused. p is not discounted while Q is, which pulls early decisions down; gamma 1 avoids it.
+Final rewards only: p knows no time, so with step rewards late decisions would all look bad; step rewards are left
+out, and reported as `Credit.unfit`. p is not discounted while Q is, which pulls early decisions down; gamma 1 avoids it.
 
 Degenerate cases: a state met once gives n0 / (1 + n0) times (G - p). Groups of one, and groups whose final
 rewards are all equal, give 0 (by the formula they would get the drift just mentioned). Below `gate` (see `coverage.py`) the credit is exactly the broadcast in the form `fallback`.
@@ -16,6 +16,7 @@ rewards are all equal, give 0 (by the formula they would get the drift just ment
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,7 +28,6 @@ from lightningrl.credit.decisions import Decisions, Floats, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import has_step_rewards, returns_to_go
 from lightningrl.credit.state_keys import KeyRules
-from lightningrl.errors import RunError
 from lightningrl.transition import Group
 
 _FLAT = 1e-8
@@ -54,15 +54,12 @@ def rtmc(
         fallback: form of the broadcast below the gate; see `broadcast`.
         gate: least coverage; see `coverage.py`.
         rules: what state keys ignore, by name; `None` is all of `observation.RULES`.
-
-    Raises:
-        RunError: a decision has a step reward.
     """
     decisions = read_decisions(groups, keys=KeyRules(rules=rules))
     values, metrics = rtmc_advantages(
         decisions, gamma=gamma, prior=prior, normalise=normalise, fallback=fallback, gate=gate
     )
-    return spread(groups, decisions, values, metrics)
+    return spread(groups, decisions, values, metrics, unfit=_with_step_rewards(decisions))
 
 
 def rtmc_advantages(
@@ -75,11 +72,6 @@ def rtmc_advantages(
     gate: float = DEFAULT_GATE,
 ) -> tuple[Floats, dict[str, float]]:
     """[n] `rtmc` on columns, and its metrics."""
-    if has_step_rewards(decisions):
-        raise RunError(
-            "credit assigner rtmc: steps have rewards, and rtmc compares final rewards alone; use"
-            " 'credit: group_td' or 'credit: step_reward'"
-        )
     metrics = coverage(decisions)
     if below(decisions, metrics, gate):
         return broadcast_advantages(decisions, fallback), metrics
@@ -93,13 +85,24 @@ def rtmc_advantages(
     return credit, metrics
 
 
+def _with_step_rewards(decisions: Decisions) -> str | None:
+    """Why decisions with step rewards don't suit the method."""
+    if not has_step_rewards(decisions):
+        return None
+    return (
+        "steps have rewards, and rtmc compares final rewards alone. Use 'credit: group_td' or"
+        " 'credit: step_reward'"
+    )
+
+
 def _values(decisions: Decisions, gamma: float, prior: float) -> Floats:
     """Q - V' of each decision."""
     assert decisions.action is not None
     states = decisions.states[0]
     choice = paired(states, decisions.action)
     first = np.unique(paired(choice, decisions.member), return_index=True)[1]
-    returns = returns_to_go(decisions, gamma, final_in_steps=False)
+    alone = replace(decisions, reward=np.zeros(len(decisions)))
+    returns = returns_to_go(alone, gamma, final_in_steps=False)
     visits = np.bincount(choice[first])
     q = np.bincount(choice[first], returns[first]) / visits
     seen = np.bincount(states[first], minlength=int(states.max()) + 1)

@@ -11,9 +11,9 @@ where sub-steps don't depend on each other. The baseline b is the mean of G over
 
 (The same returns are in the multi-turn recipes of SkyRL and AReaL.)
 
-Degenerate cases: a group of one gives 0, and so do equal returns. A decision without a step reward counts as 0
-once any decision of the batch has one; a batch without any is refused, since every credit would come from the
-final reward alone, which `broadcast` does better. `final_in_steps`: see `rewards.rewards`.
+Degenerate cases: a group of one gives 0, and so do equal returns. A decision without a step reward counts as 0;
+a batch without any is reported as `Credit.unfit`, since every credit comes from the final reward alone, which
+`broadcast` does better. `final_in_steps`: see `rewards.rewards`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lightningrl.credit.decisions import Decisions, Floats, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import has_step_rewards, returns_to_go
 from lightningrl.credit.state_keys import KeyRules
-from lightningrl.errors import ConfigError, RunError
+from lightningrl.errors import ConfigError
 from lightningrl.transition import Group
 
 Baseline = Literal["state", "index", "group"]
@@ -56,7 +56,6 @@ def step_reward(
         rules: what state keys ignore, by name; `None` is all of `observation.RULES`.
 
     Raises:
-        RunError: no decision of the batch has a step reward.
         ConfigError: a parameter has no such value.
     """
     keys = KeyRules(rules=rules) if baseline == "state" else None
@@ -68,7 +67,8 @@ def step_reward(
         normalise=normalise,
         final_in_steps=final_in_steps,
     )
-    return spread(groups, decisions, values, coverage(decisions) if keys is not None else None)
+    metrics = coverage(decisions) if keys is not None else None
+    return spread(groups, decisions, values, metrics, unfit=without_step_rewards(decisions))
 
 
 def step_reward_advantages(
@@ -82,7 +82,6 @@ def step_reward_advantages(
     """[n] `step_reward` on columns."""
     if normalise not in ("mean", "std"):
         raise ConfigError(f"algorithm.credit_args.normalise: 'mean' or 'std', not {normalise!r}")
-    require_step_rewards(decisions, "step_reward")
     returns = returns_to_go(decisions, gamma, final_in_steps)
     compare = standardised if normalise == "std" else centred
     by_index = paired(decisions.group, decisions.turn)
@@ -98,14 +97,11 @@ def step_reward_advantages(
     return np.where(matched, compare(decisions.states[0], returns), compare(by_index, returns))
 
 
-def require_step_rewards(decisions: Decisions, method: str) -> None:
-    """Refuse a batch without step rewards, for a method that lives on them.
-
-    Raises:
-        RunError: no decision has one.
-    """
-    if len(decisions) and not has_step_rewards(decisions):
-        raise RunError(
-            f"credit assigner {method}: no step of the iteration has a reward. Give steps rewards"
-            " (lightningrl.reward in the agent, or rules in the recipe), or use 'credit: broadcast'"
-        )
+def without_step_rewards(decisions: Decisions) -> str | None:
+    """Why decisions of which none has a step reward don't suit a method that lives on them."""
+    if not len(decisions) or has_step_rewards(decisions):
+        return None
+    return (
+        "no step has a reward. Give steps rewards (lightningrl.reward in the agent, or rules in the recipe),"
+        " or use 'credit: broadcast'"
+    )

@@ -74,6 +74,7 @@ def prepare(
     every = [row for of_policy in rows.values() for row in of_policy]
     metrics = _metrics(groups, every) | _drift_metrics(total(drift))
     metrics |= {f"credit/{name}": value for name, value in credit.metrics.items()}
+    metrics["credit/unfit"] = float(credit.unfit is not None)
     return Lesson(rows=kept, metrics=metrics, drift=drift)
 
 

@@ -168,7 +168,7 @@ class TrainingLoop:
                 [trace.transitions for group in groups for trace in group.traces],
                 self._recipe.policies,
             )
-            credited = await self._study.credit(groups, self._credit_state)
+            credited = await self._study.credit(groups, self._credit_state, first=iteration == 1)
         metrics: Metrics = dict(credited.lesson.metrics)
         metrics["train/solved_groups"] = solved_share(groups, self._log.lines)
         metrics["train/failed"] = await self._failed(iteration)

@@ -79,8 +79,19 @@ class Study:
         assigner = self._assigner
         return assigner.initial_state() if isinstance(assigner, StatefulAssigner) else {}
 
-    async def credit(self, groups: Sequence[Group], state: State) -> Credited:
-        """Step rewards, values, credit and rows; changes nothing."""
+    async def credit(
+        self, groups: Sequence[Group], state: State, *, first: bool = False
+    ) -> Credited:
+        """Step rewards, values, credit and rows; changes nothing.
+
+        Args:
+            groups: what the iteration took.
+            state: of the credit assigner.
+            first: it is the run's first iteration.
+
+        Raises:
+            RunError: the first iteration doesn't suit the method (`Credit.unfit`), or a method failed.
+        """
         scored = await self._scorer.score(groups)
         groups = scored.groups
         seen_by = lenses(
@@ -98,6 +109,11 @@ class Study:
             values=values,
             ends=await self._ends(groups, pieces),
         )
+        if first and outcome.credit.unfit is not None:
+            raise RunError(
+                f"algorithm.credit: {self._algorithm.credit}: in the run's first iteration"
+                f" {outcome.credit.unfit}"
+            )
         lesson = prepare(
             groups,
             pieces,

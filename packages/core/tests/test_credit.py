@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -181,11 +182,51 @@ def test_a_method_with_a_critic_is_refused_without_its_values() -> None:
         assign_with(find_assigner("gae", {}), [group(rollout(1, 1))], {}, state={})
 
 
-def test_wrong_values_of_parameters_are_refused_before_any_rollout() -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'mean'"):
-        find_assigner("broadcast", {"normalise": "means"})
-    with pytest.raises(ConfigError, match="from 0 to below 1"):
-        find_assigner("running_baseline", {"decay": 1.0})
+@pytest.mark.parametrize(
+    ("name", "params", "complaint"),
+    [
+        ("broadcast", {"normalise": "means"}, "Did you mean 'mean'"),
+        ("broadcast", {"normalise": ["std"]}, r"no such value \['std'\]"),
+        (
+            "discount",
+            {"discount": 1.5},
+            r"credit_args\.discount: Expected `float` <= 1\.0; it is 1\.5",
+        ),
+        ("discount", {"form": "rewards"}, "Did you mean 'reward'"),
+        (
+            "gae",
+            {"gamma": "high"},
+            r"credit_args\.gamma: Expected `float`, got `str`; it is 'high'",
+        ),
+        ("gae", {"lam": 7}, "<= 1.0"),
+        ("gae", {"bootstrap": "no"}, "Expected `bool`"),
+        ("gigpo", {"gamma": math.nan}, "gamma"),
+        ("gigpo", {"weight": math.inf}, "finite number"),
+        ("gigpo", {"rules": "numbers"}, "Expected `array | null`"),
+        ("gigpo", {"rules": ["number"]}, "Did you mean 'numbers'"),
+        ("group_td", {"gate": -0.1}, ">= 0.0"),
+        ("hgpo", {"history": "2"}, "Expected `int`"),
+        ("hgpo", {"history": -1}, ">= 0"),
+        ("mt_grpo", {"weight": -1.0}, ">= 0.0"),
+        ("per_agent", {"train": "solver"}, "Expected `array | null`, got `str`"),
+        ("rtmc", {"prior": -2}, ">= 0.0"),
+        ("rtmc", {"normalise": "reinforce++"}, "Expected `bool`"),
+        ("running_baseline", {"decay": "x"}, "Expected `float`"),
+        ("running_baseline", {"decay": 1.0}, r"< 1\.0"),
+        ("step_reward", {"gamma": 5}, "<= 1.0"),
+    ],
+)
+def test_wrong_values_of_parameters_are_refused_before_any_rollout(
+    name: str, params: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint) as raised:
+        find_assigner(name, params)
+    assert "algorithm.credit_args." in str(raised.value)
+
+
+def test_whole_numbers_are_as_good_as_others() -> None:
+    find_assigner("rtmc", {"prior": 3, "gamma": 1, "rules": None})
+    find_assigner("running_baseline", {"decay": 0, "train": ["solver"]})
 
 
 def test_metrics_of_an_assigner_come_with_its_credit() -> None:

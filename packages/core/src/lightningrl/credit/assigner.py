@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast
 
+from lightningrl.arguments import check_arguments
 from lightningrl.credit.result import Credit
 from lightningrl.credit.shipped import SHIPPED
 from lightningrl.credit.stateful import Outcome, State, StatefulAssigner, Values
@@ -23,6 +24,8 @@ CreditAssigner = Callable[..., list[list[list[float]]]]
 What it has to report it returns as a `Credit`, a list with metrics."""
 
 _GROUP = "lightningrl.credit"
+
+_ARGS = "algorithm.credit_args."
 
 
 def find_assigner(
@@ -44,6 +47,8 @@ def find_assigner(
     found = _find(name, folder)
     if isinstance(found, type) and issubclass(found, StatefulAssigner):
         _check_params(name, list(inspect.signature(found).parameters.values()), params)
+        if name in SHIPPED:
+            check_arguments(found, params, _ARGS)
         return found(**params)
     if not callable(found):
         raise ConfigError(
@@ -52,8 +57,9 @@ def find_assigner(
         )
     _check_params(name, list(inspect.signature(found).parameters.values())[1:], params)
     assigner = cast("CreditAssigner", found)
-    if name in SHIPPED:
-        assigner([], **params)  # the values are checked now, not when the first iteration ends
+    if name in SHIPPED:  # the values are checked now, not when the first iteration ends
+        check_arguments(assigner, params, _ARGS)
+        assigner([], **params)
     return assigner
 
 

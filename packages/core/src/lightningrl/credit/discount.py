@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 
+from lightningrl.arguments import Share
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import centred, counts
@@ -37,7 +38,7 @@ from lightningrl.transition import Group
 def discount(
     groups: Sequence[Group],
     *,
-    discount: float = 1.0,
+    discount: Share = 1.0,
     form: Literal["advantage", "reward"] = "advantage",
     final_in_steps: bool | None = None,
 ) -> Credit:
@@ -50,7 +51,7 @@ def discount(
         final_in_steps: see `rewards.rewards`; for `reward` alone.
 
     Raises:
-        ConfigError: a parameter is out of its range.
+        ConfigError: there is no such form.
     """
     decisions = read_decisions(groups, paths=form == "reward")
     values = discount_advantages(
@@ -67,8 +68,6 @@ def discount_advantages(
     final_in_steps: bool | None = None,
 ) -> Floats:
     """[n] `discount` on columns."""
-    if not 0.0 <= discount <= 1.0:
-        raise ConfigError(f"algorithm.credit_args.discount: from 0 to 1, not {discount}")
     if form == "reward":
         return centred(decisions.group, returns_to_go(decisions, discount, final_in_steps))
     if form != "advantage":

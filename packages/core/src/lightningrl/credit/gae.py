@@ -25,6 +25,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lightningrl.arguments import Share
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import backward, following_mean, whitened
 from lightningrl.credit.decisions import Decisions, Floats, spread
@@ -39,9 +40,9 @@ class GeneralisedAdvantage(StatefulAssigner):
 
     needs_values: ClassVar[bool] = True
 
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per decision."""
-    lam: float = 0.95
+    lam: Share = 0.95
     """Lambda: 0 is one-step TD, 1 the return minus the value."""
     whiten: bool = True
     """Whether credit is whitened over the batch's trained tokens."""

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from lightningrl.arguments import AtLeastZero, Count, Share
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import centred, members_per_state, standardised
@@ -31,11 +32,11 @@ from lightningrl.transition import Group
 def gigpo(
     groups: Sequence[Group],
     *,
-    weight: float = 1.0,
-    gamma: float = 0.95,
+    weight: AtLeastZero = 1.0,
+    gamma: Share = 0.95,
     normalise: Literal["mean", "std"] = "mean",
-    min_members: int = 1,
-    gate: float = DEFAULT_GATE,
+    min_members: Count = 1,
+    gate: Share = DEFAULT_GATE,
     final_in_steps: bool | None = None,
     rules: Sequence[str] | None = None,
 ) -> Credit:

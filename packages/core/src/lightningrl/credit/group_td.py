@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lightningrl.arguments import Share
 from lightningrl.credit.broadcast import Form, broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import backward, counts, following_mean, means, standardised
@@ -32,10 +33,10 @@ from lightningrl.transition import Group
 def group_td(
     groups: Sequence[Group],
     *,
-    gamma: float = 0.95,
-    lam: float = 0.95,
+    gamma: Share = 0.95,
+    lam: Share = 0.95,
     normalise: Form = "std",
-    gate: float = DEFAULT_GATE,
+    gate: Share = DEFAULT_GATE,
     final_in_steps: bool | None = None,
     rules: Sequence[str] | None = None,
 ) -> Credit:

@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 
+from lightningrl.arguments import Count, Positive, Share
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import centred, standardised
@@ -36,13 +37,13 @@ _ZERO = 1e-12
 def hgpo(
     groups: Sequence[Group],
     *,
-    history: int = 2,
+    history: Count = 2,
     alpha: float = 1.0,
-    offset: int = 1,
-    gamma: float = 0.95,
+    offset: Positive = 1,
+    gamma: Share = 0.95,
     normalise: Literal["mean", "std"] = "std",
     base: bool = True,
-    gate: float = DEFAULT_GATE,
+    gate: Share = DEFAULT_GATE,
     final_in_steps: bool | None = None,
     rules: Sequence[str] | None = None,
 ) -> Credit:

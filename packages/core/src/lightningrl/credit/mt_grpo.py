@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightningrl.arguments import AtLeastZero
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import paired, standardised
@@ -22,7 +23,7 @@ from lightningrl.credit.step_reward import without_step_rewards
 from lightningrl.transition import Group
 
 
-def mt_grpo(groups: Sequence[Group], *, weight: float = 1.0) -> Credit:
+def mt_grpo(groups: Sequence[Group], *, weight: AtLeastZero = 1.0) -> Credit:
     """GRPO on final rewards plus GRPO on the step rewards of each turn.
 
     Args:

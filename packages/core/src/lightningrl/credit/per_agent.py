@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from msgspec import Meta
 
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import centred, paired, standardised
@@ -75,19 +76,10 @@ def per_agent_advantages(
 class RunningBaseline(StatefulAssigner):
     """RAE: each role against the running mean of its own rewards; groups may have one member."""
 
-    decay: float = 0.95
+    decay: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.95
     """Of the baselines, from 0 to below 1."""
     train: Sequence[str] | None = None
     """As in `per_agent`."""
-
-    def __post_init__(self) -> None:
-        """Check the range.
-
-        Raises:
-            ConfigError: `decay` is out of it.
-        """
-        if not 0.0 <= self.decay < 1.0:
-            raise ConfigError(f"algorithm.credit_args.decay: from 0 to below 1, not {self.decay}")
 
     def assign(
         self,

@@ -20,6 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lightningrl.arguments import AtLeastZero, Share
 from lightningrl.credit.broadcast import Form, broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import all_equal, means, paired
@@ -37,11 +38,11 @@ _FLAT = 1e-8
 def rtmc(
     groups: Sequence[Group],
     *,
-    gamma: float = 0.99,
-    prior: float = 2.0,
+    gamma: Share = 0.99,
+    prior: AtLeastZero = 2.0,
     normalise: bool = True,
     fallback: Form = "std",
-    gate: float = DEFAULT_GATE,
+    gate: Share = DEFAULT_GATE,
     rules: Sequence[str] | None = None,
 ) -> Credit:
     """Action values minus smoothed state values, from the group's own rollouts.

@@ -23,6 +23,7 @@ from typing import Literal
 
 import numpy as np
 
+from lightningrl.arguments import Share
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import centred, members_per_state, paired, standardised
 from lightningrl.credit.coverage import coverage
@@ -39,7 +40,7 @@ Baseline = Literal["state", "index", "group"]
 def step_reward(
     groups: Sequence[Group],
     *,
-    gamma: float = 1.0,
+    gamma: Share = 1.0,
     baseline: Baseline = "state",
     normalise: Literal["mean", "std"] = "mean",
     final_in_steps: bool | None = None,

@@ -286,6 +286,36 @@ def test_the_gate_is_a_parameter(gate: float, fallback: float) -> None:
     assert metrics("group_td", found, gate=gate)["fallback"] == fallback
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("balance 1234567.25 of 1234568.75", "balance 1234567.25 of 1234568.75"),
+        ("1234567.0", "1234567"),
+        ("100.50", "100.5"),
+        ("0.1234567 -0.0000001 1.5e-9", "0.123457 0 0"),
+        ("2.5e7 1.0e400", "25000000 1.0e400"),
+        ("1.20.3 v1.50", "1.20.3 v1.5"),
+    ],
+)
+def test_numbers_keep_six_decimals_however_large_they_are(text: str, told: str) -> None:
+    normalise = normaliser(["numbers"])
+    assert normalise(text) == told
+
+
+@given(number=st.floats(allow_nan=False, allow_infinity=False), form=st.sampled_from("feg"))
+def test_numbers_that_were_normalised_stay_as_they_are(number: float, form: str) -> None:
+    normalise = normaliser(["numbers"])
+    once = normalise(f"at {number:.9{form}}.")
+    assert normalise(once) == once
+
+
+@given(text=st.text("0159.-+e x", max_size=12))
+def test_what_looks_like_a_number_stays_as_it_is_once_normalised(text: str) -> None:
+    normalise = normaliser(["numbers"])
+    once = normalise(text)
+    assert normalise(once) == once
+
+
 # -- conventions --------------------------------------------------------------------------------
 
 

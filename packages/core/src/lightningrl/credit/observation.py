@@ -5,6 +5,7 @@ Invariant: pure and idempotent, so that a text which was written down normalised
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -21,6 +22,16 @@ _IDS = frozenset({"tool_call_id", "id", "created", "created_at", "request_id", "
 
 _DIGITS = 6
 """Decimals that numbers keep: scores jitter beyond them."""
+
+
+_LONGEST = 32
+"""Characters from which on digits are an identifier and no number."""
+
+_NUMBER = re.compile(
+    r"(?<![\d.])(?<!\de)(?<!\de[-+])-?\d+\.\d+(?:e[-+]?\d+)?(?!\d|\.\d|e[-+]?\d)",
+    re.IGNORECASE,
+)
+"""A number with decimals. One that is rounded twice must not change, so parts of versions (1.2.3) are none."""
 
 
 def _replace(pattern: str, by: str) -> Callable[[str], str]:
@@ -46,12 +57,15 @@ def _without_ids(plain: Any) -> Any:
 
 
 def _round(text: str) -> str:
-    return re.sub(
-        r"-?\d+\.\d+(?:e[-+]?\d+)?",
-        lambda found: f"{round(float(found[0]), _DIGITS):g}" if len(found[0]) < 32 else found[0],
-        text,
-        flags=re.IGNORECASE,
-    )
+    return _NUMBER.sub(_rounded, text)
+
+
+def _rounded(found: re.Match[str]) -> str:
+    number = float(found[0])
+    if len(found[0]) >= _LONGEST or not math.isfinite(number):
+        return found[0]
+    shown = f"{number:.{_DIGITS}f}".rstrip("0").rstrip(".")
+    return "0" if shown == "-0" else shown
 
 
 def _space(text: str) -> str:

@@ -34,6 +34,17 @@ DEEP = "[" * 100_000
 """What no parser of JSON can read."""
 
 
+def custom(text: str, name: str = "shell") -> Transition:
+    """A model call whose answer calls a custom tool, which takes a text."""
+    made = asking("{}")
+    assert made.call is not None
+    calls = [{"id": "c", "type": "custom", "custom": {"name": name, "input": text}}]
+    message = json.dumps({"role": "assistant", "content": None, "tool_calls": calls}).encode()
+    choice = msgspec.structs.replace(made.call.choices[0], message=message)
+    record = msgspec.structs.replace(made.call, choices=(choice,))
+    return msgspec.structs.replace(made, call=record)
+
+
 def saying(text: str, tokens: int = 1) -> Transition:
     return trace(0, Did("x", text, tokens=tokens)).transitions[0]
 
@@ -56,6 +67,8 @@ def of(*steps: Transition) -> Trace:
         ("invalid_arguments", {}, [asking("{}"), asking("{]"), asking("[1]"), saying("x")], [0, 1, 1, None]),
         ("repeated_call", {}, [asking(DEEP), asking(DEEP)], [0, 1]),
         ("invalid_arguments", {}, [asking(DEEP)], [1]),
+        ("repeated_call", {}, [custom("ls"), custom("pwd"), custom("ls"), custom("ls", name="zsh")], [0, 0, 1, 0]),
+        ("invalid_arguments", {}, [custom("no JSON")], [0]),
         ("invalid_arguments", {}, [asking("{}", error=TOOL_PARSER_ERROR + "no JSON")], [1]),
         ("format", {"pattern": r"ANSWER: \d+$"}, [saying("ANSWER: 42"), saying("42"), asking("{}")], [1, 0, None]),
         # 3 tokens are half as much again as 2
@@ -104,13 +117,32 @@ async def test_without_rules_groups_stay_as_they_are(tmp_path: Path) -> None:
     assert await score(made, tmp_path) == (made, {})
 
 
+JUDGED = {"url": "http://h/v1", "model": "m", "prompt": "p"}
+
+
 @pytest.mark.parametrize(
     ("reward", "complaint"),
     [
         (StepReward(rule="tool_eror"), "no rule 'tool_eror'. Did you mean 'tool_error'"),
         (StepReward(rule="length"), "missing a required argument: 'limit'"),
         (StepReward(rule="tool_error", args={"limit": 1}), "unexpected keyword argument 'limit'"),
+        (StepReward(rule="format", args={"pattern": "("}), "pattern '(' is no regular expression"),
+        (
+            StepReward(rule="format", args={"pattern": 1}),
+            "pattern: Expected `str`, got `int`; it is 1",
+        ),
+        (StepReward(rule="length", args={"limit": 0}), "limit: Expected `int` >= 1; it is 0"),
+        (
+            StepReward(rule="latency", args={"limit_seconds": "x"}),
+            "limit_seconds: Expected `float`",
+        ),
+        (StepReward(rule="latency", args={"limit_seconds": 0}), "> 0.0; it is 0"),
         (StepReward(rule="judge", args={"model": "m"}), "missing required field `url`"),
+        (StepReward(rule="judge", args={**JUDGED, "concurrency": 0}), "Expected `int` >= 1"),
+        (
+            StepReward(rule="judge", args={**JUDGED, "lowest": 1}),
+            "'lowest' must be below 'highest'",
+        ),
     ],
 )
 def test_a_wrong_rule_is_refused_before_anything_runs(
@@ -128,6 +160,36 @@ async def test_a_users_rule_must_be_aligned(
     (tmp_path / "rules_of_this_test.py").write_text("def short(trace):\n    return []\n")
     with pytest.raises(RunError, match="gave 0 values for the 1 transitions"):
         await score(of(saying("x")), tmp_path, StepReward(rule="rules_of_this_test:short"))
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ("return [1 / 0]", "failed with ZeroDivisionError: division by zero"),
+        ("return None", "failed with TypeError"),
+        ("return ['much']", "gave 'much', which is no finite number"),
+        ("return [float('nan')]", "gave nan, which is no finite number"),
+    ],
+)
+async def test_a_users_rule_that_fails_is_named_with_the_rollout(
+    body: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"failing_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"def rule(trace):\n    {body}\n")
+    with pytest.raises(RunError) as raised:
+        await score(of(saying("x")), tmp_path, StepReward(rule=f"{name}:rule"))
+    assert f"rule '{name}:rule', rollout 'r0': it {complaint}" in str(raised.value)
+
+
+async def test_rules_that_are_named_twice_have_a_metric_each(tmp_path: Path) -> None:
+    rewards = [StepReward(rule="format", args={"pattern": one}) for one in ("a", "b", "c")]
+    _, metrics = await score(of(saying("ab")), tmp_path, *rewards)
+    assert {name: value for name, value in metrics.items() if "missing" not in name} == {
+        "format": 1.0,
+        "format_2": 1.0,
+        "format_3": 0.0,
+    }
 
 
 # -- the judge ----------------------------------------------------------------------------------
@@ -155,7 +217,28 @@ async def test_a_judges_number_is_the_value_and_is_asked_for_once(tmp_path: Path
     assert metrics == {"judge": 0.5, "judge_missing": 0.0}
 
 
-@pytest.mark.parametrize("said", ["I can't tell", "7", "0.5 or 0.6"])
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ("0.5", 0.5),
+        (" .5\n", 0.5),
+        ("+1.", 1.0),
+        ("5e-1", 0.5),
+        ("Score: 0.25.", 0.25),
+        ("-0", 0.0),
+    ],
+)
+async def test_a_judge_may_write_its_number_in_any_way(
+    said: str, value: float, tmp_path: Path
+) -> None:
+    with ModelServer(lambda request: Answer(said)) as server:
+        _, metrics = await score(of(saying("x")), tmp_path, judge(server))
+    assert metrics == {"judge": value, "judge_missing": 0.0}
+
+
+@pytest.mark.parametrize(
+    "said", ["I can't tell", "7", "0.5 or 0.6", "1/2", "50%", "0,5", "0.5.1", "v1", "1st", "nan"]
+)
 async def test_a_judge_that_gives_no_number_in_range_gives_no_reward(
     said: str, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from lightningrl.cli.stored_run import StoredRun, open_runs
 from lightningrl.cli.terminal import console
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import StepReward, load_recipe
+from lightningrl.scoring import metric_names
 from lightningrl.transition import Trace
 
 
@@ -60,10 +61,10 @@ async def rescored(
     table = Table(title=f"{run.name}, iteration {iteration}")
     for heading in ("rule", "weight", "mean value", "model calls without a value"):
         table.add_column(heading)
-    for one in chosen:
-        mean, missing = scored.metrics.get(one.rule), scored.metrics[f"{one.rule}_missing"]
+    for name, one in zip(metric_names(chosen), chosen, strict=True):
+        mean, missing = scored.metrics.get(name), scored.metrics[f"{name}_missing"]
         shown = "" if mean is None else f"{mean:.3f}"
-        table.add_row(one.rule, f"{one.weight:g}", shown, f"{missing:.0%}")
+        table.add_row(name, f"{one.weight:g}", shown, f"{missing:.0%}")
     traces = [trace for group in scored.groups for trace in group.traces]
     total = sum(map(_step_rewards, traces)) / max(len(traces), 1)
     table.add_row("per rollout, weighted, emitted ones included", "", f"{total:.3f}", "")

@@ -4,6 +4,6 @@ Invariant: nothing is written to the store. The same recorded steps, rules and j
 rewards, so a stored run can be scored again, by other rules too.
 """
 
-from lightningrl.scoring.scorer import Scored, Scorer
+from lightningrl.scoring.scorer import Scored, Scorer, metric_names
 
-__all__ = ["Scored", "Scorer"]
+__all__ = ["Scored", "Scorer", "metric_names"]

@@ -18,12 +18,15 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from lightningrl.arguments import AboveZero, Positive
 from lightningrl.errors import ConfigError
 from lightningrl.schema import StepKind
 from lightningrl.scoring.rules import Values, answer_text
 from lightningrl.transition import Trace, Transition
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w%]|[.,]\d)")
+"""A number that stands alone: no part of a word, a version or a percentage."""
+
 _FAILURES = (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError, OSError)
 """What a judge may fail of: the connection, the time, an answer that is none."""
 
@@ -40,8 +43,8 @@ class JudgeArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     highest: float = 1.0
     key_env: str | None = None
     """Environment variable that holds the key. `None`: none is sent."""
-    timeout_seconds: float = 60.0
-    concurrency: int = 8
+    timeout_seconds: AboveZero = 60.0
+    concurrency: Positive = 8
     """Questions at a time."""
 
 
@@ -56,12 +59,14 @@ class Judge:
             cache: folder of the answers; made when the first one is there.
 
         Raises:
-            ConfigError: an argument is missing, unknown or of the wrong type.
+            ConfigError: an argument is missing, unknown, of the wrong type or out of range.
         """
         try:
             self._args = msgspec.convert(args, JudgeArgs)
         except msgspec.ValidationError as error:
             raise ConfigError(f"step_rewards: judge: {error}") from error
+        if not self._args.lowest < self._args.highest:
+            raise ConfigError("step_rewards: judge: 'lowest' must be below 'highest'")
         self._cache = cache
         self._turns = asyncio.Semaphore(self._args.concurrency)
 
@@ -126,6 +131,8 @@ class Judge:
             ValueError: it said none, several, or one out of range.
         """
         (found,) = _NUMBER.findall(said)
+        if re.search(r"\d", _NUMBER.sub("", said)):
+            raise ValueError("there are digits beside the number")
         score = float(found)
         if not self._args.lowest <= score <= self._args.highest:
             raise ValueError(f"{score} is out of range")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from lightningrl.arguments import AboveZero, Positive
 from lightningrl.schema import TOOL_PARSER_ERROR, StepKind
 from lightningrl.transition import Trace, Transition
 
@@ -47,15 +48,15 @@ def repeated_call(trace: Trace) -> Values:
 def invalid_arguments(trace: Trace) -> Values:
     """1 for an answer that asks for a tool by what is no JSON object, or that no tool parser could read.
 
-    0 for other answers that ask for a tool.
+    0 for other answers that ask for a tool. Custom tools take any text.
     """
     values: Values = []
     for one in trace.transitions:
         if one.call is not None and (one.call.error or "").startswith(TOOL_PARSER_ERROR):
             values.append(1.0)
         else:
-            asked = _asked(one)
-            values.append(float(not all(map(_is_object, (a for _, a in asked)))) if asked else None)
+            valid = all(map(_is_object, _objects(one)))
+            values.append(float(not valid) if _asked(one) else None)
     return values
 
 
@@ -69,7 +70,7 @@ def format(trace: Trace, *, pattern: str) -> Values:  # noqa: A001 - the recipe'
     return [float(wanted.search(text) is not None) if text else None for text in texts]
 
 
-def length(trace: Trace, *, limit: int) -> Values:
+def length(trace: Trace, *, limit: Positive) -> Values:
     """How far an answer is longer than `limit` tokens, as a share of it: 0 up to it, 1 at twice it."""
     return [
         max(0.0, len(one.token_ids) / limit - 1.0) if len(one.token_ids) else None
@@ -77,7 +78,7 @@ def length(trace: Trace, *, limit: int) -> Values:
     ]
 
 
-def latency(trace: Trace, *, limit_seconds: float) -> Values:
+def latency(trace: Trace, *, limit_seconds: AboveZero) -> Values:
     """How far an answer took longer than `limit_seconds`, as a share; weight syncs don't count.
 
     The time is the engine's, so it tells of the policy only where engines are equally busy.
@@ -116,9 +117,18 @@ def _text(one: Transition) -> str:
 
 
 def _asked(one: Transition) -> list[tuple[str, str]]:
-    """Names and arguments of the tools that an answer asks for."""
-    functions = [call.get("function") or {} for call in _message(one).get("tool_calls") or ()]
-    return [(str(one.get("name")), one.get("arguments") or "") for one in functions]
+    """Names and arguments of the tools that an answer asks for; of a custom tool its text."""
+    return [
+        (str(asked.get("name")), asked.get("arguments") or asked.get("input") or "")
+        for call in _message(one).get("tool_calls") or ()
+        for asked in (call.get("function") or call.get("custom") or {},)
+    ]
+
+
+def _objects(one: Transition) -> list[str]:
+    """Arguments of the tools that are called with a JSON object; custom ones take any text."""
+    functions = [call.get("function") for call in _message(one).get("tool_calls") or ()]
+    return [asked.get("arguments") or "" for asked in functions if asked]
 
 
 def _is_object(arguments: str) -> bool:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 
 from msgspec import structs
 
+from lightningrl.arguments import check_arguments
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.nearest import suggest
 from lightningrl.objects import load_object
@@ -31,7 +35,18 @@ class Scored:
     groups: list[Group]
     """Equal to those given, but for the rewards of steps."""
     metrics: dict[str, float]
-    """Per rule `NAME`, the mean of its values, and `NAME_missing`, the share of model calls without one."""
+    """Per rule, under its name of `metric_names`, the mean of its values, and as `NAME_missing` the share of
+    model calls without one."""
+
+
+def metric_names(rewards: Sequence[StepReward]) -> list[str]:
+    """A name for each: its rule's, and from the second of the same rule on with a number, `format_2`."""
+    seen: Counter[str] = Counter()
+    names: list[str] = []
+    for one in rewards:
+        seen[one.rule] += 1
+        names.append(one.rule if seen[one.rule] == 1 else f"{one.rule}_{seen[one.rule]}")
+    return names
 
 
 @dataclass(frozen=True)
@@ -55,18 +70,18 @@ class Scorer:
             folder: the recipe's, where its own modules are.
 
         Raises:
-            ConfigError: there is no such rule, or it doesn't take one of its arguments.
+            ConfigError: there is no such rule, or it doesn't take one of its arguments or its value.
         """
         self._parts = [
-            _Part(one.rule, one.weight, _source(one, cache=run_folder / JUDGE, folder=folder))
-            for one in rewards
+            _Part(name, one.weight, _source(one, cache=run_folder / JUDGE, folder=folder))
+            for name, one in zip(metric_names(rewards), rewards, strict=True)
         ]
 
     async def score(self, groups: Sequence[Group]) -> Scored:
         """The groups with the rules' values added to the rewards of their steps.
 
         Raises:
-            RunError: a rule's values aren't aligned with the transitions, or aren't finite.
+            RunError: a rule failed, or its values aren't aligned with the transitions or aren't finite numbers.
         """
         traces = [trace for group in groups for trace in group.traces]
         totals: list[dict[int, float]] = [{} for _ in traces]
@@ -99,25 +114,43 @@ def _source(reward: StepReward, *, cache: Path, folder: Path | None) -> Rule | J
     except TypeError as error:
         takes = suggest("", list(signature.parameters)[1:]) or " It takes no arguments."
         raise ConfigError(f"step_rewards: {reward.rule!r}: {error}.{takes}") from error
+    if reward.rule in RULES:
+        check_arguments(rule, reward.args, f"step_rewards: {reward.rule}: ")
+    if reward.rule == "format":
+        _check_pattern(reward.args["pattern"])
     return partial(rule, **reward.args)
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"step_rewards: format: pattern {pattern!r} is no regular expression: {error}"
+        ) from error
 
 
 async def _values(part: _Part, traces: Sequence[Trace]) -> list[Values]:
     if isinstance(part.source, Judge):
         return await part.source.values(traces)
-    found = [part.source(trace) for trace in traces]
-    for trace, values in zip(traces, found, strict=True):
-        if len(values) != len(trace.transitions):
-            raise RunError(
-                f"step_rewards: rule {part.name!r} gave {len(values)} values for the"
-                f" {len(trace.transitions)} transitions of rollout {trace.rollout.id!r}; it must give"
-                " one each, None where it has nothing to say"
-            )
-        if not all(value is None or math.isfinite(value) for value in values):
-            raise RunError(
-                f"step_rewards: rule {part.name!r} gave rollout {trace.rollout.id!r} a NaN or infinity"
-            )
-    return found
+    return [_of_rule(part.name, part.source, trace) for trace in traces]
+
+
+def _of_rule(name: str, rule: Rule, trace: Trace) -> Values:
+    where = f"step_rewards: rule {name!r}, rollout {trace.rollout.id!r}"
+    try:
+        values = list(rule(trace))
+    except Exception as error:
+        raise RunError(f"{where}: it failed with {type(error).__name__}: {error}") from error
+    if len(values) != len(trace.transitions):
+        raise RunError(
+            f"{where}: it gave {len(values)} values for the {len(trace.transitions)} transitions; it must"
+            " give one each, None where it has nothing to say"
+        )
+    for value in values:
+        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+            raise RunError(f"{where}: it gave {value!r}, which is no finite number")
+    return values
 
 
 def _add(total: dict[int, float], weight: float, values: Values, trace: Trace) -> None:

@@ -58,6 +58,8 @@ def test_groups_without_signal_are_skipped_and_replaced(project: Project, said: 
         # Enough groups with signal, or no more tasks than the limit allows.
         assert line["train/groups"] == 4 or line["train/further_tasks"] == 8
         assert line["train/groups_without_signal"] == 0
+        # Those that were left out count where a guard looks: here no rollout fails.
+        assert line["train/flat_groups"] == len(skipped) / len(of_iteration)
     assert any(line["train/further_tasks"] for line in project.metrics()[1:])
 
 

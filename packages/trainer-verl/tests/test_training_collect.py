@@ -50,9 +50,12 @@ async def plays(store: SqliteStore, outcomes: dict[str, list[float | None]]) -> 
             await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
 
 
-@pytest.mark.parametrize(("failure_reward", "flat"), [(None, 2), (0.0, 1), (1.0, 2)])
+@pytest.mark.parametrize(
+    ("failure_reward", "flat"),
+    [(None, [[1.0], [1.0, 1.0]]), (0.0, [[1.0, 1.0]]), (1.0, [[1.0, 1.0]] * 2)],
+)
 async def test_a_group_that_failed_in_part_has_signal_if_failures_are_rewarded(
-    store: SqliteStore, failure_reward: float | None, flat: int
+    store: SqliteStore, failure_reward: float | None, flat: list[list[float]]
 ) -> None:
     algorithm = {
         "iterations": 1,
@@ -66,7 +69,7 @@ async def test_a_group_that_failed_in_part_has_signal_if_failures_are_rewarded(
     working = asyncio.create_task(plays(store, {"easy": [1.0, 1.0], "hard": [None, 1.0]}))
     found = await collect_training(store, recipe, TASKS, 1, on_progress=lambda _: None)
     await working
-    assert (len(found.flat), found.further) == (flat, 0)
+    assert (sorted(map(list, found.flat.values())), found.further) == (flat, 0)
 
 
 async def collected(store: SqliteStore, failures: list[Failure | None]) -> Progress:

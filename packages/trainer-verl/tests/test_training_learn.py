@@ -27,7 +27,7 @@ from lightningrl.schema import (
 )
 from lightningrl.trained_calls import STALE, UNTRAINED_AGENT, lenses
 from lightningrl.transition import Group, Trace, assemble
-from lightningrl_verl.training.learn import Lesson, check_models, prepare, solved_share
+from lightningrl_verl.training.learn import Lesson, check_models, flat_share, prepare, solved_share
 from lightningrl_verl.training.rows import cut
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -193,7 +193,6 @@ def test_what_guards_look_at_is_measured() -> None:
     metrics = _lesson([_group(1.0, 0.0), _group(1.0, 1.0)]).metrics
     # Rewards 1, 0, 1, 1: the mean square deviation from 3/4 is 3/16.
     assert metrics["train/reward_std"] == pytest.approx((3 / 16) ** 0.5)
-    assert metrics["train/flat_groups"] == 0.5
     assert metrics["train/tokens_per_call"] == 2
     assert metrics["train/tool_calls_per_rollout"] == 0
     assert metrics["train/entropy"] == 0.5
@@ -224,9 +223,15 @@ def test_several_models_are_not_guessed() -> None:
     check_models(traces, {"gpt": PolicyRecipe(model="m"), "gpt-large": PolicyRecipe(model="m")})
 
 
+def test_flat_groups_are_those_of_several_rollouts_with_one_reward() -> None:
+    # Of three groups of two or more, two are flat.
+    assert flat_share([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0, 1.0], [0.0], []]) == 2 / 3
+    assert flat_share([[1.0], []]) is None
+
+
 def test_groups_are_solved_at_the_best_reward_that_the_run_has_seen() -> None:
-    solved, mixed, lost = _group(1.0, 1.0), _group(1.0, 0.0), _group(0.0, 0.0)
-    assert solved_share([solved, mixed, lost, lost], []) == 0.25
+    solved, mixed, lost = [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]
+    assert solved_share([solved, mixed, lost, lost, []], []) == 0.25
     # Alone it is solved only where the run has seen less before; and not where it has seen more.
     assert solved_share([solved], []) == 0.0
     before = [{"iteration": 0}, {"train/reward_min": 0.0, "train/reward_max": 0.5}]

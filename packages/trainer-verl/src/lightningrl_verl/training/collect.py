@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -90,8 +90,9 @@ async def _retry_if_all_failed(store: Store, first: NewRollout) -> None:
 class Collected:
     """The training rollouts of one iteration have ended."""
 
-    flat: tuple[GroupId, ...]
-    """Groups without signal, to be skipped; always empty without dynamic sampling."""
+    flat: Mapping[GroupId, Sequence[float]]
+    """Groups without signal, to be skipped, with the rewards of their usable members; always empty without
+    dynamic sampling."""
     further: int
     """Tasks that were added in place of such groups."""
 
@@ -116,10 +117,10 @@ async def collect_training(
     assert algorithm is not None
     rollouts = training_rollouts(recipe, tasks, iteration)
     if not rollouts:  # it trains on live rollouts alone
-        return Collected((), 0)
+        return Collected({}, 0)
     await collect(store, rollouts, on_progress=on_progress)
     if not algorithm.further_tasks:
-        return Collected((), 0)
+        return Collected({}, 0)
     further = 0
     while True:
         flat = await _flat_groups(store, recipe.name, iteration, algorithm)
@@ -132,8 +133,8 @@ async def collect_training(
 
 async def _flat_groups(
     store: Store, run: str, iteration: int, algorithm: Algorithm
-) -> tuple[GroupId, ...]:
-    """Groups that teach nothing: too few usable members, or all have one reward."""
+) -> dict[GroupId, list[float]]:
+    """Groups that teach nothing, too few usable members or all of one reward; with those members' rewards."""
     query = RolloutQuery(run=run, mode=Mode.TRAIN, iteration=iteration)
     failed: set[RolloutId] = set()
     if algorithm.failure_reward is not None:
@@ -148,11 +149,11 @@ async def _flat_groups(
             of_group.append(rollout.reward)
         elif rollout.id in failed and algorithm.failure_reward is not None:
             of_group.append(algorithm.failure_reward)
-    return tuple(
-        group_id
+    return {
+        group_id: of_group
         for group_id, of_group in rewards.items()
         if len(of_group) < max(algorithm.min_group, 1) or len(set(of_group)) < 2
-    )
+    }
 
 
 def _deleted(first: NewRollout, missing: int) -> str:

@@ -134,9 +134,8 @@ def _metrics(groups: Sequence[Group], rows: Sequence[Row]) -> Metrics:
         ),
         "train/rollouts": len(traces),
         "train/groups": len(groups),
-        "train/groups_without_signal": sum(_flat(group.traces) for group in groups),
-        "train/flat_groups": _mean(
-            [_flat(group.traces) for group in groups if len(group.traces) > 1]
+        "train/groups_without_signal": sum(
+            len({trace.reward for trace in group.traces}) < 2 for group in groups
         ),
         "train/calls_per_rollout": _mean([len(trace.calls) for trace in traces]),
         "train/tool_calls_per_rollout": _mean([_tool_calls(trace) for trace in traces]),
@@ -161,26 +160,35 @@ def _drift_metrics(drift: Drift) -> Metrics:
     }
 
 
-def _flat(traces: Sequence[Trace]) -> bool:
-    return len({trace.reward for trace in traces}) < 2
+def flat_share(rewards: Sequence[Sequence[float]]) -> float | None:
+    """Share of the groups of several rollouts whose rewards are all equal; `None` where there are none.
+
+    Args:
+        rewards: of each group's members.
+    """
+    return _mean([len(set(of_group)) < 2 for of_group in rewards if len(of_group) > 1])
 
 
-def solved_share(groups: Sequence[Group], lines: Sequence[Metrics]) -> float | None:
+def solved_share(rewards: Sequence[Sequence[float]], lines: Sequence[Metrics]) -> float | None:
     """Share of the groups all of whose rewards are the best that the run has seen.
 
     A run that has only ever seen one reward can't know that it is a good one, and has solved nothing. No
     groups give `None`.
 
     Args:
-        groups: of this iteration.
+        rewards: of the members of each group of this iteration; groups without any don't count.
         lines: the metrics of the iterations before.
     """
-    now = [trace.reward for group in groups for trace in group.traces]
+    now = [reward for of_group in rewards for reward in of_group]
     low = [line["train/reward_min"] for line in lines if line.get("train/reward_min") is not None]
     high = [line["train/reward_max"] for line in lines if line.get("train/reward_max") is not None]
     worst, best = min([*now, *low], default=0.0), max([*now, *high], default=0.0)
     return _mean(
-        [worst < best and all(trace.reward == best for trace in group.traces) for group in groups]
+        [
+            worst < best and all(reward == best for reward in of_group)
+            for of_group in rewards
+            if of_group
+        ]
     )
 
 

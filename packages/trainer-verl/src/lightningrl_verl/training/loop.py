@@ -28,7 +28,7 @@ from lightningrl_verl.training.collect import collect, collect_training
 from lightningrl_verl.training.drift import with_gaps, write_drift
 from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.guards import check_guards
-from lightningrl_verl.training.learn import check_models, digest, solved_share
+from lightningrl_verl.training.learn import check_models, digest, flat_share, solved_share
 from lightningrl_verl.training.live import CollectedLive, collect_live
 from lightningrl_verl.training.metrics import Metrics, MetricsLog
 from lightningrl_verl.training.study import Credited, Study, Trainee
@@ -170,7 +170,10 @@ class TrainingLoop:
             )
             credited = await self._study.credit(groups, self._credit_state, first=iteration == 1)
         metrics: Metrics = dict(credited.lesson.metrics)
-        metrics["train/solved_groups"] = solved_share(groups, self._log.lines)
+        rewards = [[trace.reward for trace in group.traces] for group in groups]
+        rewards += [list(of_group) for of_group in collected.flat.values()]
+        metrics["train/flat_groups"] = flat_share(rewards)
+        metrics["train/solved_groups"] = solved_share(rewards, self._log.lines)
         metrics["train/failed"] = await self._failed(iteration)
         metrics |= live.metrics
         if self._algorithm.further_tasks:

@@ -152,6 +152,60 @@ def test_a_wrong_recipe_is_refused_by_the_name_of_what_is_wrong(
         parse_recipe({"name": "n", "agent": "m:f"} | tree)
 
 
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("optimiser.kl_coeff=-1", "optimiser.kl_coeff: must be at least 0, not -1"),
+        ("optimiser.learning_rate=-1", "optimiser.learning_rate: must be at least 0"),
+        (
+            "optimiser.learning_rate=.nan",
+            "optimiser.learning_rate: must be a finite number, not nan",
+        ),
+        ("optimiser.clip_low=-0.1", "optimiser.clip_low: must be at least 0"),
+        ("optimiser.grad_clip=0", "optimiser.grad_clip: must be more than 0, not 0"),
+        (
+            "policies.policy.optimiser={learning_rate: .inf}",
+            r"policies\.policy\.optimiser\.learning_rate: must be a finite number",
+        ),
+        (
+            "policies.policy.optimiser={learning_rate: 1, grad_clip: -1}",
+            r"policies\.policy\.optimiser\.grad_clip: must be more than 0",
+        ),
+        (
+            "policies.policy.max_model_len=32",
+            r"policies\.policy\.max_model_len: must be at least 33",
+        ),
+        ("algorithm.importance_max=-1", "algorithm.importance_max: must be more than 0"),
+        (
+            "algorithm.importance_min=2",
+            "importance_min: 2.0 is not less than .*importance_max, 2.0",
+        ),
+        ("algorithm.failure_reward=.nan", "algorithm.failure_reward: must be a finite number"),
+        (
+            "step_rewards=[{rule: length, weight: .inf}]",
+            r"step_rewards\[0\]\.weight: must be a finite",
+        ),
+        ("runner.timeout_seconds=-1", "runner.timeout_seconds: must be more than 0"),
+        ("runner.lease_seconds=0", "runner.lease_seconds: must be more than 0"),
+        ("gateway.drain_seconds=-5", "gateway.drain_seconds: must be at least 0"),
+        ("data.train.limit=-1", "data.train.limit: must be at least 1"),
+        ("sampling.train.max_tokens=0", "sampling.train.max_tokens: must be at least 1"),
+        ("trainer.probe_tolerance=-1", "trainer.probe_tolerance: must be at least 0"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused(
+    tmp_path: Path, override: str, complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load(tmp_path, RECIPE, override)
+
+
+def test_an_override_of_a_verl_key_is_its_dotted_name_and_comes_last(tmp_path: Path) -> None:
+    text = RECIPE + "verl: {actor.optim.lr: 1, actor: {optim: {lr: 2}}}\n"
+    verl = load(tmp_path, text, "verl.actor.optim.lr=1e-3").recipe.verl
+    assert list(verl.items()) == [("actor", {"optim": {"lr": 2}}), ("actor.optim.lr", 1e-3)]
+
+
 def test_keys_of_verl_are_left_to_the_trainer() -> None:
     recipe = parse_recipe({"name": "n", "agent": "m:f", "verl": {"actor": {"any": {"key": 1}}}})
     assert recipe.verl == {"actor": {"any": {"key": 1}}}

@@ -250,6 +250,9 @@ def test_what_is_measured_beside_the_loss(still: VerlBackend):
     metrics = still.update(rows, old)
     assert metrics["ratio_max"] == pytest.approx(1.2840, abs=1e-4)
     assert metrics["ppo_kl"] == pytest.approx(-0.25, abs=1e-5)
+    # e^200 is no number of fp32, and metrics are JSON, which has no infinity.
+    far = [one - np.float32(200) for one in now]
+    assert still.update(rows, far)["ratio_max"] == pytest.approx(3.4e38, rel=0.01)
 
 
 def test_importance_weights_multiply_each_tokens_loss(still: VerlBackend):

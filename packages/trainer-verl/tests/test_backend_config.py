@@ -42,6 +42,27 @@ def test_an_override_wins_over_the_field():
     assert role.model.override_config.attn_implementation == "eager"
 
 
+def test_overrides_may_be_nested_and_the_last_one_wins():
+    overrides = {
+        "actor.optim.lr": 0.1,
+        "actor": {"optim": {"lr": 0.25}, "clip_ratio_c": 4.0},
+        "actor.clip_ratio_c": 5.0,
+        "model": {"lora_rank": 8, "override_config": {"rope_scaling": {"factor": 2.0}}},
+    }
+    check_overrides(overrides)
+    composed = compose_verl_config(
+        BackendConfig(model_path="m", optimiser=Optimiser(learning_rate=1.0), overrides=overrides)
+    )
+    role = composed.actor_rollout_ref
+    assert role.actor.optim.lr == 0.25
+    assert role.actor.clip_ratio_c == 5.0
+    assert role.model.override_config.rope_scaling.factor == 2.0
+    # Of adapters the export is ours, as with `model.lora_rank`.
+    assert "hf_model" not in role.actor.checkpoint.save_contents
+    with pytest.raises(ConfigError, match=r"no key 'actor.optim.lrr'.*'actor.optim.lr'"):
+        check_overrides({"actor": {"optim": {"lrr": 0.1}}})
+
+
 def test_an_unknown_key_names_the_nearest():
     with pytest.raises(ConfigError, match=r"no key 'actor.optim.betass'.*'actor.optim.betas'"):
         check_overrides({"actor.optim.betass": [0.9, 0.9]})

@@ -1,5 +1,6 @@
 """The critic: one value per call, read before its answer, fitted to targets; and who trains whom."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,14 @@ def test_with_a_lower_bound_weights_outside_count_nothing() -> None:
     )
     assert first.tolist() == pytest.approx([0.0, 0.0, 1.5, 0.0])
     assert metrics["importance_cut"] == pytest.approx(2 / 3)
+
+
+def test_weights_beyond_every_number_are_reported_as_one() -> None:
+    # e^1000 is no float; metrics are JSON, which has no infinity.
+    gap = np.array([0.0, 1000.0], np.float32)
+    (first,), metrics = importance_weights([_sampled(0.0)], [gap], _algorithm(importance="token"))
+    assert first.tolist() == pytest.approx([0.0, 2.0])
+    assert metrics["importance_max"] == sys.float_info.max
 
 
 def test_sequence_weights_are_products_over_the_row() -> None:

@@ -175,6 +175,22 @@ def test_a_changed_recipe_is_refused_naming_the_keys(tmp_path: Path) -> None:
         folder.adopt(LoadedRecipe(other, tmp_path / "recipe.yaml"))
 
 
+def test_servers_of_others_may_move_while_a_run_rests(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+
+    def at(port: int, model: str) -> LoadedRecipe:
+        served = {"model": model, "vllm": {"urls": [f"http://a:{port}"], "folder": f"/{port}"}}
+        judge = {"url": f"http://a:{port}/v1", "trainable": False}
+        policies = {"policy": served, "judge": judge}
+        recipe = parse_recipe({"name": "demo", "agent": "a:b", "policies": policies})
+        return LoadedRecipe(recipe, tmp_path / "recipe.yaml")
+
+    folder.adopt(at(1, "m"))
+    folder.adopt(at(2, "m"))
+    with pytest.raises(ConfigError, match=r"policies\.policy\.model differ"):
+        folder.adopt(at(2, "other"))
+
+
 def test_the_processes_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.adopt(LoadedRecipe(RECIPE, tmp_path / "recipe.yaml"))

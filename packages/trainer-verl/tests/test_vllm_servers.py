@@ -1,8 +1,10 @@
 """The trainer's side of vLLM servers, against an HTTP server that answers as vLLM 0.32.0 does."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,6 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.recipe import Recipe, VllmServers, parse_recipe
+from lightningrl_verl.training.engines import load_engines
+from lightningrl_verl.training.folder import RunFolder
+from lightningrl_verl.training.http_engine import HttpEngine
 from lightningrl_verl.training.vllm_servers import VllmEngines
 
 
@@ -117,6 +122,62 @@ async def test_servers_begin_with_the_runs_weights_and_take_each_version(
     assert [path.name for path in (tmp_path / "shared").iterdir()] == ["run-policy-5.safetensors"]
     served.close()
     assert not list((tmp_path / "shared").iterdir())
+
+
+async def test_what_a_killed_start_left_goes_with_the_next_one(
+    tmp_path: Path, servers: tuple[Answering, Answering]
+):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    # The last two are of another policy and of a person.
+    for name in ("run-policy-7", "run-policy-begin-old", "run-policy-2-7", "run-policy-mine"):
+        (shared / f"{name}.safetensors").touch()
+    served = engines(tmp_path, *servers)
+    await served.open()
+    assert sorted(path.name for path in shared.iterdir()) == [
+        "run-policy-2-7.safetensors",
+        "run-policy-begin-model.safetensors",
+        "run-policy-mine.safetensors",
+    ]
+
+
+def test_what_engines_of_another_kind_left_goes_as_well(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    left = folder.engines / "policy" / "model"
+    left.mkdir(parents=True)
+    one = recipe({"model": "model", "vllm": {"urls": ["http://127.0.0.1:9"]}})
+    load_engines(one, "policy", None, model=tmp_path, version=0, folder=folder)
+    assert not left.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{", "does not answer: IncompleteRead"),
+        (b"HTTP/1.1 500 No\r\ncontent-length: 99\r\n\r\nout of", "its answer broke off"),
+        (b"garbage\r\n\r\n", "does not answer: BadStatusLine"),
+        (
+            b'HTTP/1.1 200 OK\r\n\r\n{"choices":[{"prompt_logprobs":null}]}',
+            "log-probs as vLLM does",
+        ),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"choices":[]}', "log-probs as vLLM does"),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"choices":[{"prompt_logprobs":[null,{}]}]}', "as vLLM does"),
+    ],
+)
+def test_a_broken_answer_is_an_error_that_names_the_server(answer: bytes, complaint: str):
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as thread:
+
+        def reply() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        replied = thread.submit(reply)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(RunError, match=f"vLLM server at {url} .*{complaint}"):
+            HttpEngine("vLLM server", url, "policy").score([1], [2])
+        replied.result()
 
 
 async def test_a_refusal_leaves_every_server_paused(

@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -53,7 +53,11 @@ class BackendConfig:
     rollout: Rollout | None = None
     """The engines that verl manages for this policy. `None`: others serve it."""
     overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """verl's own keys by their dotted name under `actor_rollout_ref`; they win over the fields."""
+    """verl's own keys by their dotted name under `actor_rollout_ref`, or nested; they win over the fields."""
+
+    def __post_init__(self) -> None:
+        """Have all overrides under their dotted names."""
+        object.__setattr__(self, "overrides", dotted(self.overrides))
 
 
 def compose_verl_config(config: BackendConfig) -> DictConfig:
@@ -93,7 +97,7 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
     if not overrides:
         return
     schema = dict(_flatten(_verl_defaults().actor_rollout_ref))
-    for key, value in overrides.items():
+    for key, value in dotted(overrides).items():
         reason = refusal(key)
         if reason is not None:
             raise ConfigError(f"verl key {key!r} is not honoured: {reason}")
@@ -105,6 +109,20 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
                 f"verl has no key {key!r} under actor_rollout_ref.{suggest(key, usable)}"
             )
         _check_type(key, value, schema[key])
+
+
+def dotted(overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Overrides by their dotted names, of which a later one wins; what stands below a name of `FREE_FORM` stays."""
+    flat: dict[str, Any] = {}
+    for name, value in overrides.items():
+        key = f"{prefix}{name}"
+        below: dict[str, Any] = {key: value}
+        if isinstance(value, Mapping) and value and key not in FREE_FORM:
+            below = dotted(cast("Mapping[str, Any]", value), f"{key}.")
+        for one, of_one in below.items():
+            flat.pop(one, None)
+            flat[one] = of_one
+    return flat
 
 
 @functools.cache

@@ -46,7 +46,9 @@ def importance_weights(
     )
     raw = gap.sum(-1, keepdim=True).expand_as(gap) if algorithm.importance == "sequence" else gap
     on = mask.bool()
-    kept, before = weights[on].double(), raw[on].double().exp()
+    # Kept finite, for metrics are JSON.
+    before = raw[on].double().exp().clamp(max=torch.finfo(torch.float64).max)
+    kept = weights[on].double()
     metrics = {
         "importance_mean": float(kept.mean()),
         "importance_max": float(before.max()),

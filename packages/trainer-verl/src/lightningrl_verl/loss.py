@@ -60,7 +60,9 @@ def token_sum_loss(
             metrics[name] = Metric(AggregationType.SUM, metrics[name].aggregate() * share)
     current: Any = padding.no_padding_2_padding(model_output["log_probs"], data)
     moved = (current.detach() - fields["old_log_probs"].to_padded_tensor(0.0)).abs() * mask
-    metrics["ratio_max"] = Metric(AggregationType.MAX, moved.max().exp())
+    # Kept finite, for metrics are JSON.
+    ratio = moved.max().exp().clamp(max=torch.finfo(moved.dtype).max)
+    metrics["ratio_max"] = Metric(AggregationType.MAX, ratio)
     if "entropy" in model_output:
         entropy = mean(padding.no_padding_2_padding(model_output["entropy"], data))
         loss = loss - config.entropy_coeff * entropy

@@ -112,12 +112,14 @@ def _override(tree: dict[str, Any], text: str) -> None:
     key, separator, value = text.partition("=")
     if not separator:
         raise ConfigError(f"{text!r} is not of the form key=value")
-    *parents, last = key.split(".")
+    # verl's keys are dotted names; the last one given wins, whether it stands nested in the file or not.
+    *parents, last = key.split(".", 1) if key.startswith("verl.") else key.split(".")
     node: Any = tree
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise ConfigError(f"{text!r}: {parent!r} is a value in the recipe, not a section")
+    node.pop(last, None)
     node[last] = _read_yaml(value, where=repr(text))
 
 

@@ -79,6 +79,7 @@ class Recipe(Section, frozen=True):
             raise ConfigError("await_seconds: it limits await_rewards, which is empty; set both")
         for alias, policy in self.policies.items():
             policy.check(alias)
+        _check_finite(self)
         _check_least(self)
         for alias, policy in self.policies.items():
             _check_least(policy, f"policies.{alias}.")
@@ -90,13 +91,20 @@ class Recipe(Section, frozen=True):
                 f" make it at least {_OUTLASTS} times gateway.drain_seconds, {self.gateway.drain_seconds}"
             )
         algorithm = self.algorithm
-        if algorithm is not None and not math.isfinite(algorithm.failure_reward or 0.0):
-            raise ConfigError("algorithm.failure_reward: must be a finite number")
         live = self.live
         if live is not None and (live.max_rollouts or live.min_rollouts) < live.min_rollouts:
             raise ConfigError(
                 f"live.max_rollouts: {live.max_rollouts} is less than live.min_rollouts,"
                 f" {live.min_rollouts}"
+            )
+        if (
+            algorithm is not None
+            and algorithm.importance_min is not None
+            and algorithm.importance_min >= algorithm.importance_max
+        ):
+            raise ConfigError(
+                f"algorithm.importance_min: {algorithm.importance_min} is not less than"
+                f" algorithm.importance_max, {algorithm.importance_max}"
             )
         if (
             algorithm is not None
@@ -120,16 +128,34 @@ class Recipe(Section, frozen=True):
 
 _LEAST = {
     "await_seconds": 0,
+    "data.train.limit": 1,
+    "data.val.limit": 1,
+    "data.test.limit": 1,
+    # The probe of an engine's weights scores 8 + 24 tokens, after which vLLM samples one.
+    "max_model_len": 33,
     "algorithm.iterations": 1,
     "algorithm.tasks_per_iteration": 0,
     "algorithm.group_size": 1,
     "algorithm.min_group": 1,
     "algorithm.further_tasks": 0,
     "algorithm.max_staleness": 0,
+    "algorithm.importance_min": 0,
+    "sampling.train.max_tokens": 1,
+    "sampling.val.max_tokens": 1,
+    "sampling.train.temperature": 0,
+    "sampling.val.temperature": 0,
     "live.min_rollouts": 1,
     "live.max_rollouts": 1,
+    "critic.learning_rate": 0,
+    "critic.weight_decay": 0,
     "critic.epochs": 1,
     "critic.warmup": 0,
+    "optimiser.learning_rate": 0,
+    "optimiser.min_lr_ratio": 0,
+    "optimiser.weight_decay": 0,
+    "optimiser.clip_low": 0,
+    "optimiser.clip_high": 0,
+    "optimiser.kl_coeff": 0,
     "optimiser.warmup": 0,
     "optimiser.ppo_epochs": 1,
     "optimiser.mini_batches": 1,
@@ -139,6 +165,7 @@ _LEAST = {
     "trainer.ranks": 1,
     "trainer.nodes": 1,
     "trainer.keep_checkpoints": 1,
+    "trainer.probe_tolerance": 0,
     "trainer.max_tokens_per_micro_batch": 1,
     "engine.replicas": 1,
     "engine.slots": 1,
@@ -147,12 +174,43 @@ _LEAST = {
     "runner.processes": 1,
     "runner.concurrency": 1,
     "gateway.port": 0,
+    "gateway.drain_seconds": 0,
 }
 """Smallest sensible values."""
 
+_ABOVE_ZERO = (
+    "algorithm.importance_max",
+    "critic.clip",
+    "critic.grad_clip",
+    "optimiser.grad_clip",
+    "runner.timeout_seconds",
+    "runner.lease_seconds",
+    "gateway.hold_seconds",
+)
+"""Keys whose values must be more than 0."""
+
+
+def _check_finite(section: Any, prefix: str = "") -> None:
+    """Refuse numbers that are infinite or none, in a section and those below it."""
+    for name in section.__struct_fields__:
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}: must be a finite number, not {value}")
+        if isinstance(value, msgspec.Struct):
+            _check_finite(value, f"{key}.")
+    if isinstance(section, Recipe):
+        for alias, policy in section.policies.items():
+            _check_finite(policy, f"policies.{alias}.")
+        for number, reward in enumerate(section.step_rewards):
+            _check_finite(reward, f"step_rewards[{number}].")
+
 
 def _check_least(section: Recipe | PolicyRecipe, prefix: str = "") -> None:
-    """Refuse values below `_LEAST`, of the keys that the section has."""
+    """Refuse values below `_LEAST`, or not `_ABOVE_ZERO`, of the keys that the section has."""
+    for key in _ABOVE_ZERO:
+        value = _value(section, key)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{prefix}{key}: must be more than 0, not {value}")
     for key, least in _LEAST.items():
         value = _value(section, key)
         if value is not None and value < least:

@@ -14,7 +14,6 @@ import socket
 from dataclasses import dataclass
 
 import ray
-import torch
 from ray._private import ray_constants
 
 from lightningrl.errors import ConfigError, RunError
@@ -33,17 +32,20 @@ class Room:
     """Of a Ray that is started for it. They are what Ray counts, not what processes get."""
     engine_devices: int = 0
     """GPUs of engines that share none with a rank; on a CPU they are counted and not there."""
+    on_gpus: bool = False
+    """Whether the run's devices are this machine's GPUs."""
 
     @classmethod
     def of(cls, trainer: Trainer, engine: Engine | None) -> Room:
         """That of a run, whose engines verl manages or not (`None`)."""
+        on_gpus = trainer.device == "cuda"
         if engine is None or not engine.managed:
-            return cls(trainer.ranks)
+            return cls(trainer.ranks, on_gpus=on_gpus)
         alone = engine.placement == "separate"
         devices = engine.replicas * engine.tensor_parallel if alone else 0
         # verl's pool of an engine has two cores a device (`workers/rollout/replica.py:201`). Of what else it starts
         # (servers, a load balancer) each needs a core until it is placed.
-        return cls(trainer.ranks + 2 * devices + 1, devices)
+        return cls(trainer.ranks + 2 * devices + 1, devices, on_gpus)
 
 
 class RayCluster:
@@ -70,8 +72,8 @@ class RayCluster:
         ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
         self._folder: SessionFolder | None = None
         try:
-            # GPUs that are there Ray counts by itself.
-            counted = None if torch.cuda.is_available() else room.engine_devices
+            # GPUs that are there Ray counts by itself; a run on CPUs needs as many as it says, whatever is there.
+            counted = None if room.on_gpus else room.engine_devices
             with quiet():
                 if address is None:
                     self._folder = SessionFolder()

@@ -96,6 +96,8 @@ class RayEngines:
                 await asyncio.gather(*map(asyncio.wrap_future, asked))
             except RayActorError as error:
                 raise _dead(error) from error
+            except RayError as error:
+                raise RunError(f"Ray failed: {error}") from error
 
     def close(self) -> None:
         """End them; may be called from any thread, and at any time.

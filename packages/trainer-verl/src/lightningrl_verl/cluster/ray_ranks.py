@@ -104,6 +104,8 @@ class RayRanks:
                 await asyncio.gather(*pings)
             except RayActorError as error:
                 raise _dead(error) from error
+            except RayError as error:
+                raise RunError(f"Ray failed: {error}") from error
 
     def abandon(self) -> None:
         """Kill the ranks; a call under way fails as if they had died."""

@@ -6,6 +6,7 @@ given, or none of them is let go.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,6 +109,8 @@ def load_engines(
         version: of those weights.
         folder: the run's.
     """
+    # What a start that was killed has left, with whichever engines.
+    shutil.rmtree(folder.engines / alias, ignore_errors=True)
     servers = recipe.policies[alias].vllm
     if servers is not None:
         own = folder.engines / alias

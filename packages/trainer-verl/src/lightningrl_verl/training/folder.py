@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ _CHANGEABLE = (
     "live.key",
 )
 """Keys of a recipe, and what is below them, that a run may change when it goes on."""
+
+_SERVERS = re.compile(r"policies\..+\.(vllm\.(urls|key|folder)|url|url_key)")
+"""As `_CHANGEABLE`: where servers of others are, which may move."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,9 @@ class RunFolder:
             yaml.safe_load(self.recipe.read_text(encoding="utf-8")), where=str(self.recipe)
         )
         changed = [
-            key for key in changed_keys(there, loaded.recipe) if not key.startswith(_CHANGEABLE)
+            key
+            for key in changed_keys(there, loaded.recipe)
+            if not key.startswith(_CHANGEABLE) and _SERVERS.fullmatch(key) is None
         ]
         if changed:
             raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ _DEATHS = 3
 
 _SHOWN = 500
 """Characters of a refusal."""
+
+UNANSWERED = (OSError, http.client.HTTPException)
+"""What is raised where nobody answers, or an answer breaks off or is no HTTP."""
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Engines are reached directly, by the gateway as by the trainer."""
@@ -48,18 +52,27 @@ class HttpEngine:
         """For the probe: log-probs that it computes of a prompt, at temperature 1.
 
         Raises:
-            RunError: it does not answer, or refuses.
+            RunError: it does not answer, refuses, or answers something else.
         """
         ids = [*prompt_ids, *token_ids]
         # A prompt whose log-probs are asked for is computed in full: vLLM takes nothing of it from its cache.
         body = {"model": self._alias, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
-        answer = msgspec.json.decode(self.ask_now("/v1/completions", body), type=_Completion)
-        found = answer.choices[0].prompt_logprobs
-        return [
-            entry[str(token)].logprob
-            for token, entry in zip(ids[len(prompt_ids) :], found[len(prompt_ids) :], strict=True)
-            if entry is not None
-        ]
+        answer = self.ask_now("/v1/completions", body)
+        try:
+            found = msgspec.json.decode(answer, type=_Completion).choices[0].prompt_logprobs
+            return [
+                entry[str(token)].logprob
+                for token, entry in zip(
+                    ids[len(prompt_ids) :], found[len(prompt_ids) :], strict=True
+                )
+                if entry is not None
+            ]
+        except (msgspec.DecodeError, LookupError, ValueError) as error:
+            said = answer.decode(errors="replace")[:_SHOWN]
+            raise RunError(
+                f"the {self._what} at {self.url} does not give a prompt's log-probs as vLLM does ({error});"
+                f" see its version and log. It answered: {said}"
+            ) from error
 
     async def watch(self) -> None:
         """Never return; raise when it no longer answers.
@@ -96,17 +109,25 @@ class HttpEngine:
             with _DIRECT.open(request, timeout=seconds) as response:
                 return response.read()
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:_SHOWN]
+            said = reason(error)[:_SHOWN]
             raise RunError(
                 f"the {self._what} at {self.url} refused {path} ({error.code}): {said}"
                 f"{self.hint(error.code)}"
             ) from error
-        except OSError as error:
-            raise RunError(f"the {self._what} at {self.url} does not answer: {error}") from error
+        except UNANSWERED as error:
+            raise RunError(f"the {self._what} at {self.url} does not answer: {error!r}") from error
 
     def hint(self, status: int) -> str:  # noqa: ARG002 # what subclasses know
         """What may be wrong where it refuses with an HTTP status."""
         return ""
+
+
+def reason(error: urllib.error.HTTPError) -> str:
+    """What an engine says with a refusal."""
+    try:
+        return error.read().decode(errors="replace")
+    except UNANSWERED as broken:
+        return f"its answer broke off: {broken!r}"
 
 
 class _LogProb(msgspec.Struct):

@@ -95,7 +95,9 @@ class ServedPolicy:
             RunError: they differ by more than `trainer.probe_tolerance`.
         """
         trainer = self._recipe.trainer
-        tolerance = trainer.probe_tolerance or _PROBE_TOLERANCE[trainer.dtype]
+        tolerance = trainer.probe_tolerance
+        if tolerance is None:
+            tolerance = _PROBE_TOLERANCE[trainer.dtype]
         scorers = self._engines.scorers()
         found = await learner.call(
             lambda one: [probe(score, one, tolerance=tolerance) for score in scorers]

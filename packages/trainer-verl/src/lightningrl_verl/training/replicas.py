@@ -25,6 +25,7 @@ from lightningrl_verl.engine.load import engine_settings
 from lightningrl_verl.engine.replica import KEY, ReplicaSettings, Score, TakeWeights
 from lightningrl_verl.probe import EngineScore
 from lightningrl_verl.training.folder import RunFolder
+from lightningrl_verl.training.http_engine import UNANSWERED, reason
 from lightningrl_verl.training.learner import Learner
 from lightningrl_verl.training.processes import Child, python_module
 from lightningrl_verl.training.weight_file import link_or_copy, write_weights
@@ -59,7 +60,6 @@ class Replicas:
         self._recipe = recipe
         self._alias = alias
         self._own = folder.engines / alias
-        shutil.rmtree(self._own, ignore_errors=True)
         self._model = self._own / "model"
         # A checkpoint is removed when newer ones are there.
         shutil.copytree(model, self._model, copy_function=link_or_copy)
@@ -180,7 +180,7 @@ class _Replica:
         while True:
             try:
                 await asyncio.to_thread(self._post, "/replica/weights", body)
-            except OSError:  # it is dead, or not yet listening
+            except UNANSWERED:  # it is dead, or not yet listening
                 done, _ = await asyncio.wait([self.child.failure], timeout=_PAUSE_SECONDS)
                 for failed in done:
                     failed.result()
@@ -195,16 +195,20 @@ class _Replica:
         """
         try:
             answer = self._post("/replica/score", Score(list(prompt_ids), list(token_ids)))
-        except OSError as error:
-            raise RunError(f"the {self.child.name} does not answer: {error}") from error
-        return msgspec.json.decode(answer, type=list[float])
+            return msgspec.json.decode(answer, type=list[float])
+        except UNANSWERED as error:
+            raise RunError(f"the {self.child.name} does not answer: {error!r}") from error
+        except msgspec.DecodeError as error:
+            raise RunError(
+                f"the {self.child.name} does not answer with log-probs: {error}"
+            ) from error
 
     def _post(self, path: str, body: msgspec.Struct) -> bytes:
         """Post a body to the replica.
 
         Raises:
             RunError: it refuses.
-            OSError: it can't be reached, or broke off.
+            OSError, HTTPException: it can't be reached, or broke off.
         """
         request = urllib.request.Request(
             self._url.result() + path,
@@ -215,8 +219,7 @@ class _Replica:
             with _DIRECT.open(request, timeout=_ANSWER_SECONDS) as response:
                 return response.read()
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")
-            raise RunError(f"the {self.child.name} refused {path}: {said}") from error
+            raise RunError(f"the {self.child.name} refused {path}: {reason(error)}") from error
 
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))

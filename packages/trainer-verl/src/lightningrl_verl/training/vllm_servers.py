@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -118,12 +119,19 @@ class VllmEngines:
         if not found:
             raise RunError(f"no {SUFFIX} file in {str(self._model)!r} for vLLM to load")
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._remove_left()
         for source in found:
             target = self._folder / f"{self._name}-begin-{source.name}"
-            target.unlink(missing_ok=True)
             link_or_copy(source, target)
             self._written.append(target)
         return list(self._written)
+
+    def _remove_left(self) -> None:
+        """Remove what a start of this run that was killed has left; others may use the same folder."""
+        own = re.compile(rf"{re.escape(self._name)}-(\d+|begin-.+){re.escape(SUFFIX)}")
+        for path in self._folder.iterdir():
+            if own.fullmatch(path.name):
+                path.unlink()
 
     def _forget(self) -> None:
         for path in self._written:

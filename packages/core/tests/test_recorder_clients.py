@@ -378,6 +378,23 @@ async def test_a_stream_that_is_left_keeps_what_had_come(vendor: Vendor, path: P
     assert "GeneratorExit" in str(step.error)
 
 
+async def test_a_stream_that_users_make_of_a_raw_response_is_recorded_as_well(
+    vendor: Vendor, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        raw = vendor.openai.chat.completions.with_raw_response
+        response = await raw.create(model=MODEL, messages=HELLO, stream=True)
+        await consume(response.parse())
+        at_once: Any = vendor.openai_sync.chat.completions.with_raw_response
+        await asyncio.to_thread(
+            lambda: list(at_once.create(model=MODEL, messages=HELLO, stream=True).parse())
+        )
+
+    steps = await recorded(path, work)
+    assert [(one.output["content"], one.error) for one in steps] == [("done: hello", None)] * 2
+    assert "can't be recorded" not in caplog.text
+
+
 @pytest.mark.parametrize("within", [True, False], ids=["rollout", "outside"])
 async def test_a_stream_that_is_collected_ends_its_step_and_tells_the_loop_nothing(
     within: bool, vendor: Vendor, path: Path

@@ -111,10 +111,15 @@ def _begin(sdk: Sdk, options: Any) -> _Call | None:
     return None if step is None else _Call(step, dialect)
 
 
-def _answered(call: _Call, result: Any) -> Any:
-    """Note what the client returns: an answer ends the step, a stream takes it along."""
+def _answered(call: _Call, result: Any, *, stream: bool) -> Any:
+    """Note what the client returns: an answer ends the step, a stream takes it along.
+
+    By its response, of which users who asked for that one make the stream themselves.
+    """
     if hasattr(type(result), "__stream__"):
-        vars(result)[_CALL] = call
+        vars(result.response)[_CALL] = call
+    elif stream:
+        vars(result.http_response)[_CALL] = call
     else:
         note_answer(call.step, lambda: answered(call.dialect, _plain(result)))
         end_step(call.step)
@@ -136,7 +141,7 @@ def _record_request(sdk: Sdk, original: Callable[..., Any]) -> Callable[..., Any
             return original(self, cast_to, options, *args, **kwargs)
         with part_of(call.step):
             result = original(self, cast_to, options, *args, **kwargs)
-        return _answered(call, result)
+        return _answered(call, result, stream=bool(kwargs.get("stream")))
 
     return request
 
@@ -149,7 +154,7 @@ def _record_async_request(sdk: Sdk, original: Callable[..., Awaitable[Any]]) -> 
             return await original(self, cast_to, options, *args, **kwargs)
         with part_of(call.step):
             result = await original(self, cast_to, options, *args, **kwargs)
-        return _answered(call, result)
+        return _answered(call, result, stream=bool(kwargs.get("stream")))
 
     return request
 
@@ -158,7 +163,7 @@ def _record_stream(original: Callable[..., Any]) -> Callable[..., Any]:
     # A generator, so that the call is looked for when the stream is read: it begins before that is known.
     @functools.wraps(original)
     def read(self: Any) -> Any:
-        call: _Call | None = vars(self).get(_CALL)
+        call: _Call | None = vars(self.response).get(_CALL)
         with closing(original(self)) as items:
             if call is None:
                 yield from items
@@ -200,7 +205,7 @@ class _AsyncItems:
         return self
 
     async def __anext__(self) -> Any:
-        call = self._call = vars(self._stream).get(_CALL)
+        call = self._call = vars(self._stream.response).get(_CALL)
         try:
             item = await anext(self._items)
         except BaseException as error:

@@ -411,6 +411,24 @@ class StoreMachine(RuleBasedStateMachine):
         self.dumped = self.wait(self.store.dump("run", limit=1000))
         self.ended = [one.rollout.id for one in self.wait(self.store.ended("run"))]
 
+    @rule(target=attempts, name=st.integers(0, 5), iteration=st.integers(1, 2))
+    def train_live(self, name: int, iteration: int) -> Any:
+        """All that becomes of a live rollout; random moves would hardly ever come in this order."""
+        before = len(self.model.attempts)
+        self.begin_live(name, (), 30.0, succeeds=False)
+        if len(self.model.attempts) == before:  # its name was used
+            return multiple()
+        mine = next(reversed(self.model.attempts))
+        self.append_reward(mine, number=1, revision=0)
+        self.finish(mine, end=ENDS[0])
+        self.dump()
+        self.give_live(mine, iteration=iteration)
+        self.take(iteration)
+        if iteration in self.model.takes:
+            self.commit(iteration)
+        self.delete(mine)
+        return mine
+
     @precondition(lambda self: self.dumped)
     @rule()
     def load_again(self) -> None:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from lightningrl.errors import ConfigError, StaleAttempt, StoreUnavailable
+from lightningrl.errors import ConfigError, NotFound, StaleAttempt, StoreUnavailable
 from lightningrl.schema import (
     ATTEMPT_MOVES,
     ROLLOUT_MOVES,
@@ -22,6 +22,7 @@ from lightningrl.schema import (
     RolloutState,
 )
 from lightningrl.store import open_store
+from lightningrl.store.base import RolloutQuery
 from lightningrl.store.postgres import PostgresStore
 from lightningrl_testkit.records import call, group, log, reward
 
@@ -239,6 +240,39 @@ class TestSeveralWriters:
         (other,) = await stores[1].claim("worker", limit=2)
         assert claim.rollout.spec.member == 1
         assert other.rollout.spec.member == 0
+
+    async def test_what_is_pinned_to_a_resource_waits_for_who_deletes_it(
+        self, stores: tuple[PostgresStore, PostgresStore], sql: psycopg.Connection[Row]
+    ) -> None:
+        await stores[0].put_resource("run", "prompt", "be brief")
+        sql.execute("BEGIN")
+        sql.execute("DELETE FROM resources")
+        enqueueing = asyncio.create_task(stores[0].enqueue(group(resources={"prompt": 1})))
+        await until(lambda: locked(sql))
+        sql.execute("COMMIT")
+        with pytest.raises(NotFound, match="version 1"):
+            await enqueueing
+        assert await stores[0].rollouts(RolloutQuery()) == []
+
+    async def test_a_run_is_deleted_with_what_is_just_pinned_to_its_resources(
+        self, stores: tuple[PostgresStore, PostgresStore], sql: psycopg.Connection[Row]
+    ) -> None:
+        await stores[0].put_resource("run", "prompt", "be brief")
+        await stores[0].enqueue(group())
+        sql.execute("BEGIN")  # enqueues another one, and is slow to commit
+        sql.execute("SELECT 1 FROM resources FOR KEY SHARE")
+        columns = "run, mode, iteration, variant, task_id, group_id, member, created_us, spec"
+        sql.execute(f"INSERT INTO rollouts (id, {columns}) SELECT 'other', {columns} FROM rollouts")
+        deleting = asyncio.create_task(stores[0].delete_run("run"))
+        await until(lambda: locked(sql))
+        sql.execute("COMMIT")
+        assert await deleting == 2
+
+
+def locked(sql: psycopg.Connection[Row]) -> bool:
+    """Whether somebody waits for what `sql` has locked."""
+    question = "SELECT 1 FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    return sql.execute(question).fetchone() is not None
 
 
 class TestNotifications:

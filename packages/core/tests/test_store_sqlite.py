@@ -20,6 +20,8 @@ from lightningrl.schema import (
     ROLLOUT_MOVES,
     AttemptId,
     AttemptState,
+    Failure,
+    FailureKind,
     Mode,
     RolloutState,
 )
@@ -75,6 +77,28 @@ class TestDurability:
         again = SqliteStore.open(left)
         assert await again.take("run", 1, min_group=1) == taken
         await again.close()
+        await store.close()
+
+
+class TestPins:
+    async def test_a_rollout_whose_resource_is_gone_fails_and_stops_nobody_else(
+        self, path: Path
+    ) -> None:
+        store = SqliteStore.open(path)
+        await store.put_resource("run", "prompt", "be brief")
+        await store.enqueue(group(2, resources={"prompt": 1}, await_rewards=("user",)))
+        await store.enqueue(group(task="free"))
+        with contextlib.closing(apsw.Connection(str(path))) as connection:
+            connection.execute("DELETE FROM resources")
+        (claim,) = await store.claim("worker")
+        assert claim.rollout.spec.task_id == "free"
+        assert [one.claimed for one in await store.workers()] == [1]
+        pinned = await store.wait(group_ids=[group(resources={"prompt": 1})[0].group_id])
+        assert [one.state for one in pinned] == [RolloutState.FAILED] * 2
+        attempts = await store.attempts([one.id for one in pinned])
+        failures = [one.failure for one in attempts]
+        told = "run 'run' has no version 1 of the resource 'prompt'; put it with `put_resource`"
+        assert failures == [Failure(FailureKind.INFRASTRUCTURE, told)] * 2
         await store.close()
 
 

@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from lightningrl.archive import export_run, import_run
-from lightningrl.errors import ConfigError, Conflict
+from lightningrl.archive.records import Loader, records_of
+from lightningrl.errors import ConfigError, Conflict, NotFound
 from lightningrl.schema import (
     AttemptState,
     Claim,
@@ -227,6 +228,36 @@ class TransferClaims:
         with pytest.raises(Conflict, match="iteration 1 was given it"):
             await store.give_live("run", 2, [served])
         assert await store.take("run", 2) == []
+
+    async def test_what_is_put_and_pinned_during_an_export_is_in_the_file(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        origin = SqliteStore.open(tmp_path / "origin.db")
+        await origin.put_resource("run", "prompt", "first")
+        records = records_of(origin, "run")
+        loader = Loader(store)
+        await loader.add(await anext(records))
+        second = await origin.put_resource("run", "prompt", "second")
+        await origin.enqueue(group(2, resources={"prompt": 2}))
+        async for record in records:
+            await loader.add(record)
+        assert await loader.end() == 4  # two versions, two rollouts
+        (claim,) = await store.claim("worker")
+        assert claim.resources == (second,)
+        await origin.close()
+
+    async def test_a_rollout_is_not_loaded_without_what_it_is_pinned_to(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        origin = SqliteStore.open(tmp_path / "origin.db")
+        pinned = await origin.put_resource("run", "prompt", "first")
+        await origin.enqueue(group(resources={"prompt": 1}))
+        dumped = await origin.dump("run")
+        with pytest.raises(NotFound, match="version 1 of the resource 'prompt'"):
+            await store.load(rollouts=dumped)
+        assert await store.runs() == []
+        assert await store.load(rollouts=dumped, resources=[pinned]) == 2
+        await origin.close()
 
     async def test_a_file_that_is_not_whole_is_refused_before_anything_is_loaded(
         self, store: Store, tmp_path: Path

@@ -1,13 +1,14 @@
 """What a run's file says, whatever its format, and how a store takes it in.
 
 Resources come first; then each rollout, followed by its attempts, each followed by its events; the ids of complete
-rollouts in order of completion; the ledger. Policies, whose endpoints have keys, and the store's secret stay
+rollouts in order of completion; the ledger. What a rollout is pinned to that was put after the file was begun stands
+before it. Policies, whose endpoints have keys, and the store's secret stay
 out.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -78,27 +79,42 @@ async def records_of(store: Store, run: str) -> AsyncIterator[Record]:
     """
     # Read first: whatever the ledger names has ended and is read after it.
     ledger = await store.ledger(run)
+    written: set[tuple[str, int]] = set()
     for latest in await store.resources(run):
         for resource in await store.resources(run, name=latest.name):
             yield resource
+            written.add((resource.name, resource.version))
     complete: set[RolloutId] = set()
-    cursor = 0
-    while page := await store.dump(run, after=cursor, limit=_ROLLOUTS_AT_ONCE):
-        for dumped in page:
-            yield dumped.rollout
-            for one in dumped.attempts:
-                yield DatedAttempt(one.attempt, one.deadline_at)
-                for event in one.events:
-                    yield event
-            if dumped.rollout.complete:
-                complete.add(dumped.rollout.id)
-        cursor = page[-1].cursor
+    async for dumped in _dumped(store, run):
+        pins = set(dumped.rollout.spec.resources.items())
+        for name, version in sorted(pins - written):
+            yield await store.resource(run, name, version=version)
+        written |= pins
+        for record in _of_rollout(dumped):
+            yield record
+        if dumped.rollout.complete:
+            complete.add(dumped.rollout.id)
     cursor = 0
     while ended := await store.ended(run, after=cursor, limit=_IDS_AT_ONCE):
         yield Completed(tuple(one.rollout.id for one in ended if one.rollout.id in complete))
         cursor = ended[-1].cursor
     for entry in ledger:
         yield entry
+
+
+async def _dumped(store: Store, run: str) -> AsyncIterator[RolloutDump]:
+    cursor = 0
+    while page := await store.dump(run, after=cursor, limit=_ROLLOUTS_AT_ONCE):
+        for dumped in page:
+            yield dumped
+        cursor = page[-1].cursor
+
+
+def _of_rollout(dumped: RolloutDump) -> Iterator[Record]:
+    yield dumped.rollout
+    for one in dumped.attempts:
+        yield DatedAttempt(one.attempt, one.deadline_at)
+        yield from one.events
 
 
 class Loader:

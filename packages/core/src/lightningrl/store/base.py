@@ -112,8 +112,8 @@ class Store(Protocol):
 
         With `rollout_ids` those alone, in that order. Without, never a live rollout: that belongs to the
         process that enqueued it, which names it. Returns an empty list when there was none. Each claim
-        starts a new attempt, and hands over the resources that the rollout is pinned to. The worker appears
-        in `workers` whether or not it got anything.
+        starts a new attempt, and hands over the resources that the rollout is pinned to; one whose resource is
+        gone fails instead. The worker appears in `workers` whether or not it got anything.
         """
         ...
 
@@ -494,7 +494,7 @@ class Store(Protocol):
     ) -> int:
         """Write what another store dumped, as it was there; return how many of the records were new.
 
-        Rollouts must come in order of enqueueing, then `completed`, the complete ones in order of
+        Resources come before the rollouts that are pinned to them. Rollouts must come in order of enqueueing, then `completed`, the complete ones in order of
         completion, which may be told over several calls, then the ledger. What is there already is passed
         over, so a load that broke off is done again from the start; also where the store went on meanwhile,
         and a rollout ended, got rewards, was given to an iteration or tried again. A live rollout that an
@@ -504,7 +504,8 @@ class Store(Protocol):
         Raises:
             Conflict: a record is there, and is neither what was dumped nor what could become of it; nothing
                 of this call is written.
-            NotFound: `completed` or `ledger` names what was not loaded; nothing is written.
+            NotFound: `completed` or `ledger` names what was not loaded, or a rollout is pinned to a resource
+                that is not there; nothing is written.
         """
         ...
 

@@ -29,6 +29,8 @@ def delete_rollouts(session: Session, rollout_ids: Sequence[RolloutId]) -> int:
 
 def delete_run(session: Session, run: str) -> int:
     """See `Store.delete_run`."""
+    # First: whoever enqueues what is pinned to one is through before it, or finds it gone.
+    session.run("delete_resources", run=run)
     deleted = 0
     for (ident,) in session.rows("rollout_ids_of_run", run=run):
         row = _locked(session, ident)
@@ -36,7 +38,7 @@ def delete_run(session: Session, run: str) -> int:
             _refuse(ident, _held(session, row))
             _delete(session, row[rows.ROLLOUT_PK])
             deleted += 1
-    for statement in ("delete_takes", "delete_policies", "delete_resources"):
+    for statement in ("delete_takes", "delete_policies"):
         session.run(statement, run=run)
     return deleted
 

@@ -117,15 +117,25 @@ def claim(
 ) -> list[Claim]:
     """Start attempts at queued rollouts; see `Store.claim`."""
     now_us = rows.micros(now)
-    if rollout_ids is not None:
-        queued = _queued_by_id(session, run, rollout_ids)[:limit]
-    elif run is None:
-        queued = session.rows("queued", limit=limit)
-    else:
-        queued = session.rows("queued_of_run", run=run, limit=limit)
-    claims = [_start(session, row, worker, now_us, lease_us, secret) for row in queued]
+    claims: list[Claim] = []
+    while True:
+        queued = _queued(session, run, rollout_ids, limit - len(claims))
+        started = [_start(session, row, worker, now_us, lease_us, secret) for row in queued]
+        claims += [one for one in started if one is not None]
+        if None not in started:
+            break
     _see(session, worker, run, now_us, len(claims))
     return claims
+
+
+def _queued(
+    session: Session, run: str | None, rollout_ids: Sequence[RolloutId] | None, limit: int
+) -> list[rows.Row]:
+    if rollout_ids is not None:
+        return _queued_by_id(session, run, rollout_ids)[:limit]
+    if run is None:
+        return session.rows("queued", limit=limit)
+    return session.rows("queued_of_run", run=run, limit=limit)
 
 
 def _queued_by_id(
@@ -145,8 +155,8 @@ def _see(session: Session, worker: str, run: str | None, now_us: int, claimed: i
 
 def _start(
     session: Session, row: rows.Row, worker: str, now_us: int, lease_us: int, secret: bytes
-) -> Claim:
-    """Start an attempt at the queued rollout of `row`."""
+) -> Claim | None:
+    """Start an attempt at the queued rollout of `row`. `None`: it fails, as what it is pinned to is gone."""
     rollout_pk = row[rows.ROLLOUT_PK]
     queued = rows.rollout(row)
     deadline_us = now_us + rows.seconds_to_us(queued.spec.timeout_seconds)
@@ -179,7 +189,13 @@ def _start(
     expiry = rows.instant(deadline_us + rows.seconds_to_us(KEY_SLACK_SECONDS))
     rollout = replace(queued, state=RolloutState.RUNNING, attempts=attempt.number, reward=None)
     key = sign_attempt_key(secret, attempt.id, expiry)
-    return Claim(rollout, attempt, key, resources.pinned(session, queued.spec))
+    try:
+        return Claim(rollout, attempt, key, resources.pinned(session, queued.spec))
+    except NotFound as gone:
+        failure = Failure(FailureKind.INFRASTRUCTURE, str(gone))
+        _end_attempt(session, attempt_pk, rollout_pk, AttemptState.FAILED, failure, None, now_us)
+        _end_rollout(session, rollout_pk, RolloutState.FAILED, now_us)
+        return None
 
 
 def heartbeat(
@@ -242,27 +258,39 @@ def _end(
     now_us: int,
 ) -> None:
     """End the running attempt of `row`, and its rollout or queue that again."""
-    rollout_pk = row[rows.ATTEMPT_ROLLOUT_PK]
-    session.run(
-        "end_attempt",
-        pk=row[rows.ATTEMPT_PK],
-        state=state.value,
-        now_us=now_us,
-        failure_kind=None if failure is None else failure.kind.value,
-        failure_message=None if failure is None else failure.message,
-        output=session.packed(output),
-    )
+    attempt_pk, rollout_pk = row[rows.ATTEMPT_PK], row[rows.ATTEMPT_ROLLOUT_PK]
+    _end_attempt(session, attempt_pk, rollout_pk, state, failure, output, now_us)
     if failure is None:
         _end_rollout(session, rollout_pk, RolloutState.SUCCEEDED, now_us)
-        return
-    awaiting.failed(session, rollout_pk)
-    if failure.kind is FailureKind.CANCELLED:
+    elif failure.kind is FailureKind.CANCELLED:
         _end_rollout(session, rollout_pk, RolloutState.CANCELLED, now_us)
     elif _again(session, rollout_pk, failure.kind):
         session.run("requeue_rollout", pk=rollout_pk)
         session.wakes.add(Wake.QUEUED)
     else:
         _end_rollout(session, rollout_pk, RolloutState.FAILED, now_us)
+
+
+def _end_attempt(
+    session: Session,
+    attempt_pk: int,
+    rollout_pk: int,
+    state: AttemptState,
+    failure: Failure | None,
+    output: Any,
+    now_us: int,
+) -> None:
+    session.run(
+        "end_attempt",
+        pk=attempt_pk,
+        state=state.value,
+        now_us=now_us,
+        failure_kind=None if failure is None else failure.kind.value,
+        failure_message=None if failure is None else failure.message,
+        output=session.packed(output),
+    )
+    if failure is not None:
+        awaiting.failed(session, rollout_pk)
 
 
 def _again(session: Session, rollout_pk: int, kind: FailureKind) -> bool:

@@ -50,9 +50,13 @@ def read(session: Session, run: str, name: str, version: int | None) -> Resource
     else:
         row = session.row("resource_version", run=run, name=name, version=version)
     if row is None:
-        which = "resource" if version is None else f"version {version} of the resource"
-        raise NotFound(f"run {run!r} has no {which} {name!r}; put it with `put_resource`")
+        raise _not_found(run, name, version)
     return rows.resource(row)
+
+
+def _not_found(run: str, name: str, version: int | None) -> NotFound:
+    which = "resource" if version is None else f"version {version} of the resource"
+    return NotFound(f"run {run!r} has no {which} {name!r}; put it with `put_resource`")
 
 
 def listed(session: Session, run: str, name: str | None) -> list[Resource]:
@@ -69,11 +73,17 @@ def check_pins(session: Session, new: NewRollout) -> None:
         NotFound: its run has no such resource, or not that version of it.
     """
     for name, version in new.resources.items():
-        read(session, new.run, name, version)
+        place = {"run": new.run, "name": name, "version": version}
+        if session.row("resource_to_pin", **place) is None:
+            raise _not_found(new.run, name, version)
 
 
 def pinned(session: Session, spec: NewRollout) -> tuple[Resource, ...]:
-    """What a rollout's claim hands over, by name."""
+    """What a rollout's claim hands over, by name.
+
+    Raises:
+        NotFound: a resource was deleted meanwhile.
+    """
     if not spec.resources:
         return ()
     return tuple(

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from lightningrl.errors import Conflict, NotFound
 from lightningrl.schema import TERMINAL, AttemptState, Mode, Resource, RolloutId, RolloutState
-from lightningrl.store import awaiting, event_log, ledger, lifecycle, rows
+from lightningrl.store import awaiting, event_log, ledger, lifecycle, resources, rows
 from lightningrl.store.records import AttemptDump, LedgerEntry, RolloutDump
 from lightningrl.store.session import Session, Wake
 
@@ -56,6 +56,7 @@ def load_rollout(session: Session, dumped: RolloutDump) -> int:
         if not rollout.complete:
             return 0
         spec = replace(spec, iteration=spent)
+    resources.check_pins(session, spec)
     lifecycle.insert(session, spec, rows.micros(rollout.created_at))
     row = session.row("rollout_to_change", id=spec.id)
     assert row is not None, "it was inserted in this transaction"

@@ -38,6 +38,9 @@ DELETE FROM rollouts WHERE pk = :rollout;
 -- name: end_deletion
 DELETE FROM deletions WHERE attempt = :attempt;
 
+-- name: delete_resources
+DELETE FROM resources WHERE run = :run;
+
 -- name: rollout_ids_of_run
 SELECT id FROM rollouts WHERE run = :run ORDER BY pk;
 
@@ -46,9 +49,6 @@ DELETE FROM takes WHERE run = :run;
 
 -- name: delete_policies
 DELETE FROM policies WHERE run = :run;
-
--- name: delete_resources
-DELETE FROM resources WHERE run = :run;
 
 -- name: retired_rollouts
 SELECT r.id FROM rollouts AS r

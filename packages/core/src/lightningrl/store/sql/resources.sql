@@ -12,6 +12,10 @@ WHERE run = :run AND name = :name ORDER BY version DESC LIMIT 1;
 SELECT run, name, version, id, created_us, value FROM resources
 WHERE run = :run AND name = :name AND version = :version;
 
+-- name: resource_to_pin
+SELECT 1 FROM resources WHERE run = :run AND name = :name AND version = :version
+/* postgres: FOR KEY SHARE */;
+
 -- name: resource_by_id
 SELECT run, name, version, id, created_us, value FROM resources
 WHERE run = :run AND name = :name AND id = :id;

@@ -22,7 +22,7 @@ from lightningrl.schema import (
     NewRollout,
     RolloutState,
 )
-from lightningrl.store.base import Ended, RolloutDump, RolloutQuery, Store
+from lightningrl.store.base import Ended, Retention, RolloutDump, RolloutQuery, Store
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl_testkit.records import call, group, log, reward
 from lightningrl_testkit.store_live import begin, live
@@ -101,6 +101,13 @@ async def enqueued(store: Store, rollouts: list[NewRollout]) -> list[Claim]:
     """Enqueue and claim them all."""
     await store.enqueue(rollouts)
     return await store.claim("worker", limit=len(rollouts))
+
+
+async def succeed(store: Store, rollouts: list[NewRollout]) -> None:
+    """Run them all to their success, rewarded with 1."""
+    for claim in await enqueued(store, rollouts):
+        await store.append([reward(claim.attempt.id, 1.0)])
+        await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
 
 
 def with_attempt(dumped: RolloutDump, **changes: Any) -> RolloutDump:
@@ -228,6 +235,96 @@ class TransferClaims:
         with pytest.raises(Conflict, match="iteration 1 was given it"):
             await store.give_live("run", 2, [served])
         assert await store.take("run", 2) == []
+
+    async def test_what_the_ledger_says_since_is_loaded_and_what_it_says_otherwise_refused(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        origin = SqliteStore.open(tmp_path / "origin.db")
+        await succeed(origin, group(2))
+        await origin.take("run", 1)
+        await export_run(origin, "run", tmp_path / "taken.jsonl")
+        await import_run(store, tmp_path / "taken.jsonl")
+        (entry,) = await store.ledger("run")
+        for other in (
+            replace(entry, status="skipped", members=()),
+            replace(entry, members=entry.members[:1]),
+            replace(entry, members=(replace(entry.members[0], reward=0.5), entry.members[1])),
+        ):
+            with pytest.raises(Conflict, match="differs"):
+                await store.load(ledger=[other])
+        await origin.commit("run", 1)
+        await export_run(origin, "run", tmp_path / "committed.jsonl")
+        assert await import_run(store, tmp_path / "committed.jsonl") == ("run", 1)
+        assert await store.ledger("run") == await origin.ledger("run")
+        assert await import_run(store, tmp_path / "taken.jsonl") == ("run", 0)
+        assert [one.committed for one in await store.ledger("run")] == [True]
+        await origin.close()
+
+    async def test_what_was_trained_and_deleted_comes_back_with_its_place_in_the_ledger(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        await succeed(store, group(2))
+        taken = await store.take("run", 1)
+        await store.commit("run", 1)
+        await export_run(store, "run", tmp_path / "run.jsonl")
+        await store.delete_rollouts([group(2)[0].id])
+        await export_run(store, "run", tmp_path / "later.jsonl")
+        # The rollout, its place in the order of completion, its place in the ledger.
+        assert await import_run(store, tmp_path / "run.jsonl") == ("run", 3)
+        assert await store.take("run", 1) == taken
+        assert await import_run(store, tmp_path / "later.jsonl") == ("run", 0)
+        assert await store.take("run", 1) == taken
+
+    async def test_retention_beside_an_import_breaks_nothing(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        origin = SqliteStore.open(tmp_path / "origin.db")
+        await succeed(origin, [*group(2, task="a"), *group(2, task="b")])
+        await origin.take("run", 1)
+        await origin.commit("run", 1)
+        loader = Loader(store)
+        async for record in records_of(origin, "run"):
+            await loader.add(record)
+            await store.retain(Retention(max_age_seconds=0.0))
+        await loader.end()
+        assert await store.ledger("run") == await origin.ledger("run")
+        await origin.close()
+
+    async def test_what_is_deleted_during_an_export_is_in_no_ledger(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        origin = SqliteStore.open(tmp_path / "origin.db")
+        await origin.put_resource("run", "prompt", "first")
+        for iteration in (1, 2, 3):
+            await succeed(origin, group(2, iteration=iteration))
+            await origin.take("run", iteration)
+        await origin.commit("run", 1)
+        records, loader = records_of(origin, "run"), Loader(store)
+        await loader.add(await anext(records))  # the ledger was read
+        await origin.roll_back("run", after=2)
+        await origin.delete_rollouts([group(2, iteration=one)[0].id for one in (1, 3)])
+        async for record in records:
+            await loader.add(record)
+        await loader.end()
+        found = [(one.iteration, len(one.members)) for one in await store.ledger("run")]
+        assert found == [(1, 1), (2, 2)]
+        await origin.close()
+
+    async def test_what_is_tried_again_during_an_export_arrives_as_it_was_read(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        origin = SqliteStore.open(tmp_path / "origin.db")
+        for claim in await enqueued(origin, group(2)):
+            await origin.finish(claim.attempt.id, AttemptState.FAILED, failure=AGENT_FAILED)
+        records, loader = records_of(origin, "run"), Loader(store)
+        await loader.add(await anext(records))  # both are read
+        await origin.retry([group(2)[0].id])
+        async for record in records:
+            await loader.add(record)
+        await loader.end()
+        assert [one.complete for one in await store.rollouts(RolloutQuery())] == [True, True]
+        assert await store.take("run", 1) == []
+        await origin.close()
 
     async def test_what_is_put_and_pinned_during_an_export_is_in_the_file(
         self, store: Store, tmp_path: Path

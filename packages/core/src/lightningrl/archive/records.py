@@ -8,11 +8,12 @@ out.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Container, Iterator
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from lightningrl.errors import ConfigError
 from lightningrl.schema import Attempt, Event, Resource, Rollout, RolloutId
@@ -75,16 +76,17 @@ def check_header(header: Header | None, path: Path) -> str:
 async def records_of(store: Store, run: str) -> AsyncIterator[Record]:
     """The records of a run's file. An unknown run has none.
 
-    While the run goes on, each rollout is whole and the ledger names none that is missing.
+    While the run goes on, each rollout is whole and the ledger names none that is missing or not complete.
     """
-    # Read first: whatever the ledger names has ended and is read after it.
+    # Read first: whatever the ledger names is complete, and read after it unless it is deleted.
     ledger = await store.ledger(run)
     written: set[tuple[str, int]] = set()
     for latest in await store.resources(run):
         for resource in await store.resources(run, name=latest.name):
             yield resource
             written.add((resource.name, resource.version))
-    complete: set[RolloutId] = set()
+    placed: dict[RolloutId, bool] = {}
+    """Complete rollouts, and whether their place in the order is written."""
     async for dumped in _dumped(store, run):
         pins = set(dumped.rollout.spec.resources.items())
         for name, version in sorted(pins - written):
@@ -93,13 +95,34 @@ async def records_of(store: Store, run: str) -> AsyncIterator[Record]:
         for record in _of_rollout(dumped):
             yield record
         if dumped.rollout.complete:
-            complete.add(dumped.rollout.id)
+            placed[dumped.rollout.id] = False
     cursor = 0
     while ended := await store.ended(run, after=cursor, limit=_IDS_AT_ONCE):
-        yield Completed(tuple(one.rollout.id for one in ended if one.rollout.id in complete))
+        ids = tuple(one.rollout.id for one in ended if one.rollout.id in placed)
+        placed |= dict.fromkeys(ids, True)
+        yield Completed(ids)
         cursor = ended[-1].cursor
-    for entry in ledger:
+    retried = tuple(ident for ident, its_place in placed.items() if not its_place)
+    if retried:
+        yield Completed(retried)
+    for entry in _consistent(ledger, placed):
         yield entry
+
+
+def _consistent(ledger: list[LedgerEntry], complete: Container[RolloutId]) -> Iterator[LedgerEntry]:
+    """The ledger without what was deleted since, and without iterations that were rolled back."""
+    kept = [
+        (entry, tuple(one for one in entry.members if one.rollout_id in complete))
+        for entry in ledger
+    ]
+    undone = {
+        entry.iteration
+        for entry, members in kept
+        if not entry.committed and len(members) < len(entry.members)
+    }
+    for entry, members in kept:
+        if entry.iteration not in undone:
+            yield replace(entry, members=members)
 
 
 async def _dumped(store: Store, run: str) -> AsyncIterator[RolloutDump]:
@@ -118,7 +141,7 @@ def _of_rollout(dumped: RolloutDump) -> Iterator[Record]:
 
 
 class Loader:
-    """Puts rollouts together again and writes everything into a store, a few rollouts at a time."""
+    """Puts rollouts together again and writes everything into a store, some rollouts or one iteration at a time."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -126,6 +149,8 @@ class Loader:
         self._whole: list[RolloutDump] = []
         self._rollout: Rollout | None = None
         self._attempts: list[tuple[DatedAttempt, list[Event]]] = []
+        self._entries: list[LedgerEntry] = []
+        """Of one iteration: what it is said to have committed may be deleted from then on."""
 
     async def add(self, record: Record) -> None:
         """Take the next record; one that is of no rollout ends the rollout before it."""
@@ -145,6 +170,7 @@ class Loader:
         """Write what is left; return how many of all records were new."""
         self._end_rollout()
         await self._load_rollouts(1)
+        await self._load_entries()
         return self._new
 
     def _end_rollout(self) -> None:
@@ -168,4 +194,10 @@ class Loader:
         elif isinstance(record, Completed):
             self._new += await self._store.load(completed=record.ids)
         else:
-            self._new += await self._store.load(ledger=[record])
+            if self._entries and self._entries[0].iteration != record.iteration:
+                await self._load_entries()
+            self._entries.append(record)
+
+    async def _load_entries(self) -> None:
+        self._new += await self._store.load(ledger=self._entries)
+        self._entries = []

@@ -499,7 +499,8 @@ class Store(Protocol):
         over, so a load that broke off is done again from the start; also where the store went on meanwhile,
         and a rollout ended, got rewards, was given to an iteration or tried again. A live rollout that an
         iteration took and that was deleted since comes back as that iteration's, so it is not trained twice;
-        if it was dumped before it was complete, it is passed over.
+        if it was dumped before it was complete, it is passed over. All that the ledger says of one iteration
+        comes in one call: between two, what the first one says is committed may be deleted.
 
         Raises:
             Conflict: a record is there, and is neither what was dumped nor what could become of it; nothing

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from lightningrl.errors import Conflict, NotFound
 from lightningrl.schema import TERMINAL, AttemptState, Mode, Resource, RolloutId, RolloutState
 from lightningrl.store import awaiting, event_log, ledger, lifecycle, resources, rows
-from lightningrl.store.records import AttemptDump, LedgerEntry, RolloutDump
+from lightningrl.store.records import AttemptDump, LedgerEntry, LedgerMember, RolloutDump
 from lightningrl.store.session import Session, Wake
 
 _exact = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -183,29 +183,58 @@ def load_resource(session: Session, resource: Resource) -> int:
 
 
 def load_entry(session: Session, entry: LedgerEntry, now_us: int) -> int:
-    """Write what the ledger says of one group; 0 where it was there."""
+    """Write what the ledger says of one group; 0 where all of it was there."""
     key = {"run": entry.run, "iteration": entry.iteration}
-    if session.row("has_taken_group", **key, group_id=entry.group_id) is not None:
-        return 0
-    if session.row("take_of", **key) is None:
+    take = session.row("take_of", **key)
+    if take is None:
         session.run("insert_take", **key, now_us=now_us)
-    group = session.row("insert_taken_group", **key, group_id=entry.group_id, status=entry.status)
-    assert group is not None, "an INSERT ... RETURNING returns its row"
-    for member in entry.members:
-        attempt = session.row("attempt_by_id", id=member.attempt_id)
-        if attempt is None:
-            raise NotFound(
-                f"the ledger names attempt {member.attempt_id!r}, which was not loaded; load the"
-                " rollouts first"
-            )
-        session.run(
-            "load_taken_rollout",
-            taken_group=group[0],
-            rollout=attempt[rows.ATTEMPT_ROLLOUT_PK],
-            attempt=attempt[rows.ATTEMPT_PK],
-            reward=member.reward,
-            events=member.events,
+    committed = take is not None and bool(take[0])
+    group = session.row("taken_group_to_load", **key, group_id=entry.group_id)
+    new = group is None
+    if group is None:
+        group = session.row(
+            "insert_taken_group", **key, group_id=entry.group_id, status=entry.status
         )
-    if entry.committed:
+        assert group is not None, "an INSERT ... RETURNING returns its row"
+        missing = entry.members
+    else:
+        missing = _missing(session, entry, group, committed=committed or entry.committed)
+    for member in missing:
+        _load_member(session, group[0], member)
+    if entry.committed and not committed:
         session.run("commit_take", **key)
-    return 1
+        new = True
+    return int(new or bool(missing))
+
+
+def _missing(
+    session: Session, entry: LedgerEntry, group: rows.Row, *, committed: bool
+) -> list[LedgerMember]:
+    """The members that an entry has and the group there lacks: a committed one may have lost some by deletion."""
+    pk, status = group
+    there = {one[0]: LedgerMember(*one) for one in session.rows("members_of_group", group=pk)}
+    entered = {one.rollout_id: one for one in entry.members}
+    differs = any(there[ident] != entered[ident] for ident in there.keys() & entered.keys())
+    if status != entry.status or differs or (there.keys() != entered.keys() and not committed):
+        raise Conflict(
+            f"the ledger of run {entry.run!r} has group {entry.group_id!r} of iteration"
+            f" {entry.iteration} and differs; load into an empty store"
+        )
+    return [one for ident, one in entered.items() if ident not in there]
+
+
+def _load_member(session: Session, group: int, member: LedgerMember) -> None:
+    attempt = session.row("attempt_by_id", id=member.attempt_id)
+    if attempt is None:
+        raise NotFound(
+            f"the ledger names attempt {member.attempt_id!r}, which was not loaded; load the"
+            " rollouts first"
+        )
+    session.run(
+        "load_taken_rollout",
+        taken_group=group,
+        rollout=attempt[rows.ATTEMPT_ROLLOUT_PK],
+        attempt=attempt[rows.ATTEMPT_PK],
+        reward=member.reward,
+        events=member.events,
+    )

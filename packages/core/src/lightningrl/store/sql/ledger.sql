@@ -65,7 +65,9 @@ SELECT pk, group_id FROM taken_groups
 WHERE run = :run AND iteration = :iteration AND status = 'taken' ORDER BY pk;
 
 -- name: taken_rollouts
-SELECT rollout, attempt, reward, events FROM taken_rollouts WHERE taken_group = :taken_group ORDER BY pk;
+SELECT m.rollout, m.attempt, m.reward, m.events
+FROM taken_rollouts AS m JOIN rollouts AS r ON r.pk = m.rollout
+WHERE m.taken_group = :taken_group ORDER BY r.member, m.pk;
 
 -- name: attempt_by_pk
 SELECT * FROM attempt_records WHERE pk = :pk;
@@ -83,4 +85,4 @@ JOIN takes AS t ON t.run = g.run AND t.iteration = g.iteration
 LEFT JOIN taken_rollouts AS m ON m.taken_group = g.pk
 LEFT JOIN rollouts AS r ON r.pk = m.rollout
 LEFT JOIN attempts AS a ON a.pk = m.attempt
-WHERE g.run = :run ORDER BY g.iteration, g.pk, m.pk;
+WHERE g.run = :run ORDER BY g.iteration, g.pk, r.member, m.pk;

@@ -15,5 +15,13 @@ UPDATE rollouts SET forgiven = :forgiven WHERE pk = :pk;
 INSERT INTO taken_rollouts (taken_group, rollout, attempt, reward, events)
 VALUES (:taken_group, :rollout, :attempt, :reward, :events);
 
--- name: has_taken_group
-SELECT 1 FROM taken_groups WHERE run = :run AND iteration = :iteration AND group_id = :group_id;
+-- name: taken_group_to_load
+SELECT pk, status FROM taken_groups
+WHERE run = :run AND iteration = :iteration AND group_id = :group_id;
+
+-- name: members_of_group
+SELECT r.id, a.id, m.reward, m.events
+FROM taken_rollouts AS m
+JOIN rollouts AS r ON r.pk = m.rollout
+JOIN attempts AS a ON a.pk = m.attempt
+WHERE m.taken_group = :group;

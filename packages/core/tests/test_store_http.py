@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from lightningrl.archive.records import Loader, records_of
 from lightningrl.errors import AuthError, ConfigError, StoreUnavailable
 from lightningrl.schema import AttemptState
-from lightningrl.store import wire
+from lightningrl.store import http, wire
 from lightningrl.store.base import RolloutQuery
 from lightningrl.store.http import HttpStore
+from lightningrl.store.sqlite import SqliteStore
 from lightningrl_testkit.proxy import AnswerLosingProxy
 from lightningrl_testkit.records import call, group, log
 from lightningrl_testkit.server import ServerProcess
@@ -152,3 +154,32 @@ async def test_a_url_that_is_none_is_named() -> None:
     with pytest.raises(ConfigError, match="no URL"):
         await store.runs()
     await store.close()
+
+
+async def test_who_answers_too_late_is_asked_again_and_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "_ANSWER_SECONDS", 0.5)
+    asked: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, writer: asked.append(writer), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    store = HttpStore.connect(f"http://127.0.0.1:{port}", retry_seconds=0.1)
+    with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.5 s"):
+        await store.runs()
+    assert len(asked) > 1  # although the first try took longer than all are to take
+    await store.close()
+    for one in asked:
+        one.close()
+    silent.close()
+
+
+async def test_large_rollouts_are_imported_over_http(store: HttpStore, tmp_path: Path) -> None:
+    origin = SqliteStore.open(tmp_path / "origin.db")
+    await origin.enqueue(group(9, run="large"))
+    for claim in await origin.claim("worker", limit=9):  # 72 MiB, and a request holds 64
+        await origin.append([log(claim.attempt.id, "1", "x" * (8 << 20))])
+    loader = Loader(store)
+    async for record in records_of(origin, "large"):
+        await loader.add(record)
+    assert await loader.end() == 9
+    await origin.close()

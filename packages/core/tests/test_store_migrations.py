@@ -255,11 +255,12 @@ class TestCheck:
             assert "number of attempts" in result.output
             assert "1 problems found" in result.output
 
-    async def test_an_event_that_can_t_be_read_is_named(self, old: Path) -> None:
+    @pytest.mark.parametrize("payload", ["C1", "28B52FFD00"])  # no msgpack; the beginning of zstd
+    async def test_an_event_that_can_t_be_read_is_named(self, old: Path, payload: str) -> None:
         upgrade_database(old)
         with closing(sqlite3.connect(old)) as connection, connection:
             connection.execute("DROP TRIGGER events_stay")
-            connection.execute("UPDATE events SET payload = X'C1' WHERE id = 'l1'")
+            connection.execute(f"UPDATE events SET payload = X'{payload}' WHERE id = 'l1'")
         problems = check_database(old)
         assert len(problems) == 2
         assert all("can't be read" in one for one in problems)

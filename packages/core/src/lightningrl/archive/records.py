@@ -24,6 +24,8 @@ VERSION = 1
 
 _ROLLOUTS_AT_ONCE = 20
 _IDS_AT_ONCE = 1000
+_BYTES_AT_ONCE = 8 << 20
+"""Of rollouts that are loaded at once, before they are compressed: a server takes 64 MiB."""
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -147,6 +149,8 @@ class Loader:
         self._store = store
         self._new = 0
         self._whole: list[RolloutDump] = []
+        self._bytes = 0
+        """Of those."""
         self._rollout: Rollout | None = None
         self._attempts: list[tuple[DatedAttempt, list[Event]]] = []
         self._entries: list[LedgerEntry] = []
@@ -179,13 +183,15 @@ class Loader:
                 AttemptDump(one.attempt, one.deadline_at, tuple(events))
                 for one, events in self._attempts
             )
-            self._whole.append(RolloutDump(0, self._rollout, attempts))
+            whole = RolloutDump(0, self._rollout, attempts)
+            self._whole.append(whole)
+            self._bytes += len(msgspec.msgpack.encode(whole))
         self._rollout, self._attempts = None, []
 
     async def _load_rollouts(self, at_least: int) -> None:
-        if len(self._whole) >= at_least:
+        if len(self._whole) >= at_least or self._bytes >= _BYTES_AT_ONCE:
             self._new += await self._store.load(rollouts=self._whole)
-            self._whole = []
+            self._whole, self._bytes = [], 0
 
     async def _load_other(self, record: Resource | Completed | LedgerEntry) -> None:
         await self._load_rollouts(1)

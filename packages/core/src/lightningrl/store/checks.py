@@ -6,7 +6,7 @@ import msgspec
 
 from lightningrl.schema import AttemptId
 from lightningrl.store import event_log
-from lightningrl.store.compression import zstd
+from lightningrl.store.compression import Damaged
 from lightningrl.store.session import Session
 
 _RULES = {
@@ -45,6 +45,6 @@ def _unreadable(session: Session) -> list[str]:
         for _, ident in page:
             try:
                 event_log.read(session, AttemptId(ident))
-            except (msgspec.MsgspecError, zstd.ZstdError, KeyError) as error:
+            except (msgspec.MsgspecError, Damaged, KeyError) as error:
                 found.append(f"the events of attempt {ident!r} can't be read: {error!r}")
     return found

@@ -52,9 +52,22 @@ class _Contexts(threading.local):
 _contexts = _Contexts()
 
 
+class Damaged(ValueError):
+    """A blob begins as compressed and can't be decompressed."""
+
+
 def unpack(blob: bytes) -> bytes:
-    """What `Compressor.pack` was given."""
-    return _contexts.context.decompress(blob) if blob.startswith(MAGIC) else blob
+    """What `Compressor.pack` was given.
+
+    Raises:
+        Damaged: it is no whole zstd frame.
+    """
+    if not blob.startswith(MAGIC):
+        return blob
+    try:
+        return _contexts.context.decompress(blob)
+    except zstandard.ZstdError as error:
+        raise Damaged(f"a blob can't be decompressed: {error}") from error
 
 
 class TooLong(ValueError):

@@ -41,7 +41,7 @@ from lightningrl.schema import (
     Worker,
 )
 from lightningrl.store import wire
-from lightningrl.store.compression import Compressor, unpack
+from lightningrl.store.compression import Compressor, Damaged, unpack
 from lightningrl.store.records import (
     Ended,
     GroupQuery,
@@ -116,12 +116,14 @@ class HttpStore:
         headers |= self._headers
         patience = _ANSWER_SECONDS + float(arguments.get("wait_seconds", 0.0))
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._retry_seconds
+        until: float | None = None
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
                 return await self._try(name, body, headers, patience)
             except _Lost as lost:
+                # From the first loss on: what takes long may have taken longer than that.
+                until = loop.time() + self._retry_seconds if until is None else until
                 if loop.time() + pause > until:
                     raise StoreUnavailable(
                         f"the store at {self.url} can't be reached ({lost}); "
@@ -142,7 +144,9 @@ class HttpStore:
                 answer = await response.read()
                 again = "retry-after" in response.headers
                 kind = response.content_type
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
+        except TimeoutError as error:
+            raise _Lost(f"it did not answer within {patience:g} s") from error
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
             raise _Lost(str(error) or type(error).__name__) from error
         except aiohttp.InvalidURL as error:
             raise ConfigError(f"{self.url!r} is no URL of a server") from error
@@ -158,7 +162,7 @@ class HttpStore:
     def _result(name: str, answer: bytes) -> Any:
         try:
             decoded = wire.METHODS[name].answer.decode(unpack(answer))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, Damaged) as error:
             raise LightningError(
                 f"the server's answer to {name!r} has another form ({error}); "
                 "run the same version of LightningRL on both sides"

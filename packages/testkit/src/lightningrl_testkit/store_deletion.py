@@ -7,7 +7,7 @@ import pytest
 
 from lightningrl.errors import Conflict, NotFound
 from lightningrl.schema import AttemptState, Claim, Mode, NewRollout, Policy, RolloutId
-from lightningrl.store.base import Retention, RolloutQuery, RunSummary, Store
+from lightningrl.store.base import GroupQuery, Retention, RolloutQuery, RunSummary, Store
 from lightningrl_testkit.records import call, group, reward
 
 FOREVER = 1e6
@@ -100,6 +100,18 @@ class DeletionClaims:
             assert events == [call(claim.attempt.id, "1"), reward(claim.attempt.id, 1.0)]
         after = await store.ended("run", after=before.cursor)
         assert [one.rollout.id for one in after] == [claim.rollout.id for claim in claims]
+
+    async def test_what_comes_after_a_deletion_is_after_every_cursor(self, store: Store) -> None:
+        first, last = group(task="first"), group(task="last")
+        await store.enqueue(first + last)
+        cursor = (await store.dump("run"))[-1].cursor
+        groups = (await store.groups(GroupQuery(run="run")))[-1].cursor
+        await store.delete_rollouts([last[0].id])
+        await store.enqueue(group(task="new"))
+        (dumped,) = await store.dump("run", after=cursor)
+        (found,) = await store.groups(GroupQuery(run="run", after=groups))
+        assert dumped.rollout.spec.task_id == found.task_id == "new"
+        assert dumped.cursor > cursor
 
     async def test_retention_is_by_age_and_mode(self, store: Store) -> None:
         live = await succeed_all(store, group(60, mode=Mode.LIVE))

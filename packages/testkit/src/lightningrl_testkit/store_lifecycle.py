@@ -67,6 +67,13 @@ class LifecycleClaims:
             await store.enqueue([*group(task="new"), replace(one, **{field: other})])
         assert len(await store.rollouts(RolloutQuery())) == 1  # the new one was not added either
 
+    async def test_a_task_with_numbers_that_equal_nothing_is_the_same_again(
+        self, store: Store
+    ) -> None:
+        task = {"best": float("nan"), "limits": (float("inf"), 1)}
+        rollouts = [replace(one, task=task) for one in group()]
+        assert [await store.enqueue(rollouts) for _ in range(2)] == [len(rollouts), 0]
+
     async def test_a_rollout_is_enqueued_with_every_field(self, store: Store) -> None:
         (one,) = group(timeout_seconds=7.0, retry=RetryPolicy(max_attempts=9))
         await store.enqueue([one])

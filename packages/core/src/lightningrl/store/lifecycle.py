@@ -33,6 +33,9 @@ from lightningrl.schema import (
 from lightningrl.store import awaiting, ledger, resources, rows
 from lightningrl.store.session import Session, Wake
 
+exact = msgspec.msgpack.Encoder(order="deterministic").encode
+"""Data as bytes, for comparing: NaN equals NaN, and the order of keys says nothing."""
+
 KEY_SLACK_SECONDS = 600.0
 """How long an attempt key outlives the deadline that the attempt had when it was claimed: time for
 which weight syncs may hold its calls."""
@@ -86,14 +89,13 @@ def insert(session: Session, new: NewRollout, created_us: int) -> int:
 
 
 def _check_same(old: NewRollout, new: NewRollout) -> None:
-    sent = msgspec.msgpack.decode(msgspec.msgpack.encode(new.task))
     pairs = {
         "run": (old.run, new.run),
         "mode": (old.mode, new.mode),
         "iteration": (old.iteration, new.iteration),
         "group": (old.group_id, new.group_id),
         "resources": (old.resources, new.resources),
-        "task": ((old.task_id, old.task), (new.task_id, sent)),
+        "task": ((old.task_id, exact(old.task)), (new.task_id, exact(new.task))),
     }
     if old.mode is Mode.LIVE:
         del pairs["iteration"]  # 0 in the request for good; its own since it was given to one

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 from msgspec.structs import replace
 
 from lightningrl.errors import Conflict, NotFound
@@ -16,9 +15,6 @@ from lightningrl.schema import TERMINAL, AttemptState, Mode, Resource, RolloutId
 from lightningrl.store import awaiting, event_log, ledger, lifecycle, resources, rows
 from lightningrl.store.records import AttemptDump, LedgerEntry, LedgerMember, RolloutDump
 from lightningrl.store.session import Session, Wake
-
-_exact = msgspec.msgpack.Encoder(order="deterministic").encode
-"""For comparing: NaN equals NaN, and the order of keys says nothing."""
 
 
 def dump(session: Session, run: str, after: int, limit: int) -> list[RolloutDump]:
@@ -86,7 +82,7 @@ def _went_on(session: Session, dumped: RolloutDump, there: RolloutDump) -> bool:
     spec = old.spec
     if spec.mode is Mode.LIVE and not spec.iteration:
         spec = replace(spec, iteration=new.spec.iteration)  # it was given to one
-    if _exact((spec, old.created_at)) != _exact((new.spec, new.created_at)):
+    if lifecycle.exact((spec, old.created_at)) != lifecycle.exact((new.spec, new.created_at)):
         return False
     attempts = there.attempts[: len(dumped.attempts)]
     if not all(map(_attempt_went_on, dumped.attempts, attempts)):
@@ -105,8 +101,12 @@ def _attempt_went_on(dumped: AttemptDump, there: AttemptDump) -> bool:
         fixed = (old.id, old.number, old.worker, old.started_at)
         same = fixed == (new.id, new.number, new.worker, new.started_at)
     else:
-        same = _exact((old, dumped.deadline_at)) == _exact((new, there.deadline_at))
-    return same and _exact(dumped.events) == _exact(there.events[: len(dumped.events)])
+        same = lifecycle.exact((old, dumped.deadline_at)) == lifecycle.exact(
+            (new, there.deadline_at)
+        )
+    return same and lifecycle.exact(dumped.events) == lifecycle.exact(
+        there.events[: len(dumped.events)]
+    )
 
 
 def _load_attempt(

@@ -32,9 +32,6 @@ DELETE FROM taken_rollouts WHERE rollout = :rollout;
 -- name: delete_attempts
 DELETE FROM attempts WHERE rollout = :rollout;
 
--- name: delete_rollout
-DELETE FROM rollouts WHERE pk = :rollout;
-
 -- name: end_deletion
 DELETE FROM deletions WHERE attempt = :attempt;
 

@@ -3,11 +3,6 @@
 -- name: rollout_spec
 SELECT spec FROM rollouts WHERE id = :id;
 
--- name: insert_rollout
-INSERT INTO rollouts (id, run, mode, iteration, variant, task_id, group_id, member, created_us, spec)
-VALUES (:id, :run, :mode, :iteration, :variant, :task_id, :group_id, :member, :now_us, :spec)
-ON CONFLICT (id) DO NOTHING;
-
 -- name: queued
 SELECT * FROM rollout_records WHERE state = 'queued' AND mode <> 'live' ORDER BY pk LIMIT :limit
 /* postgres: FOR UPDATE SKIP LOCKED */;

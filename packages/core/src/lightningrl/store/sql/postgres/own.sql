@@ -1,5 +1,13 @@
 -- What PostgreSQL says otherwise than other databases.
 
+-- name: insert_rollout
+INSERT INTO rollouts (id, run, mode, iteration, variant, task_id, group_id, member, created_us, spec)
+VALUES (:id, :run, :mode, :iteration, :variant, :task_id, :group_id, :member, :now_us, :spec)
+ON CONFLICT (id) DO NOTHING;
+
+-- name: delete_rollout
+DELETE FROM rollouts WHERE pk = :rollout;
+
 -- name: complete_rollout
 -- The trigger `rollouts_complete` gives it its place in the order of completion.
 UPDATE rollouts SET complete = 1 WHERE pk = :pk;

@@ -1,5 +1,21 @@
 -- What SQLite says otherwise than other databases.
 
+-- name: insert_rollout
+-- Above every key that was ever given: keys are the cursors of pages.
+INSERT INTO rollouts (pk, id, run, mode, iteration, variant, task_id, group_id, member, created_us, spec)
+SELECT 1 + max(
+           coalesce((SELECT max(pk) FROM rollouts), 0),
+           coalesce((SELECT value FROM meta WHERE name = 'highest_deleted_rollout'), 0)
+       ),
+       :id, :run, :mode, :iteration, :variant, :task_id, :group_id, :member, :now_us, :spec
+WHERE true -- so that what follows is no condition of a join
+ON CONFLICT (id) DO NOTHING;
+
+-- name: delete_rollout
+INSERT INTO meta (name, value) VALUES ('highest_deleted_rollout', :rollout)
+ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value);
+DELETE FROM rollouts WHERE pk = :rollout;
+
 -- name: complete_rollout
 UPDATE completions SET last = last + 1;
 UPDATE rollouts SET complete = 1, ended_seq = (SELECT last FROM completions) WHERE pk = :pk;

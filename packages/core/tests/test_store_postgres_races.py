@@ -47,11 +47,14 @@ class SlowProcess:
         self._session.begin(BEGIN)
         return operation(self._session)
 
-    async def commit_beside(self, work: Coroutine[Any, Any, T]) -> T:
-        """Begin `work`, and commit when it waits for this process, or has ended without."""
+    async def commit_beside(
+        self, work: Coroutine[Any, Any, T], last: Callable[[Session], object] = lambda _: None
+    ) -> T:
+        """Begin `work`; when it waits for this process, or has ended without, do what is `last` and commit."""
         working = asyncio.ensure_future(work)
         while not (working.done() or self._is_waited_for()):  # noqa: ASYNC110  turns of the loop
             await asyncio.sleep(0)
+        last(self._session)
         self._session.control("COMMIT")
         return await working
 
@@ -184,3 +187,18 @@ class TestGiveLive:
         slow.begin(lambda session: ledger.give_live(session, "run", 1, [given]))
         (taken,) = await slow.commit_beside(store.take("run", 1))
         assert [one.rollout.id for one in taken.rollouts] == [given]
+
+
+class TestRewards:
+    async def test_the_reward_of_a_rollout_is_that_of_the_event_with_the_later_place(
+        self, store: PostgresStore, slow: SlowProcess
+    ) -> None:
+        claim = await succeeded(store)
+        one, two = (reward(claim.attempt.id, value, ident=f"{value}") for value in (2.0, 3.0))
+        slow.begin(lambda session: session.row("rollout_to_change", id=claim.rollout.id))
+        await slow.commit_beside(
+            store.append([one]), lambda session: event_log.append(session, [two])
+        )
+        ((*events,),) = await store.events([claim.attempt.id])
+        (rollout,) = await store.rollouts(RolloutQuery())
+        assert (events[-2:], rollout.reward) == ([two, one], one.value)

@@ -127,6 +127,9 @@ def _insert(session: Session, event: Event, target: _Target) -> None:
     stored = event
     if isinstance(event, CallEvent):
         stored, shared = shorten(event, _heads(session, target.pk))
+    elif _is_final(event):
+        # Of two processes' rewards the one with the later place must be the later one to set the rollout's.
+        session.row("lock_rollout", pk=target.rollout)
     seq = session.insert(
         "insert_event",
         attempt=target.pk,
@@ -150,7 +153,7 @@ def _insert(session: Session, event: Event, target: _Target) -> None:
 
 
 def _reward(session: Session, event: RewardEvent, target: _Target) -> None:
-    if event.step_id is None and event.name == FINAL:
+    if _is_final(event):
         session.run(
             "reward_rollout",
             pk=target.rollout,
@@ -161,6 +164,10 @@ def _reward(session: Session, event: RewardEvent, target: _Target) -> None:
     awaiting.arrived(
         session, target.rollout, target.pk, event.name, ended=target.state != "running"
     )
+
+
+def _is_final(event: Event) -> bool:
+    return isinstance(event, RewardEvent) and event.step_id is None and event.name == FINAL
 
 
 def _kind(event: Event) -> str:

@@ -24,6 +24,7 @@ from lightningrl.capture.context import (
     in_rollout,
     start_step,
 )
+from lightningrl.capture.patching import Patches
 from lightningrl.schema import EventId, LogEvent, new_id
 from lightningrl_testkit.lab import MODEL
 
@@ -268,14 +269,21 @@ class InstallsAgain(ToyAdapter):
             (Archive, "search", self.on_search),
         ):
             setattr(owner, name, make(vars(owner)[name]))
+        self.users.add(self)
 
-    def uninstall(self) -> None:
+    def unhook(self) -> None:
         restore()
 
 
 class StaysInstalled(ToyAdapter):
     def uninstall(self) -> None:
         pass
+
+
+class UnhooksForOthers(ToyAdapter):
+    def uninstall(self) -> None:
+        self.users.clear()
+        self.unhook()
 
 
 class LeavesSomethingBehind(ToyAdapter):
@@ -317,6 +325,7 @@ BROKEN = {
     EmitsByItself: "a_broken_sink_does_not_reach_the_agent",
     InstallsAgain: "installing_twice_records_once",
     StaysInstalled: "uninstalled_it_records_nothing",
+    UnhooksForOthers: "it_records_until_the_last_that_was_installed_is_uninstalled",
     LeavesSomethingBehind: "uninstalling_leaves_the_framework_as_it_was",
     IsSlow: "a_model_call_costs_few_calls_of_ours",
 }
@@ -334,5 +343,7 @@ ELSEWHERE_PATCHED = [
 def restore() -> None:
     for (owner, name), original in ORIGINAL.items():
         setattr(owner, name, original)
+    ToyAdapter.users.clear()
+    ToyAdapter.patches = Patches()
     REGISTRY.clear()
     Agent.headers.clear()

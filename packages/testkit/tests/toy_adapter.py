@@ -22,10 +22,21 @@ class ToyAdapter:
     framework: ClassVar[str] = "pytest"
     versions: ClassVar[tuple[str, str]] = ("9", "10")
 
-    def __init__(self) -> None:
-        self.patches = Patches()
+    patches: ClassVar[Patches] = Patches()
+    users: ClassVar[set[ToyAdapter]] = set()
+    """Those that are installed: the first one hooks."""
 
     def install(self) -> None:
+        if not self.users:
+            self.hook()
+        self.users.add(self)
+
+    def uninstall(self) -> None:
+        self.users.discard(self)
+        if not self.users:
+            self.unhook()
+
+    def hook(self) -> None:
         for owner, name, make in (
             (Agent, "run", self.on_run),
             (Agent, "think", self.on_think),
@@ -34,7 +45,7 @@ class ToyAdapter:
         ):
             self.patches.replace(owner, name, make)
 
-    def uninstall(self) -> None:
+    def unhook(self) -> None:
         self.patches.undo()
 
     def wrap(self, agent: Any, *, fresh: bool) -> None:

@@ -184,7 +184,9 @@ async def load(site: Site) -> None:
     await site.store.delete_run("run")
     async with site.losing() as store:
         await store.load(rollouts=rollouts)
-    assert await site.store.dump("run") == rollouts
+    assert [one.rollout for one in await site.store.dump("run")] == [
+        one.rollout for one in rollouts
+    ]
 
 
 async def put_resource(site: Site) -> None:

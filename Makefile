@@ -6,7 +6,8 @@ SHELL := bash
 # uv as installed, else one of our own in a hidden folder, made from the package registry.
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --no-sync
-# A process per core; torch would otherwise start as many threads in each of them.
+# A process per core; torch would otherwise start as many threads in each of them. Hypothesis's profile `ci` draws the
+# same examples each time.
 TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
 RECIPE ?= benchmarks/math/recipes/cpu.yaml
 ARGS ?=
@@ -27,10 +28,10 @@ train: setup ## train the math benchmark on this machine's CPU (RECIPE=..., ARGS
 	$(RUN) lightningrl train $(RECIPE) $(ARGS)
 
 test: setup ## run the test suite
-	$(TESTS) $(ARGS)
+	$(TESTS) --hypothesis-profile=ci $(ARGS)
 
 test-long: setup ## run it with full counts of fault runs, fuzzing and seeds
-	LIGHTNINGRL_FAULT_RUNS=50 LIGHTNINGRL_EXAMPLES=2000 $(TESTS) --hypothesis-profile=default -m "long or not long" $(ARGS)
+	LIGHTNINGRL_FAULT_RUNS=50 LIGHTNINGRL_EXAMPLES=2000 $(TESTS) -m "long or not long" $(ARGS)
 
 bench: bench-store bench-store-postgres bench-gateway bench-assembly bench-adapters ## run every performance benchmark
 

@@ -6,8 +6,9 @@ renamed.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from lightningrl.disk import sync
 
 
 def publish(draft: Path, path: Path) -> None:
@@ -19,10 +20,10 @@ def publish(draft: Path, path: Path) -> None:
         OSError: `path` is a folder that is not empty; `draft` stays.
     """
     for inner in draft.rglob("*"):
-        _sync(inner)
-    _sync(draft)
+        sync(inner)
+    sync(draft)
     draft.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -30,11 +31,3 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.new")
     draft.write_text(text, encoding="utf-8")
     publish(draft, path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -494,13 +494,14 @@ class Store(Protocol):
     ) -> int:
         """Write what another store dumped, as it was there; return how many of the records were new.
 
-        Resources come before the rollouts that are pinned to them. Rollouts must come in order of enqueueing, then `completed`, the complete ones in order of
-        completion, which may be told over several calls, then the ledger. What is there already is passed
-        over, so a load that broke off is done again from the start; also where the store went on meanwhile,
-        and a rollout ended, got rewards, was given to an iteration or tried again. A live rollout that an
-        iteration took and that was deleted since comes back as that iteration's, so it is not trained twice;
-        if it was dumped before it was complete, it is passed over. All that the ledger says of one iteration
-        comes in one call: between two, what the first one says is committed may be deleted.
+        Resources come before the rollouts that are pinned to them. Rollouts must come in order of
+        enqueueing, then `completed`, the complete ones in order of completion, which may be told over
+        several calls, then the ledger. What is there already is passed over, so a load that broke off is
+        done again from the start; also where the store went on meanwhile, and a rollout ended, got rewards,
+        was given to an iteration or tried again. A live rollout that an iteration took and that was deleted
+        since comes back as that iteration's, so it is not trained twice; if it was dumped before it was
+        complete, it is passed over. All that the ledger says of one iteration comes in one call: between
+        two, what the first one says is committed may be deleted.
 
         Raises:
             Conflict: a record is there, and is neither what was dumped nor what could become of it; nothing

@@ -21,10 +21,11 @@ from lightningrl.recipe import Algorithm, Recipe
 from lightningrl.schema import AttemptState, Mode, NewRollout, Progress
 from lightningrl.store.base import RolloutQuery, Store
 from lightningrl.traces import read_attempts, read_traces
+from lightningrl.transition import Group
 from lightningrl_verl.probe import ProbeResult
 from lightningrl_verl.training.batches import GREEDY, SAMPLED, Splits, scoring_rollouts
 from lightningrl_verl.training.checkpoint import Checkpoints, State, policy_folder
-from lightningrl_verl.training.collect import collect, collect_training
+from lightningrl_verl.training.collect import Collected, collect, collect_training
 from lightningrl_verl.training.drift import with_gaps, write_drift
 from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.guards import check_guards
@@ -169,16 +170,8 @@ class TrainingLoop:
                 self._recipe.policies,
             )
             credited = await self._study.credit(groups, self._credit_state, first=iteration == 1)
-        metrics: Metrics = dict(credited.lesson.metrics)
-        rewards = [[trace.reward for trace in group.traces] for group in groups]
-        rewards += [list(of_group) for of_group in collected.flat.values()]
-        metrics["train/flat_groups"] = flat_share(rewards)
-        metrics["train/solved_groups"] = solved_share(rewards, self._log.lines)
+        metrics = dict(credited.lesson.metrics) | self._of_groups(groups, collected) | live.metrics
         metrics["train/failed"] = await self._failed(iteration)
-        metrics |= live.metrics
-        if self._algorithm.further_tasks:
-            metrics["train/further_tasks"] = collected.further
-            metrics["train/groups_skipped"] = len(collected.flat)
         with self._phase(watch, "update", verl=True):
             changed, gaps, updated = await self._update(credited, iteration)
         metrics |= updated
@@ -191,6 +184,19 @@ class TrainingLoop:
         with self._phase(watch, "sync"):
             metrics |= await self._sync(changed)
         return metrics | watch.metrics(await self._attempts(iteration))
+
+    def _of_groups(self, groups: Sequence[Group], collected: Collected) -> Metrics:
+        """What the rewards of all groups say, those that dynamic sampling left out included."""
+        rewards = [[trace.reward for trace in group.traces] for group in groups]
+        rewards += [list(of_group) for of_group in collected.flat.values()]
+        metrics: Metrics = {
+            "train/flat_groups": flat_share(rewards),
+            "train/solved_groups": solved_share(rewards, self._log.lines),
+        }
+        if self._algorithm.further_tasks:
+            metrics["train/further_tasks"] = collected.further
+            metrics["train/groups_skipped"] = len(collected.flat)
+        return metrics
 
     async def _update(
         self, credited: Credited, iteration: int

@@ -9,12 +9,12 @@ way, so that no checkpoint knows of data that the store has lost.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from lightningrl.clock import Clock, SystemClock
+from lightningrl.disk import sync
 from lightningrl.schema import GroupId, TakenGroup
 from lightningrl.store import reading
 from lightningrl.store.readers import Readers
@@ -115,7 +115,7 @@ class SqliteStore(SqlStore):
         taken = await super().take(
             run, iteration, min_group=min_group, skip=skip, failure_reward=failure_reward
         )
-        await asyncio.to_thread(_sync, self.path.with_name(self.path.name + "-wal"))
+        await asyncio.to_thread(sync, self.path.with_name(self.path.name + "-wal"))
         return taken
 
     async def close(self) -> None:
@@ -124,11 +124,3 @@ class SqliteStore(SqlStore):
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -16,7 +16,7 @@ from lightningrl.credit import StatefulAssigner, find_assigner
 from lightningrl.errors import ConfigError
 from lightningrl.presets import PRESETS
 from lightningrl.recipe import parse_recipe
-from lightningrl_verl.training.combinations import REFUSALS, check_combinations
+from lightningrl_verl.start.combinations import REFUSALS, check_combinations
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "algorithms.md"
 

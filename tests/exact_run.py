@@ -10,8 +10,8 @@ from user_project import Project
 
 from lightningrl.schema import TERMINAL, Mode
 from lightningrl.store import RolloutQuery, open_store
+from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.checkpoint import Checkpoints
-from lightningrl_verl.training.folder import RunFolder
 
 
 def wait_for_metrics(project: Project, process: subprocess.Popen[bytes], lines: int = 1) -> None:

@@ -31,8 +31,8 @@ DIES_AT = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from lightningrl.recipe import load_recipe
-from lightningrl_verl.training import run
-from lightningrl_verl.training.preflight import check
+from lightningrl_verl.start import run
+from lightningrl_verl.start.preflight import check
 
 class Deadly(run.Display):
     deadly = False

@@ -29,8 +29,8 @@ from user_project import Project
 from lightningrl.schema import Mode, RolloutId
 from lightningrl.store import LedgerEntry, RolloutQuery, open_store
 from lightningrl.traces import AttemptRecord, read_attempts
+from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.checkpoint import Checkpoints
-from lightningrl_verl.training.folder import RunFolder
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = r"^```{language}\n(.*?)^```$"

@@ -21,11 +21,11 @@ from lightningrl.store import RolloutQuery, open_store
 from lightningrl.traces import read_attempts
 from lightningrl.transition import Transition
 from lightningrl_bench_math.policy import tiny_spec
-from lightningrl_verl.backend import VerlBackend
-from lightningrl_verl.backend_config import BackendConfig
-from lightningrl_verl.probe import WeightMismatch, probe
+from lightningrl_verl.serving.probe import WeightMismatch, probe
+from lightningrl_verl.serving.vllm_servers import VllmEngines
 from lightningrl_verl.tiny import TinySpec, build_tiny
-from lightningrl_verl.training.vllm_servers import VllmEngines
+from lightningrl_verl.worker.backend import VerlBackend
+from lightningrl_verl.worker.backend_config import BackendConfig
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 

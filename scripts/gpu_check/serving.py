@@ -15,9 +15,9 @@ from sizes import Shape, Size
 from training import FP32_TOLERANCE, plain_log_probs, trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightningrl_verl.backend import VerlBackend
 from lightningrl_verl.engine import Completion, SamplingParams, TorchEngine
-from lightningrl_verl.probe import probe
+from lightningrl_verl.serving.probe import probe
+from lightningrl_verl.worker.backend import VerlBackend
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM
 
 from lightningrl.recipe import Optimiser
 from lightningrl.trajectory import Row
-from lightningrl_verl.backend import VerlBackend
-from lightningrl_verl.backend_config import BackendConfig
+from lightningrl_verl.worker.backend import VerlBackend
+from lightningrl_verl.worker.backend_config import BackendConfig
 
 FP32_TOLERANCE = 1e-4
 """Nats between two fp32 forward passes of the same weights."""

@@ -19,10 +19,10 @@ from lightningrl.credit.broadcast import Form
 from lightningrl.recipe import Optimiser
 from lightningrl.recipe.algorithm import LossName
 from lightningrl_testkit.traces import Did, group, trace
-from lightningrl_verl.backend import VerlBackend
-from lightningrl_verl.backend_config import BackendConfig, compose_verl_config
-from lightningrl_verl.batch import prompt_length, to_batch
-from lightningrl_verl.workers import policy_worker
+from lightningrl_verl.worker.backend import VerlBackend
+from lightningrl_verl.worker.backend_config import BackendConfig, compose_verl_config
+from lightningrl_verl.worker.batch import prompt_length, to_batch
+from lightningrl_verl.worker.workers import policy_worker
 
 torch.set_num_threads(1)
 

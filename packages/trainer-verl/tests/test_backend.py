@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.recipe import Optimiser
-from lightningrl_verl.backend import VerlBackend
-from lightningrl_verl.backend_config import BackendConfig
-from lightningrl_verl.probe import WeightMismatch, probe
+from lightningrl_verl.serving.probe import WeightMismatch, probe
+from lightningrl_verl.worker.backend import VerlBackend
+from lightningrl_verl.worker.backend_config import BackendConfig
 
 # More threads than free cores spin, and make these tests ten times slower.
 torch.set_num_threads(1)
@@ -259,8 +259,8 @@ before = dict(os.environ)
 import numpy as np
 from dataclasses import make_dataclass
 from pathlib import Path
-from lightningrl_verl.backend import VerlBackend
-from lightningrl_verl.backend_config import BackendConfig
+from lightningrl_verl.worker.backend import VerlBackend
+from lightningrl_verl.worker.backend_config import BackendConfig
 from lightningrl.recipe import Optimiser
 Row = make_dataclass("Row", ["token_ids", "mask", "advantages", "rollout_id"])
 one = VerlBackend(BackendConfig(model_path={str(model)!r}, optimiser=Optimiser(learning_rate=1.0)))

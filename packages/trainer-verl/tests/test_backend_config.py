@@ -4,7 +4,11 @@ import pytest
 
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import Optimiser
-from lightningrl_verl.backend_config import BackendConfig, check_overrides, compose_verl_config
+from lightningrl_verl.worker.backend_config import (
+    BackendConfig,
+    check_overrides,
+    compose_verl_config,
+)
 
 
 def test_the_fields_become_verls_keys():

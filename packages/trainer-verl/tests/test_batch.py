@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from lightningrl.errors import RunError
-from lightningrl_verl.batch import align_next, prompt_length, to_batch
-from lightningrl_verl.micro_batches import cut_by_padded_tokens
-from lightningrl_verl.mini_batches import cut_by_rollout
-from lightningrl_verl.schedule import learning_rate_factor
-from lightningrl_verl.token_log_probs import token_log_probs
+from lightningrl_verl.worker.batch import align_next, prompt_length, to_batch
+from lightningrl_verl.worker.micro_batches import cut_by_padded_tokens
+from lightningrl_verl.worker.mini_batches import cut_by_rollout
+from lightningrl_verl.worker.schedule import learning_rate_factor
+from lightningrl_verl.worker.token_log_probs import token_log_probs
 
 
 @dataclass(frozen=True)

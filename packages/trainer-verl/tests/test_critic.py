@@ -14,13 +14,13 @@ from lightningrl.recipe import Algorithm, Critic, Optimiser, parse_recipe
 from lightningrl.schema import RolloutId
 from lightningrl.scoring import Scorer
 from lightningrl.trajectory import Row, Span
-from lightningrl_verl.backend_config import BackendConfig
-from lightningrl_verl.critic import VerlCritic
-from lightningrl_verl.importance import importance_weights
 from lightningrl_verl.training.learn import Lesson
-from lightningrl_verl.training.learner import Learner
 from lightningrl_verl.training.rows import behind
 from lightningrl_verl.training.study import Credited, Study, Trainee
+from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.critic import VerlCritic
+from lightningrl_verl.worker.importance import importance_weights
+from lightningrl_verl.worker.learner import Learner
 
 torch.set_num_threads(1)
 

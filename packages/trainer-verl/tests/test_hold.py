@@ -15,7 +15,7 @@ from lightningrl.gateway.control import GatewayClient, Held, PolicyStatus
 from lightningrl.recipe import parse_recipe
 from lightningrl.schema import Endpoint, Policy
 from lightningrl.store import Store, open_store
-from lightningrl_verl.training.hold import Hold
+from lightningrl_verl.serving.hold import Hold
 
 SERVER = """
 import sys

@@ -22,10 +22,10 @@ from tiny_rows import sequences, write_model
 from lightningrl.errors import RunError
 from lightningrl.recipe import Recipe, parse_recipe
 from lightningrl_verl.cluster.ray_ranks import RayRanks
-from lightningrl_verl.probe import WeightMismatch, probe
-from lightningrl_verl.training.learner import Learner
-from lightningrl_verl.training.managed_engines import ManagedEngines
-from lightningrl_verl.training.policy import backend_config
+from lightningrl_verl.serving.managed_engines import ManagedEngines
+from lightningrl_verl.serving.policy import backend_config
+from lightningrl_verl.serving.probe import WeightMismatch, probe
+from lightningrl_verl.worker.learner import Learner
 
 torch.set_num_threads(1)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightningrl_verl.micro_batches import cut_by_padded_tokens
-from lightningrl_verl.ranks import deal
+from lightningrl_verl.worker.micro_batches import cut_by_padded_tokens
+from lightningrl_verl.worker.ranks import deal
 
 
 def test_two_ranks_get_equally_many_rows_and_about_equally_many_tokens() -> None:

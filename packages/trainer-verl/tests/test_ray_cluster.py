@@ -13,10 +13,10 @@ from tiny_rows import sequences, write_model
 
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.recipe import Optimiser, Trainer
-from lightningrl_verl.backend import VerlBackend
-from lightningrl_verl.backend_config import BackendConfig
 from lightningrl_verl.cluster.ray_cluster import RayCluster, Room
 from lightningrl_verl.cluster.ray_ranks import RayRanks
+from lightningrl_verl.worker.backend import VerlBackend
+from lightningrl_verl.worker.backend_config import BackendConfig
 
 torch.set_num_threads(1)
 

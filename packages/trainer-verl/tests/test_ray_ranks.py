@@ -20,10 +20,10 @@ from lightningrl.errors import RunError
 from lightningrl.recipe import Critic, Optimiser, Trainer
 from lightningrl.schema import RolloutId
 from lightningrl.trajectory import Row, Span
-from lightningrl_verl.backend import VerlBackend
-from lightningrl_verl.backend_config import BackendConfig
 from lightningrl_verl.cluster.ray_ranks import RayRanks
-from lightningrl_verl.critic import VerlCritic
+from lightningrl_verl.worker.backend import VerlBackend
+from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.critic import VerlCritic
 
 torch.set_num_threads(1)
 

@@ -19,12 +19,12 @@ import torch
 from tiny_rows import sequences, write_model
 
 from lightningrl.recipe import Recipe, parse_recipe
-from lightningrl_verl.backend import VerlBackend
-from lightningrl_verl.probe import WeightMismatch, probe
-from lightningrl_verl.training.folder import RunFolder
-from lightningrl_verl.training.learner import Learner
-from lightningrl_verl.training.policy import backend_config
-from lightningrl_verl.training.replicas import Replicas
+from lightningrl_verl.serving.policy import backend_config
+from lightningrl_verl.serving.probe import WeightMismatch, probe
+from lightningrl_verl.serving.replicas import Replicas
+from lightningrl_verl.start.folder import RunFolder
+from lightningrl_verl.worker.backend import VerlBackend
+from lightningrl_verl.worker.learner import Learner
 
 torch.set_num_threads(1)
 

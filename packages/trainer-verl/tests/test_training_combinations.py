@@ -7,7 +7,7 @@ import pytest
 from lightningrl.errors import ConfigError
 from lightningrl.presets import PRESETS
 from lightningrl.recipe import Recipe, parse_recipe
-from lightningrl_verl.training.combinations import REFUSALS, check_combinations
+from lightningrl_verl.start.combinations import REFUSALS, check_combinations
 
 
 def recipe(**changes: Any) -> Recipe:

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from lightningrl.recipe import parse_recipe
 from lightningrl.schema import Progress
+from lightningrl_verl.start.folder import RunFolder
+from lightningrl_verl.start.progress import Display
+from lightningrl_verl.start.summary import print_summary
 from lightningrl_verl.training.checkpoint import Checkpoints, State
-from lightningrl_verl.training.folder import RunFolder
-from lightningrl_verl.training.progress import Display
-from lightningrl_verl.training.summary import print_summary
 
 LINES = [
     {"iteration": 0, "val/reward": 0.25, "val/reward_sampled": 0.2},

@@ -12,8 +12,8 @@ from lightningrl.drift import DriftReport, Gap, RolloutDrift, joined, rollout_dr
 from lightningrl.schema import RolloutId, StepId
 from lightningrl.trajectory import Break, Row, merge
 from lightningrl_testkit.records import llm_step
+from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.drift import log_prob_gaps, with_gaps, write_drift
-from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.rows import one_row_per_call
 
 A, B = RolloutId("r-a"), RolloutId("r-b")

@@ -25,11 +25,11 @@ from lightningrl.schema import (
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl.trained_calls import STALE
 from lightningrl_testkit.records import call, group, reward
-from lightningrl_verl.training.folder import RunFolder
+from lightningrl_verl.start.folder import RunFolder
+from lightningrl_verl.start.preflight import check
+from lightningrl_verl.start.site import site
 from lightningrl_verl.training.live import OTHER_SAMPLING, CollectedLive, collect_live
-from lightningrl_verl.training.preflight import check
 from lightningrl_verl.training.rows import NOTHING_TRAINABLE
-from lightningrl_verl.training.site import site
 
 FAILED = Failure(FailureKind.AGENT, "ValueError: no")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lightningrl.errors import RunError
-from lightningrl_verl.training.processes import Child
+from lightningrl_verl.machine.processes import Child
 
 ECHO = "import os,sys,time; print(os.getpid(), flush=True); time.sleep(600)"
 
@@ -50,7 +50,7 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     parent = f"""
 import asyncio, sys
 from pathlib import Path
-from lightningrl_verl.training.processes import Child
+from lightningrl_verl.machine.processes import Child
 async def main():
     child = Child("c", lambda pipe: [sys.executable, "-c", {reads_pipe!r}, str(pipe)],
         log=Path({str(tmp_path / "log")!r}), environment={{}}, on_line=lambda l: print(l, flush=True))

@@ -10,6 +10,7 @@ import pytest
 from lightningrl.errors import ConfigError, RunError, StoreLocked
 from lightningrl.recipe import Algorithm, Guards, LoadedRecipe, Trainer, parse_recipe
 from lightningrl.schema import Mode
+from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.batches import (
     further_rollouts,
     scoring_rollouts,
@@ -17,7 +18,6 @@ from lightningrl_verl.training.batches import (
     training_rollouts,
 )
 from lightningrl_verl.training.checkpoint import Checkpoints, State
-from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.metrics import MetricsLog
 from lightningrl_verl.training.timing import Interval, overhead
 

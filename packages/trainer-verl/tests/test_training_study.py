@@ -19,8 +19,8 @@ from lightningrl.trajectory import Row
 from lightningrl.transition import Group, Trace
 from lightningrl_testkit.records import ids
 from lightningrl_testkit.traces import Did, group, trace
-from lightningrl_verl.training.learner import Learner
 from lightningrl_verl.training.study import Credited, Study, Trainee
+from lightningrl_verl.worker.learner import Learner
 
 PLANNER, SOLVER = Did("p", agent="planner"), Did("s", agent="solver", tokens=9)
 

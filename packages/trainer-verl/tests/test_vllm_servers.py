@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.recipe import Recipe, VllmServers, parse_recipe
-from lightningrl_verl.training.engines import load_engines
-from lightningrl_verl.training.folder import RunFolder
-from lightningrl_verl.training.http_engine import HttpEngine
-from lightningrl_verl.training.vllm_servers import VllmEngines
+from lightningrl_verl.serving.engines import load_engines
+from lightningrl_verl.serving.http_engine import HttpEngine
+from lightningrl_verl.serving.vllm_servers import VllmEngines
+from lightningrl_verl.start.folder import RunFolder
 
 
 class Answering:
@@ -238,5 +238,5 @@ def test_keys_of_engines_that_no_policy_has_are_refused():
 
 def test_vllm_finds_the_backend_by_its_entry_point():
     (found,) = entry_points(group="vllm.general_plugins", name="lightningrl")
-    assert found.value == "lightningrl_verl.inside_vllm:register"
+    assert found.value == "lightningrl_verl.serving.inside_vllm:register"
     assert callable(found.load())

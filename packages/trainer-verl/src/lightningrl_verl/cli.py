@@ -20,15 +20,15 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 
     Each key=value changes one key of the recipe, such as optimiser.learning_rate=3e-4.
     """
-    from lightningrl_verl.training.folder import RunFolder
-    from lightningrl_verl.training.preflight import check, check_packages
+    from lightningrl_verl.start.folder import RunFolder
+    from lightningrl_verl.start.preflight import check, check_packages
 
     plan = check(load_recipe(recipe, overrides))
     RunFolder(plan.loaded.run_folder).refuse_another(plan.loaded)
     check_packages(plan.recipe)
     share_cores()
     # Only now: torch and verl take seconds to load.
-    from lightningrl_verl.training.run import train_run
+    from lightningrl_verl.start.run import train_run
 
     raise SystemExit(asyncio.run(train_run(plan, overrides)))
 
@@ -41,7 +41,7 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 def tiny(recipe: Path, overrides: tuple[str, ...], out: Path | None, policy: str | None) -> None:
     """Build the tiny policy of RECIPE, or find it in the cache."""
     share_cores()
-    from lightningrl_verl.training.models import build_policy, copy_policy
+    from lightningrl_verl.start.models import build_policy, copy_policy
 
     loaded = load_recipe(recipe, overrides)
     console = terminal.console()

@@ -12,11 +12,11 @@ import torch.distributed as dist
 from verl.single_controller.base import Worker, decorator
 
 from lightningrl.recipe import Critic
-from lightningrl_verl.backend_config import BackendConfig
-from lightningrl_verl.critic_rank import CriticRank
-from lightningrl_verl.policy_rank import PolicyRank
-from lightningrl_verl.process_group import join_process_group
-from lightningrl_verl.workers import select_device
+from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.critic_rank import CriticRank
+from lightningrl_verl.worker.policy_rank import PolicyRank
+from lightningrl_verl.worker.process_group import join_process_group
+from lightningrl_verl.worker.workers import select_device
 
 # verl adds the members of its enumeration at run time.
 _dispatch: Any = decorator.Dispatch

@@ -19,7 +19,7 @@ from ray._private import ray_constants
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.recipe import Engine, Trainer
 from lightningrl_verl.cluster.session_folder import SessionFolder
-from lightningrl_verl.quiet import quiet
+from lightningrl_verl.machine.quiet import quiet
 
 _KNOCK_SECONDS = 10.0
 

@@ -15,9 +15,9 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from lightningrl.errors import LightningError, RunError
-from lightningrl_verl.backend_config import BackendConfig, compose_verl_config
 from lightningrl_verl.cluster.ray_ranks import RayModel
-from lightningrl_verl.quiet import quiet
+from lightningrl_verl.machine.quiet import quiet
+from lightningrl_verl.worker.backend_config import BackendConfig, compose_verl_config
 
 _ALIVE_SECONDS = 2.0
 """How often the engines' processes are asked whether they still live."""

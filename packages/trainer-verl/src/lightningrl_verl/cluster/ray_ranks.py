@@ -16,11 +16,11 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from lightningrl.errors import LightningError, RunError
 from lightningrl.recipe import Critic, Engine, Trainer
-from lightningrl_verl.backend_config import BackendConfig
 from lightningrl_verl.cluster.ray_cluster import RayCluster, Room
-from lightningrl_verl.quiet import quiet
-from lightningrl_verl.ranks import Ranks
-from lightningrl_verl.workers import select_platform
+from lightningrl_verl.machine.quiet import quiet
+from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.ranks import Ranks
+from lightningrl_verl.worker.workers import select_platform
 
 _ALIVE_SECONDS = 2.0
 """How often the ranks are asked whether they still live."""

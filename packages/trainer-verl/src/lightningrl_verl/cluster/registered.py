@@ -13,7 +13,7 @@ from verl.workers.rollout import base
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry
 
 from lightningrl_verl.cluster.broadcast import BroadcastEngine
-from lightningrl_verl.rollout_config import BROADCAST, TORCH
+from lightningrl_verl.worker.rollout_config import BROADCAST, TORCH
 
 
 def _replica() -> type[RolloutReplica]:

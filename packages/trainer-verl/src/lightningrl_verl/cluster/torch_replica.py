@@ -21,8 +21,8 @@ from verl.workers.rollout.replica import RolloutReplica
 from lightningrl_verl.cluster.buckets import BucketedWeightReceiver
 from lightningrl_verl.engine.load import EngineSettings, load_engine
 from lightningrl_verl.engine.server import serve_engine
-from lightningrl_verl.rollout_config import TORCH
-from lightningrl_verl.workers import select_device
+from lightningrl_verl.worker.rollout_config import TORCH
+from lightningrl_verl.worker.workers import select_device
 
 _CONCURRENCY = 4
 """Calls of one server: it answers that it lives while it takes weights."""

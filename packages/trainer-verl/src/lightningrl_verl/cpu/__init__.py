@@ -8,7 +8,7 @@ registries, plus one patch. Complete list of what is supplied, with the place in
   and no pinned-memory offload of frozen models (`workers/engine/fsdp/transformer_impl.py:462`):
   `engines.py`.
 
-The process group is made by `lightningrl_verl.process_group`, on every device. Nothing here touches
+The process group is made by `lightningrl_verl.worker.process_group`, on every device. Nothing here touches
 the environment, so that child processes inherit nothing. The invariant: nothing of verl's is
 imported before `activate` is called, and activating twice is the same as once.
 """

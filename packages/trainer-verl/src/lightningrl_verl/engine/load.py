@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lightningrl.recipe import Recipe
 from lightningrl_verl.engine.torch_engine import TorchEngine
-from lightningrl_verl.quiet import without_progress_bars
+from lightningrl_verl.machine.quiet import without_progress_bars
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

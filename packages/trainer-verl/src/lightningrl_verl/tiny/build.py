@@ -20,8 +20,8 @@ import torch
 import transformers
 
 from lightningrl.errors import RunError
-from lightningrl_verl.durable import publish
-from lightningrl_verl.quiet import without_progress_bars
+from lightningrl_verl.machine.durable import publish
+from lightningrl_verl.machine.quiet import without_progress_bars
 from lightningrl_verl.tiny.model import build_model
 from lightningrl_verl.tiny.spec import TinySpec
 from lightningrl_verl.tiny.tokenizer import build_tokenizer

@@ -13,9 +13,9 @@ import numpy as np
 
 from lightningrl.drift import DriftReport, Gap, RolloutDrift, RowDrift, joined, total
 from lightningrl.trajectory import Row
-from lightningrl_verl.batch import FloatArray
-from lightningrl_verl.durable import write_text
-from lightningrl_verl.training.folder import RunFolder
+from lightningrl_verl.machine.durable import write_text
+from lightningrl_verl.start.folder import RunFolder
+from lightningrl_verl.worker.batch import FloatArray
 
 
 def log_prob_gaps(rows: Sequence[Row], current: Sequence[FloatArray]) -> list[Gap]:

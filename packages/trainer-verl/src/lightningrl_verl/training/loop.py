@@ -22,12 +22,12 @@ from lightningrl.schema import AttemptState, Mode, NewRollout, Progress
 from lightningrl.store.base import RolloutQuery, Store
 from lightningrl.traces import read_attempts, read_traces
 from lightningrl.transition import Group
-from lightningrl_verl.probe import ProbeResult
+from lightningrl_verl.serving.probe import ProbeResult
+from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.batches import GREEDY, SAMPLED, Splits, scoring_rollouts
 from lightningrl_verl.training.checkpoint import Checkpoints, State, policy_folder
 from lightningrl_verl.training.collect import Collected, collect, collect_training
 from lightningrl_verl.training.drift import with_gaps, write_drift
-from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.guards import check_guards
 from lightningrl_verl.training.learn import check_models, digest, flat_share, solved_share
 from lightningrl_verl.training.live import CollectedLive, collect_live

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightningrl.errors import RunError
 from lightningrl.metrics import MetricLine, read_metrics
-from lightningrl_verl.durable import write_text
+from lightningrl_verl.machine.durable import write_text
 
 Metrics = MetricLine
 """Name -> number (or `None` where it has no value this time)."""

@@ -24,11 +24,11 @@ from lightningrl.recipe import Algorithm, Optimiser, Recipe
 from lightningrl.scoring import Scorer
 from lightningrl.trained_calls import as_trained, lenses
 from lightningrl.transition import Group
+from lightningrl_verl.serving.policy import ServedPolicy
 from lightningrl_verl.training.learn import Lesson, has_regulariser, prepare
-from lightningrl_verl.training.learner import Learner
 from lightningrl_verl.training.metrics import Metrics
-from lightningrl_verl.training.policy import ServedPolicy
 from lightningrl_verl.training.rows import Piece, behind, cut
+from lightningrl_verl.worker.learner import Learner
 
 
 @dataclass

@@ -20,8 +20,8 @@ import msgspec
 
 from lightningrl.errors import RunError
 from lightningrl.recipe import Recipe
-from lightningrl_verl.durable import write_text
-from lightningrl_verl.quiet import quiet
+from lightningrl_verl.machine.durable import write_text
+from lightningrl_verl.machine.quiet import quiet
 from lightningrl_verl.training.metrics import Metrics
 
 _PROJECT = "lightningrl"

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lightningrl.recipe import Recipe
-from lightningrl_verl.ranks import Launcher, ThisProcess
+from lightningrl_verl.worker.ranks import Launcher, ThisProcess
 
 
 @dataclass(frozen=True)

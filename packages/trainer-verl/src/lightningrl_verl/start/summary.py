@@ -10,8 +10,8 @@ from rich.table import Table
 
 from lightningrl.recipe import PolicyRecipe, Recipe
 from lightningrl.serving import COMPACT_NOTE, ENVIRONMENT, served_name, vllm_command
+from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.checkpoint import Checkpoints, policy_folder
-from lightningrl_verl.training.folder import RunFolder
 from lightningrl_verl.training.metrics import MetricsLog
 
 _FOR_PEOPLE = {

@@ -32,7 +32,7 @@ import yaml
 
 from lightningrl.errors import ConfigError, StoreLocked
 from lightningrl.recipe import LoadedRecipe, changed_keys, dump_recipe, parse_recipe
-from lightningrl_verl.durable import write_text
+from lightningrl_verl.machine.durable import write_text
 
 _CHANGEABLE = (
     "guards",

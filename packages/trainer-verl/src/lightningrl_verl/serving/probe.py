@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightningrl.errors import RunError
-from lightningrl_verl.batch import FloatArray, TrainingRow
+from lightningrl_verl.worker.batch import FloatArray, TrainingRow
 
 EngineScore = Callable[[Sequence[int], Sequence[int]], Sequence[float]]
 """(prompt ids, token ids) to the log-prob of each token id, at temperature 1."""

@@ -12,9 +12,9 @@ from lightningrl.errors import RunError
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.recipe import LoadedRecipe
 from lightningrl.store.http import HttpStore
-from lightningrl_verl.training.endpoint_key import endpoint_key
-from lightningrl_verl.training.folder import RunFolder
-from lightningrl_verl.training.processes import Child, last_lines, python_module
+from lightningrl_verl.machine.processes import Child, last_lines, python_module
+from lightningrl_verl.serving.endpoint_key import endpoint_key
+from lightningrl_verl.start.folder import RunFolder
 
 _CLI = "lightningrl.cli"
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.schema import Endpoint
+from lightningrl_verl.serving.endpoint_key import endpoint_key
+from lightningrl_verl.serving.engines import Trained, load_engines
+from lightningrl_verl.serving.policy import ServedPolicy, backend_config, register
+from lightningrl_verl.start.folder import RunFolder
+from lightningrl_verl.start.launching import Ground, in_the_end
+from lightningrl_verl.start.preflight import Plan
 from lightningrl_verl.training.checkpoint import State, policy_folder
-from lightningrl_verl.training.endpoint_key import endpoint_key
-from lightningrl_verl.training.engines import Trained, load_engines
-from lightningrl_verl.training.folder import RunFolder
-from lightningrl_verl.training.launching import Ground, in_the_end
-from lightningrl_verl.training.learner import Learner
-from lightningrl_verl.training.policy import ServedPolicy, backend_config, register
-from lightningrl_verl.training.preflight import Plan
 from lightningrl_verl.training.study import Trainee
+from lightningrl_verl.worker.learner import Learner
 
 
 async def serve_frozen(

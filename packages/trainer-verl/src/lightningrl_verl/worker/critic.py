@@ -18,10 +18,10 @@ from tensordict import TensorDict
 from lightningrl.errors import RunError
 from lightningrl.recipe import Critic
 from lightningrl.trajectory import Row
-from lightningrl_verl.backend import gather, share_out
-from lightningrl_verl.backend_config import BackendConfig
-from lightningrl_verl.batch import FloatArray, token_budget
-from lightningrl_verl.ranks import Launcher, Order, ThisProcess, deal
+from lightningrl_verl.worker.backend import gather, share_out
+from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.batch import FloatArray, token_budget
+from lightningrl_verl.worker.ranks import Launcher, Order, ThisProcess, deal
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from lightningrl.errors import ConfigError
 from lightningrl.objects import load_object
 from lightningrl.recipe import LoadedRecipe, PolicyRecipe
 from lightningrl.settings import cache_folder
+from lightningrl_verl.start.preflight import model_folder
 from lightningrl_verl.tiny import TinySpec, build_tiny
-from lightningrl_verl.training.preflight import model_folder
 
 
 async def initial_model(loaded: LoadedRecipe, policy: PolicyRecipe, console: Console) -> Path:

@@ -17,20 +17,20 @@ from lightningrl.cli import terminal
 from lightningrl.clock import SystemClock
 from lightningrl.curve import draw_curve
 from lightningrl_verl.engine import tool_parser
-from lightningrl_verl.probe import ProbeResult
+from lightningrl_verl.serving.probe import ProbeResult
+from lightningrl_verl.start.folder import RunFolder
+from lightningrl_verl.start.launching import prepare_ground
+from lightningrl_verl.start.models import initial_model
+from lightningrl_verl.start.policies import serve_frozen, start_trainees
+from lightningrl_verl.start.preflight import Plan
+from lightningrl_verl.start.progress import Display
+from lightningrl_verl.start.site import Site, site
+from lightningrl_verl.start.summary import print_summary
 from lightningrl_verl.tiny.build import RECORD
 from lightningrl_verl.training.checkpoint import Checkpoints
-from lightningrl_verl.training.folder import RunFolder
-from lightningrl_verl.training.launching import prepare_ground
 from lightningrl_verl.training.loop import TrainingLoop
 from lightningrl_verl.training.metrics import MetricsLog
-from lightningrl_verl.training.models import initial_model
-from lightningrl_verl.training.policies import serve_frozen, start_trainees
-from lightningrl_verl.training.preflight import Plan
-from lightningrl_verl.training.progress import Display
-from lightningrl_verl.training.site import Site, site
 from lightningrl_verl.training.study import Study
-from lightningrl_verl.training.summary import print_summary
 from lightningrl_verl.training.trackers import trackers
 
 _INTERRUPTED = 130

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lightningrl.errors import ConfigError
-from lightningrl_verl.micro_batches import cut_by_padded_tokens
-from lightningrl_verl.process_group import (
+from lightningrl_verl.machine.quiet import quiet
+from lightningrl_verl.worker.micro_batches import cut_by_padded_tokens
+from lightningrl_verl.worker.process_group import (
     largest_of_all_ranks,
     rank_environment,
     start_process_group,
 )
-from lightningrl_verl.quiet import quiet
-from lightningrl_verl.token_log_probs import token_log_probs
+from lightningrl_verl.worker.token_log_probs import token_log_probs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -14,11 +14,17 @@ import numpy as np
 from torch import Tensor
 
 from lightningrl.errors import RunError
-from lightningrl_verl.backend_config import BackendConfig, compose_verl_config
-from lightningrl_verl.batch import FloatArray, TrainingRow, align_next, to_batch, token_budget
-from lightningrl_verl.loss import update_metrics
-from lightningrl_verl.mini_batches import cut_by_rollout
-from lightningrl_verl.ranks import Launcher, Order, ThisProcess, deal
+from lightningrl_verl.worker.backend_config import BackendConfig, compose_verl_config
+from lightningrl_verl.worker.batch import (
+    FloatArray,
+    TrainingRow,
+    align_next,
+    to_batch,
+    token_budget,
+)
+from lightningrl_verl.worker.loss import update_metrics
+from lightningrl_verl.worker.mini_batches import cut_by_rollout
+from lightningrl_verl.worker.ranks import Launcher, Order, ThisProcess, deal
 
 if TYPE_CHECKING:
     from tensordict import TensorDict

@@ -23,12 +23,12 @@ from lightningrl.recipe import Recipe
 from lightningrl.schema import Endpoint
 from lightningrl_verl.engine.load import engine_settings
 from lightningrl_verl.engine.replica import KEY, ReplicaSettings, Score, TakeWeights
-from lightningrl_verl.probe import EngineScore
-from lightningrl_verl.training.folder import RunFolder
-from lightningrl_verl.training.http_engine import UNANSWERED, reason
-from lightningrl_verl.training.learner import Learner
-from lightningrl_verl.training.processes import Child, python_module
-from lightningrl_verl.training.weight_file import link_or_copy, write_weights
+from lightningrl_verl.machine.processes import Child, python_module
+from lightningrl_verl.serving.http_engine import UNANSWERED, reason
+from lightningrl_verl.serving.probe import EngineScore
+from lightningrl_verl.serving.weight_file import link_or_copy, write_weights
+from lightningrl_verl.start.folder import RunFolder
+from lightningrl_verl.worker.learner import Learner
 
 _MODULE = "lightningrl_verl.engine.replica"
 

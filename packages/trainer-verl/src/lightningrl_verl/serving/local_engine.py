@@ -10,8 +10,8 @@ from lightningrl.recipe import Recipe
 from lightningrl.schema import Endpoint
 from lightningrl_verl.engine import EngineServer, serve_engine
 from lightningrl_verl.engine.load import engine_settings, load_engine
-from lightningrl_verl.probe import EngineScore
-from lightningrl_verl.training.learner import Learner
+from lightningrl_verl.serving.probe import EngineScore
+from lightningrl_verl.worker.learner import Learner
 
 _ALIVE_SECONDS = 1.0
 """How often the engine is asked whether it still works."""

@@ -15,13 +15,13 @@ from typing import Protocol
 
 from lightningrl.recipe import Recipe
 from lightningrl.schema import Endpoint
-from lightningrl_verl.probe import EngineScore
-from lightningrl_verl.training.folder import RunFolder
-from lightningrl_verl.training.learner import Learner
-from lightningrl_verl.training.local_engine import LocalEngine
-from lightningrl_verl.training.managed_engines import ManagedEngines
-from lightningrl_verl.training.replicas import Replicas
-from lightningrl_verl.training.vllm_servers import VllmEngines
+from lightningrl_verl.serving.local_engine import LocalEngine
+from lightningrl_verl.serving.managed_engines import ManagedEngines
+from lightningrl_verl.serving.probe import EngineScore
+from lightningrl_verl.serving.replicas import Replicas
+from lightningrl_verl.serving.vllm_servers import VllmEngines
+from lightningrl_verl.start.folder import RunFolder
+from lightningrl_verl.worker.learner import Learner
 
 
 class Engines(Protocol):

@@ -17,12 +17,12 @@ import torch
 from lightningrl.drift import Gap
 from lightningrl.recipe import Algorithm, Critic
 from lightningrl.trajectory import Row
-from lightningrl_verl.backend import VerlBackend
-from lightningrl_verl.backend_config import BackendConfig
-from lightningrl_verl.critic import VerlCritic
-from lightningrl_verl.importance import importance_weights
-from lightningrl_verl.ranks import Launcher, ThisProcess
 from lightningrl_verl.training.drift import log_prob_gaps
+from lightningrl_verl.worker.backend import VerlBackend
+from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.critic import VerlCritic
+from lightningrl_verl.worker.importance import importance_weights
+from lightningrl_verl.worker.ranks import Launcher, ThisProcess
 
 _Result = TypeVar("_Result")
 

@@ -15,12 +15,12 @@ from lightningrl.errors import ConfigError
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.recipe import Recipe
 from lightningrl.schema import Endpoint, LiveTerms, Policy
-from lightningrl_verl.backend_config import BackendConfig
-from lightningrl_verl.probe import ProbeResult, probe
-from lightningrl_verl.rollout_config import rollout_of
-from lightningrl_verl.training.engines import Engines
-from lightningrl_verl.training.hold import Hold
-from lightningrl_verl.training.learner import Learner
+from lightningrl_verl.serving.engines import Engines
+from lightningrl_verl.serving.hold import Hold
+from lightningrl_verl.serving.probe import ProbeResult, probe
+from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.learner import Learner
+from lightningrl_verl.worker.rollout_config import rollout_of
 
 _PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 """Largest difference in nats; engine and trainer sum in different orders, which bf16 shows."""

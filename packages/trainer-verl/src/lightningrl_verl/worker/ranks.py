@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from lightningrl.recipe import Critic
-from lightningrl_verl.backend_config import BackendConfig
+from lightningrl_verl.worker.backend_config import BackendConfig
 
 Order = list[int | None]
 """Row indices of one rank; `None` is a filler."""
@@ -83,13 +83,13 @@ class ThisProcess:
 
     def policy(self, config: BackendConfig) -> Ranks:
         """Load a policy here."""
-        from lightningrl_verl.policy_rank import PolicyRank
+        from lightningrl_verl.worker.policy_rank import PolicyRank
 
         return _OneRank(PolicyRank(config))
 
     def critic(self, config: BackendConfig, critic: Critic) -> Ranks:
         """Load a critic here."""
-        from lightningrl_verl.critic_rank import CriticRank
+        from lightningrl_verl.worker.critic_rank import CriticRank
 
         return _OneRank(CriticRank(config, critic))
 

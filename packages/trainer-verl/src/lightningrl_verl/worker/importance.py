@@ -15,7 +15,7 @@ import torch
 
 from lightningrl.recipe import Algorithm
 from lightningrl.trajectory import Row
-from lightningrl_verl.batch import FloatArray
+from lightningrl_verl.worker.batch import FloatArray
 
 
 def importance_weights(

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from lightningrl.errors import RunError
-from lightningrl_verl.backend_config import BackendConfig, compose_verl_config
-from lightningrl_verl.batch import FloatArray
-from lightningrl_verl.loss import token_sum_loss
-from lightningrl_verl.rank_state import load_state, restore_whole, save_state
-from lightningrl_verl.schedule import learning_rate_factor
-from lightningrl_verl.whole_weights import export, send_merged, weights_of
-from lightningrl_verl.workers import policy_worker, schedule_learning_rate, select_device
+from lightningrl_verl.worker.backend_config import BackendConfig, compose_verl_config
+from lightningrl_verl.worker.batch import FloatArray
+from lightningrl_verl.worker.loss import token_sum_loss
+from lightningrl_verl.worker.rank_state import load_state, restore_whole, save_state
+from lightningrl_verl.worker.schedule import learning_rate_factor
+from lightningrl_verl.worker.whole_weights import export, send_merged, weights_of
+from lightningrl_verl.worker.workers import policy_worker, schedule_learning_rate, select_device
 
 if TYPE_CHECKING:
     from tensordict import TensorDict

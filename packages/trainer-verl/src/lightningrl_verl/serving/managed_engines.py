@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 from lightningrl.errors import RunError
 from lightningrl.recipe import Recipe
 from lightningrl.schema import Endpoint
-from lightningrl_verl.backend_config import BackendConfig
-from lightningrl_verl.probe import EngineScore
-from lightningrl_verl.training.http_engine import HttpEngine
-from lightningrl_verl.training.learner import Learner
+from lightningrl_verl.serving.http_engine import HttpEngine
+from lightningrl_verl.serving.probe import EngineScore
+from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.learner import Learner
 
 if TYPE_CHECKING:
     from lightningrl_verl.cluster.ray_engines import RayEngines

@@ -20,10 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from lightningrl.errors import ConfigError
 from lightningrl.nearest import suggest
 from lightningrl.recipe import Critic, Optimiser
-from lightningrl_verl.honoured import FREE_FORM, refusal
+from lightningrl_verl.worker.honoured import FREE_FORM, refusal
 
 if TYPE_CHECKING:
-    from lightningrl_verl.rollout_config import Rollout
+    from lightningrl_verl.worker.rollout_config import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)

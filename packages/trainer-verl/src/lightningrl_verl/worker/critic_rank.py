@@ -13,10 +13,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from lightningrl.recipe import Critic
-from lightningrl_verl.backend_config import BackendConfig, compose_critic_config
-from lightningrl_verl.batch import FloatArray
-from lightningrl_verl.rank_state import load_state, restore_whole, save_state
-from lightningrl_verl.workers import critic_worker, schedule_learning_rate, select_device
+from lightningrl_verl.worker.backend_config import BackendConfig, compose_critic_config
+from lightningrl_verl.worker.batch import FloatArray
+from lightningrl_verl.worker.rank_state import load_state, restore_whole, save_state
+from lightningrl_verl.worker.workers import critic_worker, schedule_learning_rate, select_device
 
 if TYPE_CHECKING:
     from tensordict import TensorDict

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from lightningrl.errors import RunError
-from lightningrl_verl.quiet import quiet
+from lightningrl_verl.machine.quiet import quiet
 
 
 def save_state(worker: Any, directory: Path) -> None:

@@ -20,11 +20,11 @@ import msgspec
 from lightningrl.errors import RunError
 from lightningrl.recipe import Recipe, VllmServers
 from lightningrl.schema import Endpoint
-from lightningrl_verl.probe import EngineScore
-from lightningrl_verl.training.endpoint_key import endpoint_key
-from lightningrl_verl.training.http_engine import HttpEngine
-from lightningrl_verl.training.learner import Learner
-from lightningrl_verl.training.weight_file import SUFFIX, link_or_copy, write_weights
+from lightningrl_verl.serving.endpoint_key import endpoint_key
+from lightningrl_verl.serving.http_engine import HttpEngine
+from lightningrl_verl.serving.probe import EngineScore
+from lightningrl_verl.serving.weight_file import SUFFIX, link_or_copy, write_weights
+from lightningrl_verl.worker.learner import Learner
 
 
 class VllmEngines:

@@ -16,9 +16,9 @@ from lightningrl.recipe import Data, DataSource, LoadedRecipe, PolicyRecipe, Rec
 from lightningrl.schema import Sampling
 from lightningrl.scoring import Scorer
 from lightningrl.tasks import load_tasks
-from lightningrl_verl.backend_config import check_overrides
+from lightningrl_verl.start.combinations import check_combinations
 from lightningrl_verl.training.batches import Splits, Task
-from lightningrl_verl.training.combinations import check_combinations
+from lightningrl_verl.worker.backend_config import check_overrides
 
 
 @dataclass(frozen=True)

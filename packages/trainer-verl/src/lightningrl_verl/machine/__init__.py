@@ -1,0 +1,1 @@
+"""What a run needs of the machine that it is on: child processes, whole files, a quiet terminal."""

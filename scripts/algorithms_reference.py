@@ -14,14 +14,14 @@ from typing import Any
 
 from lightningrl.credit import StatefulAssigner, find_assigner
 from lightningrl.errors import ConfigError
-from lightningrl.presets import PRESETS
 from lightningrl.recipe import parse_recipe
+from lightningrl.recipe.presets import PRESETS
 from lightningrl_verl.start.combinations import REFUSALS, check_combinations
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "algorithms.md"
 
 HEADER = """\
-<!-- Written by scripts/algorithms_reference.py from lightningrl/presets.py and the trainer's table. -->
+<!-- Written by scripts/algorithms_reference.py from lightningrl/recipe/presets.py and the trainer's table. -->
 # Algorithms
 
 An algorithm is a set of recipe keys. `algorithm.preset: NAME` fills those below where the recipe has none of

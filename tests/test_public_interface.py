@@ -93,7 +93,10 @@ def test_an_adapters_package_asks_for_the_versions_that_the_adapter_works_with()
     [
         ("lightningrl", (*HEAVY, *FRAMEWORKS, "numpy", "aiohttp", "apsw")),
         ("lightningrl.cli, lightningrl.server, lightningrl.runner.process", (*HEAVY, *FRAMEWORKS)),
-        ("lightningrl.credit, lightningrl.trajectory, lightningrl.traces", (*HEAVY, *FRAMEWORKS)),
+        (
+            "lightningrl.credit, lightningrl.experience.trajectory, lightningrl.traces",
+            (*HEAVY, *FRAMEWORKS),
+        ),
         ("lightningrl_agent_framework", HEAVY),
         ("lightningrl_autogen", HEAVY),
         ("lightningrl_langchain", (*HEAVY, "langchain", "langgraph", "langchain_openai", "openai")),

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from user_project import Project
 
+from lightningrl.experience.trajectory import Row, merge
 from lightningrl.schema import Mode, RolloutState
 from lightningrl.store import RolloutQuery, open_store
 from lightningrl.traces import read_attempts
-from lightningrl.trajectory import Row, merge
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])

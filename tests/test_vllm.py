@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 from user_project import Project, make_project
 from vllm_environment import make_environment, served
 
+from lightningrl.experience.transition import Transition
 from lightningrl.recipe import Optimiser, load_recipe
 from lightningrl.schema import Mode, RolloutState
 from lightningrl.store import RolloutQuery, open_store
 from lightningrl.traces import read_attempts
-from lightningrl.transition import Transition
 from lightningrl_bench_math.policy import tiny_spec
 from lightningrl_verl.serving.probe import WeightMismatch, probe
 from lightningrl_verl.serving.vllm_servers import VllmEngines

@@ -25,6 +25,7 @@ import numpy as np
 
 from harness.peers import NoPeer, Peer
 from harness.results import OURS, Results
+from lightningrl.experience.trajectory import Row, merge, pack
 from lightningrl.schema import (
     AttemptId,
     AttemptState,
@@ -44,7 +45,6 @@ from lightningrl.schema import (
 from lightningrl.store import open_store
 from lightningrl.store.base import Store
 from lightningrl.traces import read_traces
-from lightningrl.trajectory import Row, merge, pack
 
 _RESULTS = Path(__file__).parent / "results"
 TURNS = 10

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from sizes import Shape, Size
 
 from lightningrl.credit import broadcast
+from lightningrl.experience.trajectory import Row, merge, with_credit
+from lightningrl.experience.transition import Group, Trace, Transition
 from lightningrl.schema import (
     Attempt,
     AttemptId,
@@ -24,8 +26,6 @@ from lightningrl.schema import (
     group_id,
     rollout_id,
 )
-from lightningrl.trajectory import Row, merge, with_credit
-from lightningrl.transition import Group, Trace, Transition
 from lightningrl_verl.training.rows import one_row_per_call
 
 _GROUP = group_id("gpu-check", Mode.TRAIN, 1, "task")

@@ -19,8 +19,8 @@ from rows import conversation_rows, mixed_lengths, random_rows
 from sizes import Shape, Size
 from transformers import AutoModelForCausalLM
 
+from lightningrl.experience.trajectory import Row
 from lightningrl.recipe import Optimiser
-from lightningrl.trajectory import Row
 from lightningrl_verl.worker.backend import VerlBackend
 from lightningrl_verl.worker.backend_config import BackendConfig
 

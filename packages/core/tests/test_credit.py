@@ -21,7 +21,7 @@ from lightningrl.credit import (
     find_assigner,
 )
 from lightningrl.errors import ConfigError, RunError
-from lightningrl.transition import Group, Trace
+from lightningrl.experience.transition import Group, Trace
 from lightningrl_testkit.traces import Did, group, trace
 
 

@@ -23,8 +23,8 @@ from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.group_td import td_advantages
 from lightningrl.credit.state_keys import KeyRules
 from lightningrl.errors import RunError
+from lightningrl.experience.transition import Group, Trace
 from lightningrl.schema import StepKind
-from lightningrl.transition import Group, Trace
 from lightningrl_testkit.traces import Did, group, trace
 
 Numbers = list[list[float]]

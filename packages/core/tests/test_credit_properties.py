@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lightningrl.credit import assign, assign_with, find_assigner
 from lightningrl.credit.decisions import Decisions
 from lightningrl.credit.gae import gae_advantages
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
 from lightningrl_testkit.traces import Did, group, trace
 
 Numbers = list[list[float]]

@@ -16,8 +16,8 @@ from lightningrl.credit.observation import RULES, normaliser
 from lightningrl.credit.state_keys import KeyRules
 from lightningrl.credit.turns import Conversations
 from lightningrl.errors import ConfigError
+from lightningrl.experience.transition import Group, Transition
 from lightningrl.schema import StepKind
-from lightningrl.transition import Group, Transition
 from lightningrl_testkit.traces import Did, group, trace
 
 normalise = normaliser(None)

@@ -11,10 +11,10 @@ import openai
 import pytest
 from yarl import URL
 
-from lightningrl.clock import SystemClock
 from lightningrl.errors import AuthError, ConfigError, Conflict, NotFound
 from lightningrl.gateway import Gateway, GatewayLimits
 from lightningrl.keys import sign_attempt_key
+from lightningrl.machine.clock import SystemClock
 from lightningrl.schema import AttemptId, AttemptState, Claim, Endpoint, Policy
 from lightningrl_testkit.gateway import GatewayRig, open_rig, serve
 from lightningrl_testkit.model_server import ModelServer

@@ -12,13 +12,13 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from lightningrl.clock import SystemClock
 from lightningrl.gateway import GatewayLimits
 from lightningrl.gateway.call_log import CallLog
 from lightningrl.gateway.health import Health
 from lightningrl.gateway.metrics import Metrics
 from lightningrl.gateway.spans import Spans
-from lightningrl.logs import JsonFormatter
+from lightningrl.machine.clock import SystemClock
+from lightningrl.machine.logs import JsonFormatter
 from lightningrl.schema import Claim
 from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig
 from lightningrl_testkit.model_server import Answer, ModelServer

@@ -10,9 +10,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from lightningrl.clock import SystemClock
 from lightningrl.errors import StoreUnavailable
 from lightningrl.gateway import Gateway, GatewayClient, GatewayLimits
+from lightningrl.machine.clock import SystemClock
 from lightningrl.schema import (
     CallEvent,
     CallStatus,

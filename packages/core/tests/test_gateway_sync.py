@@ -11,12 +11,12 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
-from lightningrl.clock import SystemClock
 from lightningrl.errors import Conflict
 from lightningrl.gateway import GatewayClient, GatewayLimits, PolicyStatus
 from lightningrl.gateway.identity import Contexts
 from lightningrl.gateway.policies import Policies, Served
 from lightningrl.gateway.sync import Gate
+from lightningrl.machine.clock import SystemClock
 from lightningrl.schema import AttemptId, CallStatus, Claim, Endpoint, Policy
 from lightningrl.store import Store
 from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from lightningrl.errors import ConfigError
-from lightningrl.presets import PRESETS
 from lightningrl.recipe import LoadedRecipe, changed_keys, dump_recipe, load_recipe, parse_recipe
+from lightningrl.recipe.presets import PRESETS
 
 RECIPE = """
 name: arithmetic

@@ -16,8 +16,8 @@ import pytest
 import lightningrl
 from lightningrl.capture.client_calls import forget_client_calls, record_client_calls
 from lightningrl.conversation.recorded import whole_requests
+from lightningrl.experience.transition import Transition
 from lightningrl.schema import StepKind
-from lightningrl.transition import Transition
 from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.lab import MODEL, open_lab, script
 from lightningrl_testkit.model_server import Answer, ModelServer

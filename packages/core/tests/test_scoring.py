@@ -10,11 +10,11 @@ import pytest
 
 from lightningrl.credit import assign, find_assigner
 from lightningrl.errors import ConfigError, RunError
+from lightningrl.experience.transition import Trace, Transition
 from lightningrl.recipe import StepReward
 from lightningrl.schema import TOOL_PARSER_ERROR, StepKind
 from lightningrl.scoring import Scorer
 from lightningrl.scoring.rules import RULES
-from lightningrl.transition import Trace, Transition
 from lightningrl_testkit.model_server import Answer, ModelServer
 from lightningrl_testkit.traces import Did, group, trace
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from lightningrl.recipe import PolicyRecipe
-from lightningrl.schema import StepKind
-from lightningrl.trained_calls import (
+from lightningrl.experience.trained_calls import (
     STALE,
     UNTRAINED_AGENT,
     UNTRAINED_POLICY,
     as_trained,
     lenses,
 )
-from lightningrl.transition import Transition
+from lightningrl.experience.transition import Transition
+from lightningrl.recipe import PolicyRecipe
+from lightningrl.schema import StepKind
 from lightningrl_testkit.traces import Did, group, trace
 
 

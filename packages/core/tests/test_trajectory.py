@@ -7,9 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from lightningrl.drift import rollout_drift
+from lightningrl.experience.drift import rollout_drift
+from lightningrl.experience.trajectory import (
+    UNTAKEN,
+    Row,
+    Span,
+    loss_weights,
+    merge,
+    pack,
+    with_credit,
+)
 from lightningrl.schema import Choice, RolloutId
-from lightningrl.trajectory import UNTAKEN, Row, Span, loss_weights, merge, pack, with_credit
 from lightningrl_testkit.records import ids, llm_step, tool_step
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lightningrl.experience.transition import Transition, assemble, final_reward, unjoined_rewards
 from lightningrl.schema import (
     Attempt,
     AttemptId,
@@ -28,7 +29,6 @@ from lightningrl.schema import (
     StepKind,
     StepStartEvent,
 )
-from lightningrl.transition import Transition, assemble, final_reward, unjoined_rewards
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ATTEMPT_ID = AttemptId("a1")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_rows import sequences, write_model
 
+from lightningrl.experience.trajectory import Row, Span
 from lightningrl.recipe import Algorithm, Critic, Optimiser, parse_recipe
 from lightningrl.schema import RolloutId
 from lightningrl.scoring import Scorer
-from lightningrl.trajectory import Row, Span
 from lightningrl_verl.training.learn import Lesson
 from lightningrl_verl.training.rows import behind
 from lightningrl_verl.training.study import Credited, Study, Trainee

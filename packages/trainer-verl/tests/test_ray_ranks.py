@@ -17,9 +17,9 @@ from tiny_rows import Sequence, sequences, write_model
 from transformers import AutoModelForCausalLM
 
 from lightningrl.errors import RunError
+from lightningrl.experience.trajectory import Row, Span
 from lightningrl.recipe import Critic, Optimiser, Trainer
 from lightningrl.schema import RolloutId
-from lightningrl.trajectory import Row, Span
 from lightningrl_verl.cluster.ray_ranks import RayRanks
 from lightningrl_verl.worker.backend import VerlBackend
 from lightningrl_verl.worker.backend_config import BackendConfig

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lightningrl.errors import ConfigError
-from lightningrl.presets import PRESETS
 from lightningrl.recipe import Recipe, parse_recipe
+from lightningrl.recipe.presets import PRESETS
 from lightningrl_verl.start.combinations import REFUSALS, check_combinations
 
 

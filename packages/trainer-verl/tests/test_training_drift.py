@@ -8,9 +8,16 @@ import pytest
 from click.testing import CliRunner
 
 from lightningrl.cli import commands
-from lightningrl.drift import DriftReport, Gap, RolloutDrift, joined, rollout_drift, total
+from lightningrl.experience.drift import (
+    DriftReport,
+    Gap,
+    RolloutDrift,
+    joined,
+    rollout_drift,
+    total,
+)
+from lightningrl.experience.trajectory import Break, Row, merge
 from lightningrl.schema import RolloutId, StepId
-from lightningrl.trajectory import Break, Row, merge
 from lightningrl_testkit.records import llm_step
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.drift import log_prob_gaps, with_gaps, write_drift

@@ -7,6 +7,8 @@ import pytest
 
 from lightningrl.credit import assign, broadcast
 from lightningrl.errors import RunError
+from lightningrl.experience.trained_calls import STALE, UNTRAINED_AGENT, lenses
+from lightningrl.experience.transition import Group, Trace, assemble
 from lightningrl.recipe import PolicyRecipe
 from lightningrl.schema import (
     Attempt,
@@ -25,8 +27,6 @@ from lightningrl.schema import (
     group_id,
     rollout_id,
 )
-from lightningrl.trained_calls import STALE, UNTRAINED_AGENT, lenses
-from lightningrl.transition import Group, Trace, assemble
 from lightningrl_verl.training.learn import Lesson, check_models, flat_share, prepare, solved_share
 from lightningrl_verl.training.rows import cut
 

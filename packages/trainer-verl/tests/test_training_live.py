@@ -12,6 +12,7 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from lightningrl.errors import ConfigError
+from lightningrl.experience.trained_calls import STALE
 from lightningrl.recipe import LoadedRecipe, Recipe, parse_recipe
 from lightningrl.schema import (
     AttemptState,
@@ -23,7 +24,6 @@ from lightningrl.schema import (
     Sampling,
 )
 from lightningrl.store.sqlite import SqliteStore
-from lightningrl.trained_calls import STALE
 from lightningrl_testkit.records import call, group, reward
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.preflight import check

@@ -13,10 +13,10 @@ import pytest
 
 from lightningrl.credit import find_assigner
 from lightningrl.errors import RunError
+from lightningrl.experience.trajectory import Row
+from lightningrl.experience.transition import Group, Trace
 from lightningrl.recipe import parse_recipe
 from lightningrl.scoring import Scorer
-from lightningrl.trajectory import Row
-from lightningrl.transition import Group, Trace
 from lightningrl_testkit.records import ids
 from lightningrl_testkit.traces import Did, group, trace
 from lightningrl_verl.training.study import Credited, Study, Trainee

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightningrl.errors import ConfigError
-from lightningrl.nearest import suggest
+from lightningrl.user_input.names import suggest
 
 PREFIX = "LIGHTNINGRL_"
 

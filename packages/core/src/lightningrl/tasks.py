@@ -16,9 +16,9 @@ from typing import Any, cast
 import msgspec
 
 from lightningrl.errors import ConfigError
-from lightningrl.nearest import suggest
-from lightningrl.objects import load_object
 from lightningrl.recipe import DataSource
+from lightningrl.user_input.names import suggest
+from lightningrl.user_input.references import load_object
 
 
 def load_tasks(source: DataSource, *, folder: Path, split: str) -> list[tuple[str, dict[str, Any]]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from lightningrl.errors import StoreError
+from lightningrl.experience.transition import Group, Trace, Transition, assemble
 from lightningrl.schema import (
     Attempt,
     AttemptId,
@@ -23,7 +24,6 @@ from lightningrl.schema import (
     TakenRollout,
 )
 from lightningrl.store.base import LedgerEntry, RolloutQuery, Store
-from lightningrl.transition import Group, Trace, Transition, assemble
 
 _ATTEMPTS_PER_READ = 256
 """Attempts whose events are read at once, so that an answer over HTTP stays in the megabytes."""

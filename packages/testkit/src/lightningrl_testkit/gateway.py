@@ -15,10 +15,10 @@ from typing import Any
 
 import uvicorn
 
-from lightningrl.clock import Clock, SystemClock
 from lightningrl.gateway import Gateway, GatewayClient, GatewayLimits
 from lightningrl.gateway.observe import Observer
 from lightningrl.keys import AccessKeys
+from lightningrl.machine.clock import Clock, SystemClock
 from lightningrl.schema import (
     CallEvent,
     Claim,

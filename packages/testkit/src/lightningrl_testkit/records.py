@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from msgspec.json import encode
 
+from lightningrl.experience.transition import Transition
 from lightningrl.schema import (
     AttemptId,
     CallEvent,
@@ -27,7 +28,6 @@ from lightningrl.schema import (
     group_id,
     rollout_id,
 )
-from lightningrl.transition import Transition
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 """When every event of these records happened, by its writer's clock."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lightningrl.clock import Clock
 from lightningrl.gateway.asgi import Receive, Scope, Send
 from lightningrl.keys import AccessKeys
+from lightningrl.machine.clock import Clock
 from lightningrl.server.serve import Served, listen, run
 from lightningrl.server.store_api import StoreApi
 from lightningrl.store.sqlite import SqliteStore
@@ -23,7 +23,7 @@ from lightningrl.store.sqlite import SqliteStore
 _SERVE = """
 import sys
 from lightningrl.keys import AccessKeys
-from lightningrl.logs import configure_logs
+from lightningrl.machine.logs import configure_logs
 from lightningrl.server import serve
 path, port, admin, runner, log_level = sys.argv[1:]
 configure_logs(log_level, "text")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from lightningrl.experience.transition import Group, Trace, Transition
 from lightningrl.schema import (
     Attempt,
     AttemptId,
@@ -21,7 +22,6 @@ from lightningrl.schema import (
     StepId,
     StepKind,
 )
-from lightningrl.transition import Group, Trace, Transition
 from lightningrl_testkit.records import AT, call, ids
 
 

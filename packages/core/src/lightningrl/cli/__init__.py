@@ -16,8 +16,8 @@ from typing import Any, cast
 import click
 
 from lightningrl.errors import ConfigError, LightningError
-from lightningrl.nearest import suggest
 from lightningrl.settings import check_names
+from lightningrl.user_input.names import suggest
 
 GROUP = "lightningrl.commands"
 """The entry-point group of further commands; each entry is a `click.Command`."""

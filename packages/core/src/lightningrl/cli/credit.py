@@ -17,8 +17,8 @@ from lightningrl.cli.terminal import console
 from lightningrl.credit import Credit, StatefulAssigner, assign, find_assigner
 from lightningrl.credit.columns import is_decision
 from lightningrl.errors import ConfigError, RunError
-from lightningrl.trained_calls import as_trained, lenses
-from lightningrl.transition import Group
+from lightningrl.experience.trained_calls import as_trained, lenses
+from lightningrl.experience.transition import Group
 
 _SHOWN = ("coverage", "fallback")
 """Metrics of methods that stand in the table."""

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from lightningrl.cli.stored_run import find_run_folder
 from lightningrl.cli.terminal import console
-from lightningrl.drift import Drift, DriftReport, Gap, RolloutDrift
 from lightningrl.errors import NotFound
+from lightningrl.experience.drift import Drift, DriftReport, Gap, RolloutDrift
 
 _COUNTS = ("merged", "breaks", "trained", "masked", "dropped", "log-prob gap: mean", "max")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from lightningrl.archive import export_run
+from lightningrl.archive.tasks import export_tasks
 from lightningrl.cli.model_card import CardFacts, model_card
 from lightningrl.cli.stored_run import (
     find_run_folder,
@@ -20,9 +21,8 @@ from lightningrl.cli.stored_run import (
 )
 from lightningrl.errors import ConfigError
 from lightningrl.metrics import read_metrics
-from lightningrl.nearest import suggest
 from lightningrl.recipe import Recipe
-from lightningrl.task_export import export_tasks
+from lightningrl.user_input.names import suggest
 
 _CHECKPOINT = re.compile(r"iteration-(\d+)")
 

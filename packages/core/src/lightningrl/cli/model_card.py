@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightningrl.deployment import COMPACT_NOTE, ENVIRONMENT, served_name, vllm_command
 from lightningrl.metrics import MetricLine
 from lightningrl.recipe import PolicyRecipe, Recipe, dump_recipe
-from lightningrl.serving import COMPACT_NOTE, ENVIRONMENT, served_name, vllm_command
 
 _TINY = (
     "> **This is a tiny policy.** It was built from scratch for this recipe and warm-started on"

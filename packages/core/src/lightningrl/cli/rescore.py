@@ -13,9 +13,9 @@ from lightningrl.cli.scored_run import recipe_of, scored_iteration
 from lightningrl.cli.stored_run import StoredRun, open_runs
 from lightningrl.cli.terminal import console
 from lightningrl.errors import ConfigError
+from lightningrl.experience.transition import Trace
 from lightningrl.recipe import StepReward, load_recipe
 from lightningrl.scoring import metric_names
-from lightningrl.transition import Trace
 
 
 @click.command()

@@ -16,7 +16,7 @@ from lightningrl.gateway.call_log import CallLog
 from lightningrl.gateway.limits import limits_of_environment
 from lightningrl.gateway.observe import Observer
 from lightningrl.keys import AccessKeys
-from lightningrl.logs import LogFormat, configure_logs
+from lightningrl.machine.logs import LogFormat, configure_logs
 from lightningrl.server import ServerOptions
 from lightningrl.server import serve as serve_store
 from lightningrl.store.databases import shown

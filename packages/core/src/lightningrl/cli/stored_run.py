@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import click
 
 from lightningrl.errors import ConfigError, NotFound
-from lightningrl.nearest import suggest
 from lightningrl.recipe import LoadedRecipe, load_recipe
 from lightningrl.settings import client_key
 from lightningrl.store import Store, open_store
 from lightningrl.store.http import HttpStore
 from lightningrl.store.urls import Kind, kind_of, path_of
+from lightningrl.user_input.names import suggest
 
 RUNS = Path("runs")
 """Where runs are, relative to the working directory, unless their recipes say otherwise."""

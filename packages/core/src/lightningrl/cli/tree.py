@@ -15,6 +15,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
+from lightningrl.experience.transition import Transition, unjoined_rewards
 from lightningrl.schema import (
     Attempt,
     AttemptState,
@@ -26,7 +27,6 @@ from lightningrl.schema import (
     StepKind,
 )
 from lightningrl.traces import AttemptRecord
-from lightningrl.transition import Transition, unjoined_rewards
 
 SHORT = 160
 """Characters of a text that are shown unless everything is asked for."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightningrl.clock import SystemClock
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.gateway import Gateway
+from lightningrl.machine.clock import SystemClock
 from lightningrl.recipe import LoadedRecipe, Recipe
 from lightningrl.runner.guard import EXIT_REPLACE
 from lightningrl.runner.process import EXIT_CONFIG, worker_command, worker_environment

@@ -9,14 +9,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast
 
-from lightningrl.arguments import check_arguments
 from lightningrl.credit.result import Credit
 from lightningrl.credit.shipped import SHIPPED
 from lightningrl.credit.stateful import Outcome, State, StatefulAssigner, Values
 from lightningrl.errors import ConfigError, RunError
-from lightningrl.nearest import suggest
-from lightningrl.objects import load_object
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
+from lightningrl.user_input.arguments import check_arguments
+from lightningrl.user_input.names import suggest
+from lightningrl.user_input.references import load_object
 
 CreditAssigner = Callable[..., list[list[list[float]]]]
 """`(groups, **params) -> credit`: `credit[g][i][t]` is the final advantage of

@@ -31,8 +31,8 @@ from lightningrl.credit.compare import centred, counts, means, standardised, whi
 from lightningrl.credit.decisions import Decisions, Floats, spread
 from lightningrl.credit.result import Credit
 from lightningrl.errors import ConfigError
-from lightningrl.nearest import suggest
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
+from lightningrl.user_input.names import suggest
 
 Form = Literal["std", "mean", "leave_one_out", "max_rl", "reinforce++", "reinforce++_baseline"]
 """How a rollout's advantage is computed; see the module."""

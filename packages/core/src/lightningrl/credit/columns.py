@@ -10,8 +10,8 @@ import numpy as np
 from lightningrl.credit.decisions import Decisions
 from lightningrl.credit.state_keys import KeyRules, label_states
 from lightningrl.credit.turns import Conversations, Turn
+from lightningrl.experience.transition import Group, Transition
 from lightningrl.schema import StepKind
-from lightningrl.transition import Group, Transition
 
 
 def is_decision(one: Transition) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightningrl.credit.result import Credit
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]

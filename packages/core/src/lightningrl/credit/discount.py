@@ -24,7 +24,6 @@ from typing import Literal
 
 import numpy as np
 
-from lightningrl.arguments import Share
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import centred, counts
@@ -32,7 +31,8 @@ from lightningrl.credit.decisions import Decisions, Floats, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import returns_to_go
 from lightningrl.errors import ConfigError
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
+from lightningrl.user_input.arguments import Share
 
 
 def discount(

@@ -25,13 +25,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from lightningrl.arguments import Share
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import backward, following_mean, whitened
 from lightningrl.credit.decisions import Decisions, Floats, spread
 from lightningrl.credit.rewards import rewards
 from lightningrl.credit.stateful import Outcome, State, StatefulAssigner, Values
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
+from lightningrl.user_input.arguments import Share
 
 
 @dataclass(frozen=True)

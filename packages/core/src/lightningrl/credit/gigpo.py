@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 
-from lightningrl.arguments import AtLeastZero, Count, Share
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import centred, members_per_state, standardised
@@ -26,7 +25,8 @@ from lightningrl.credit.decisions import Decisions, Floats, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import returns_to_go
 from lightningrl.credit.state_keys import KeyRules
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
+from lightningrl.user_input.arguments import AtLeastZero, Count, Share
 
 
 def gigpo(

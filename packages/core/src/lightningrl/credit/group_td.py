@@ -18,7 +18,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightningrl.arguments import Share
 from lightningrl.credit.broadcast import Form, broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import backward, counts, following_mean, means, standardised
@@ -27,7 +26,8 @@ from lightningrl.credit.decisions import Decisions, Floats, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import returns_to_go, rewards
 from lightningrl.credit.state_keys import KeyRules
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
+from lightningrl.user_input.arguments import Share
 
 
 def group_td(

@@ -19,7 +19,6 @@ from typing import Literal
 
 import numpy as np
 
-from lightningrl.arguments import Count, Positive, Share
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import centred, standardised
@@ -28,7 +27,8 @@ from lightningrl.credit.decisions import Decisions, Floats, Labels, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import returns_to_go
 from lightningrl.credit.state_keys import KeyRules
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
+from lightningrl.user_input.arguments import Count, Positive, Share
 
 _ZERO = 1e-12
 """Advantages nearer to 0 than this count as 0."""

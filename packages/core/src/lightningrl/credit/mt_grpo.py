@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightningrl.arguments import AtLeastZero
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import paired, standardised
 from lightningrl.credit.decisions import Decisions, Floats, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.step_reward import without_step_rewards
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
+from lightningrl.user_input.arguments import AtLeastZero
 
 
 def mt_grpo(groups: Sequence[Group], *, weight: AtLeastZero = 1.0) -> Credit:

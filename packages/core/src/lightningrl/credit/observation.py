@@ -15,7 +15,7 @@ import msgspec
 
 from lightningrl.credit.turns import canonical_json
 from lightningrl.errors import ConfigError
-from lightningrl.nearest import suggest
+from lightningrl.user_input.names import suggest
 
 _IDS = frozenset({"tool_call_id", "id", "created", "created_at", "request_id", "timestamp"})
 """JSON keys that name or date a thing and say nothing of it."""

@@ -29,8 +29,8 @@ from lightningrl.credit.decisions import Decisions, Floats, Labels, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.stateful import Outcome, State, StatefulAssigner, Values
 from lightningrl.errors import ConfigError
-from lightningrl.nearest import suggest
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
+from lightningrl.user_input.names import suggest
 
 
 def per_agent(

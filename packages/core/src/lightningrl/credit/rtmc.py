@@ -20,7 +20,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from lightningrl.arguments import AtLeastZero, Share
 from lightningrl.credit.broadcast import Form, broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import all_equal, means, paired
@@ -29,7 +28,8 @@ from lightningrl.credit.decisions import Decisions, Floats, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import has_step_rewards, returns_to_go
 from lightningrl.credit.state_keys import KeyRules
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
+from lightningrl.user_input.arguments import AtLeastZero, Share
 
 _FLAT = 1e-8
 """A group whose credits deviate less than this is not divided by their deviation."""

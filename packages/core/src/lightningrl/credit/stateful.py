@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from lightningrl.credit.columns import is_decision
 from lightningrl.credit.result import Credit
-from lightningrl.transition import Group, Trace
+from lightningrl.experience.transition import Group, Trace
 
 Values = list[list[list[float]]]
 """`values[g][i][t]`: what the critic expects of `groups[g].traces[i].transitions[t]`, read at the last

@@ -23,7 +23,6 @@ from typing import Literal
 
 import numpy as np
 
-from lightningrl.arguments import Share
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import centred, members_per_state, paired, standardised
 from lightningrl.credit.coverage import coverage
@@ -32,7 +31,8 @@ from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import has_step_rewards, returns_to_go
 from lightningrl.credit.state_keys import KeyRules
 from lightningrl.errors import ConfigError
-from lightningrl.transition import Group
+from lightningrl.experience.transition import Group
+from lightningrl.user_input.arguments import Share
 
 Baseline = Literal["state", "index", "group"]
 

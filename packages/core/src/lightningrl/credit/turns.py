@@ -16,8 +16,8 @@ import msgspec
 
 from lightningrl.conversation import Recorded
 from lightningrl.conversation.malformed import Malformed
+from lightningrl.experience.transition import Transition
 from lightningrl.schema import Dialect
-from lightningrl.transition import Transition
 
 _NOTHING = b""
 _SYSTEM = frozenset({"system", "developer"})

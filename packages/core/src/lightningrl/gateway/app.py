@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from lightningrl.clock import Clock
 from lightningrl.errors import (
     AuthError,
     ConfigError,
@@ -47,6 +46,7 @@ from lightningrl.gateway.rewards import post_reward
 from lightningrl.gateway.sync import closing
 from lightningrl.gateway.upstream import Upstream
 from lightningrl.keys import OPEN, AccessKeys
+from lightningrl.machine.clock import Clock
 from lightningrl.store.base import Store
 
 _LOG = logging.getLogger(__name__)

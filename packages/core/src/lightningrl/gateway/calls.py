@@ -13,7 +13,6 @@ from urllib.parse import unquote
 
 import msgspec
 
-from lightningrl.clock import Clock
 from lightningrl.errors import LimitReached, StaleAttempt, StoreUnavailable
 from lightningrl.gateway.asgi import (
     EVENT_STREAM,
@@ -35,6 +34,7 @@ from lightningrl.gateway.recollection import Recollection
 from lightningrl.gateway.record import Call, choices_of
 from lightningrl.gateway.sync import Drained, GateState
 from lightningrl.gateway.upstream import Upstream, rank, refusal_of_engine
+from lightningrl.machine.clock import Clock
 from lightningrl.schema import CallEvent, CallStatus, EventId, StepId, new_id
 from lightningrl.store.base import Store
 

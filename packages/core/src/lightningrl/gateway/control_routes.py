@@ -23,8 +23,8 @@ from lightningrl.gateway.health import Health
 from lightningrl.gateway.identity import bearer
 from lightningrl.gateway.policies import Policies, Served
 from lightningrl.keys import AccessKeys, Scope
-from lightningrl.nearest import suggest
 from lightningrl.schema import Policy
+from lightningrl.user_input.names import suggest
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -13,10 +13,10 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from lightningrl.clock import Clock
 from lightningrl.gateway.connections import Broken, Connections
 from lightningrl.gateway.interrupt import Interruptible
 from lightningrl.gateway.limits import GatewayLimits
+from lightningrl.machine.clock import Clock
 from lightningrl.schema import Endpoint
 
 _LOG = logging.getLogger(__name__)

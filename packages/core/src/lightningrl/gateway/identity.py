@@ -12,11 +12,11 @@ from datetime import timedelta
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from lightningrl.clock import Clock
 from lightningrl.errors import AuthError, NotFound
 from lightningrl.gateway.asgi import Headers, Refusal
 from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.keys import CheckedKey, check_attempt_key
+from lightningrl.machine.clock import Clock
 from lightningrl.schema import Attempt, AttemptId, AttemptState, Rollout, RolloutId
 from lightningrl.store.base import Store
 

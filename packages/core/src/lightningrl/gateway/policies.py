@@ -22,9 +22,9 @@ from lightningrl.errors import ConfigError, Conflict, NotFound
 from lightningrl.gateway.asgi import Refusal
 from lightningrl.gateway.identity import Contexts
 from lightningrl.gateway.sync import Gate, GateState
-from lightningrl.nearest import suggest
 from lightningrl.schema import AttemptId, Policy
 from lightningrl.store.base import Store
+from lightningrl.user_input.names import suggest
 
 _FENCED_SECONDS = 3600.0
 """How long a fenced gate waits at most: calls give up before."""

@@ -13,10 +13,10 @@ from typing import Annotated
 
 import msgspec
 
-from lightningrl.clock import Clock
 from lightningrl.conversation.responses import step_of_response
 from lightningrl.gateway.asgi import Answer, Refusal, to_json
 from lightningrl.gateway.identity import AttemptContext
+from lightningrl.machine.clock import Clock
 from lightningrl.schema import FINAL, EventId, RewardEvent, RewardsFrom, StepId
 from lightningrl.store.base import Store
 

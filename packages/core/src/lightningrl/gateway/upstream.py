@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lightningrl.clock import Clock
 from lightningrl.gateway.asgi import Refusal
 from lightningrl.gateway.connections import Broken, Connections
 from lightningrl.gateway.health import Health, HealthChecks
 from lightningrl.gateway.limits import GatewayLimits
+from lightningrl.machine.clock import Clock
 from lightningrl.schema import Endpoint, RolloutId
 
 _TRY_AGAIN = frozenset({502, 503, 504})

@@ -11,9 +11,9 @@ import msgspec
 import yaml
 
 from lightningrl.errors import ConfigError
-from lightningrl.nearest import suggest
-from lightningrl.presets import with_preset
+from lightningrl.recipe.presets import with_preset
 from lightningrl.recipe.whole import Recipe
+from lightningrl.user_input.names import suggest
 
 
 class LoadedRecipe(msgspec.Struct, frozen=True):

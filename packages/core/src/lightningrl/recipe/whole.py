@@ -10,10 +10,10 @@ import msgspec
 from lightningrl.errors import ConfigError
 from lightningrl.recipe.algorithm import Algorithm, Critic, Guards, Optimiser, StepReward
 from lightningrl.recipe.data import Data, Live
+from lightningrl.recipe.engines import check_engines
 from lightningrl.recipe.policy import PolicyRecipe, SamplingRecipe, Validation
 from lightningrl.recipe.processes import Engine, GatewayRecipe, Runner, Trainer
 from lightningrl.recipe.section import Section
-from lightningrl.recipe.serving import check_engines
 from lightningrl.schema import RewardsFrom
 
 _OUTLASTS = 1.5

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from lightningrl.capture.adapter import Adapter, find_adapters
 from lightningrl.capture.client import PLACEHOLDER_KEY, install_client_patch
-from lightningrl.ending import stop_on_signals, stop_with_parent
 from lightningrl.errors import ConfigError
-from lightningrl.event_loop import loop_factory
+from lightningrl.machine.event_loop import loop_factory
+from lightningrl.machine.shutdown import stop_on_signals, stop_with_parent
 from lightningrl.recipe import LoadedRecipe, Recipe, load_recipe
 from lightningrl.runner.attempt import AttemptRunner
 from lightningrl.runner.flush import EventFlusher

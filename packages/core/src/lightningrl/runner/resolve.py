@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from lightningrl.capture.adapter import Adapter, AgentCall, describe
 from lightningrl.errors import ConfigError
-from lightningrl.objects import load_object
 from lightningrl.recipe import LoadedRecipe
 from lightningrl.runner.threads import run_in_thread
+from lightningrl.user_input.references import load_object
 
 
 @dataclass(frozen=True)

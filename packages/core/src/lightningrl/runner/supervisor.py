@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lightningrl.ending import when_closed
+from lightningrl.machine.shutdown import when_closed
 from lightningrl.runner.guard import EXIT_REPLACE
 from lightningrl.runner.process import (
     EXIT_CONFIG,

@@ -18,11 +18,11 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from lightningrl.arguments import AboveZero, Positive
 from lightningrl.errors import ConfigError
+from lightningrl.experience.transition import Trace, Transition
 from lightningrl.schema import StepKind
 from lightningrl.scoring.rules import Values, answer_text
-from lightningrl.transition import Trace, Transition
+from lightningrl.user_input.arguments import AboveZero, Positive
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w%]|[.,]\d)")
 """A number that stands alone: no part of a word, a version or a percentage."""

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lightningrl.arguments import AboveZero, Positive
+from lightningrl.experience.transition import Trace, Transition
 from lightningrl.schema import TOOL_PARSER_ERROR, StepKind
-from lightningrl.transition import Trace, Transition
+from lightningrl.user_input.arguments import AboveZero, Positive
 
 Values = list[float | None]
 """Aligned with a trace's transitions."""

@@ -14,15 +14,15 @@ from pathlib import Path
 
 from msgspec import structs
 
-from lightningrl.arguments import check_arguments
 from lightningrl.errors import ConfigError, RunError
-from lightningrl.nearest import suggest
-from lightningrl.objects import load_object
+from lightningrl.experience.transition import Group, Trace
 from lightningrl.recipe import StepReward
 from lightningrl.schema import StepId
 from lightningrl.scoring.judge import Judge
 from lightningrl.scoring.rules import RULES, Rule, Values
-from lightningrl.transition import Group, Trace
+from lightningrl.user_input.arguments import check_arguments
+from lightningrl.user_input.names import suggest
+from lightningrl.user_input.references import load_object
 
 JUDGE = "judge"
 """The rule that asks a model, and the folder of its answers within a run's."""

@@ -22,15 +22,15 @@ from typing import Literal, Protocol
 import msgspec
 import uvicorn
 
-from lightningrl.clock import Clock, SystemClock
-from lightningrl.ending import stop_on_signals, stop_with_parent
 from lightningrl.errors import ConfigError
-from lightningrl.event_loop import loop_factory
 from lightningrl.gateway import Gateway
 from lightningrl.gateway.asgi import Receive, Scope, Send
 from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.gateway.observe import Observer
 from lightningrl.keys import OPEN, AccessKeys
+from lightningrl.machine.clock import Clock, SystemClock
+from lightningrl.machine.event_loop import loop_factory
+from lightningrl.machine.shutdown import stop_on_signals, stop_with_parent
 from lightningrl.server.app import Application
 from lightningrl.server.protocol import JoiningProtocol
 from lightningrl.store.base import Retention, Store

@@ -28,7 +28,6 @@ from lightningrl.errors import (
 from lightningrl.gateway.asgi import Answer, ClientGone, Receive, Scope, Send, send_answer
 from lightningrl.gateway.identity import bearer
 from lightningrl.keys import OPEN, AccessKeys
-from lightningrl.nearest import suggest
 from lightningrl.server.access import check_arguments, check_method, check_version, visible
 from lightningrl.server.repeats import Repeats
 from lightningrl.store.base import Store
@@ -43,6 +42,7 @@ from lightningrl.store.wire import (
     Method,
     WireError,
 )
+from lightningrl.user_input.names import suggest
 
 _LOG = logging.getLogger(__name__)
 _MSGPACK = b"application/msgpack"

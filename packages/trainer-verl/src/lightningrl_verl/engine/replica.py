@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from lightningrl.ending import stop_with_parent
+from lightningrl.machine.shutdown import stop_with_parent
 from lightningrl_verl.engine.errors import EngineError
 from lightningrl_verl.engine.load import EngineSettings, load_engine
 from lightningrl_verl.engine.server import serve_engine

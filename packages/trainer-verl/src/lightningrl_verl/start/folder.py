@@ -31,8 +31,8 @@ from pathlib import Path
 import yaml
 
 from lightningrl.errors import ConfigError, StoreLocked
+from lightningrl.machine.durable import write_text
 from lightningrl.recipe import LoadedRecipe, changed_keys, dump_recipe, parse_recipe
-from lightningrl_verl.machine.durable import write_text
 
 _CHANGEABLE = (
     "guards",

@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lightningrl.errors import ConfigError
-from lightningrl.objects import load_object
 from lightningrl.recipe import LoadedRecipe, PolicyRecipe
 from lightningrl.settings import cache_folder
+from lightningrl.user_input.references import load_object
 from lightningrl_verl.start.preflight import model_folder
 from lightningrl_verl.tiny import TinySpec, build_tiny
 

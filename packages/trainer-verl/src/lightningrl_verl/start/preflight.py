@@ -11,11 +11,11 @@ from pathlib import Path
 
 from lightningrl.credit import CreditAssigner, StatefulAssigner, find_assigner
 from lightningrl.errors import ConfigError
-from lightningrl.objects import load_object
 from lightningrl.recipe import Data, DataSource, LoadedRecipe, PolicyRecipe, Recipe
 from lightningrl.schema import Sampling
 from lightningrl.scoring import Scorer
 from lightningrl.tasks import load_tasks
+from lightningrl.user_input.references import load_object
 from lightningrl_verl.start.combinations import check_combinations
 from lightningrl_verl.training.batches import Splits, Task
 from lightningrl_verl.worker.backend_config import check_overrides

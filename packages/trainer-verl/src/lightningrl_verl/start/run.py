@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from lightningrl.cli import terminal
-from lightningrl.clock import SystemClock
 from lightningrl.curve import draw_curve
+from lightningrl.machine.clock import SystemClock
 from lightningrl_verl.engine import tool_parser
 from lightningrl_verl.serving.probe import ProbeResult
 from lightningrl_verl.start.folder import RunFolder

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lightningrl.deployment import COMPACT_NOTE, ENVIRONMENT, served_name, vllm_command
 from lightningrl.recipe import PolicyRecipe, Recipe
-from lightningrl.serving import COMPACT_NOTE, ENVIRONMENT, served_name, vllm_command
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.checkpoint import Checkpoints, policy_folder
 from lightningrl_verl.training.metrics import MetricsLog

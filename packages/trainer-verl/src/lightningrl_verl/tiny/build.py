@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from lightningrl.errors import RunError
-from lightningrl_verl.machine.durable import publish
+from lightningrl.machine.durable import publish
 from lightningrl_verl.machine.quiet import without_progress_bars
 from lightningrl_verl.tiny.model import build_model
 from lightningrl_verl.tiny.spec import TinySpec

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from lightningrl.errors import RunError
-from lightningrl_verl.machine.durable import publish
+from lightningrl.machine.durable import publish
 
 _NAME = re.compile(r"iteration-(\d{6})")
 _STATE = "state.json"

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from lightningrl.drift import DriftReport, Gap, RolloutDrift, RowDrift, joined, total
-from lightningrl.trajectory import Row
-from lightningrl_verl.machine.durable import write_text
+from lightningrl.experience.drift import DriftReport, Gap, RolloutDrift, RowDrift, joined, total
+from lightningrl.experience.trajectory import Row
+from lightningrl.machine.durable import write_text
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.worker.batch import FloatArray
 

@@ -9,12 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightningrl.credit import Credit
-from lightningrl.drift import Drift, RolloutDrift, rollout_drift, total
 from lightningrl.errors import RunError
+from lightningrl.experience.drift import Drift, RolloutDrift, rollout_drift, total
+from lightningrl.experience.trajectory import LossShare, Row, with_credit
+from lightningrl.experience.transition import Group, Trace, Transition
 from lightningrl.recipe import Optimiser, PolicyRecipe
 from lightningrl.schema import RolloutState, StepKind, TakenGroup
-from lightningrl.trajectory import LossShare, Row, with_credit
-from lightningrl.transition import Group, Trace, Transition
 from lightningrl_verl.training.metrics import Metrics
 from lightningrl_verl.training.rows import Piece, one_row_per_call
 

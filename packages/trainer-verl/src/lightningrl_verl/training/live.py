@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from lightningrl.errors import NotFound
+from lightningrl.experience.trained_calls import lenses
 from lightningrl.recipe import Recipe
 from lightningrl.schema import (
     AGENT_FAILURES,
@@ -29,7 +30,6 @@ from lightningrl.schema import (
 )
 from lightningrl.store.base import RolloutOrder, RolloutQuery, Store
 from lightningrl.traces import read_attempts
-from lightningrl.trained_calls import lenses
 from lightningrl_verl.training.metrics import Metrics
 from lightningrl_verl.training.rows import unfit
 

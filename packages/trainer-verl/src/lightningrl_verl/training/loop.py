@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightningrl.clock import Clock
 from lightningrl.curve import draw_curve
-from lightningrl.drift import Gap
 from lightningrl.errors import NotFound
+from lightningrl.experience.drift import Gap
+from lightningrl.experience.transition import Group
+from lightningrl.machine.clock import Clock
 from lightningrl.recipe import Algorithm, Recipe
 from lightningrl.schema import AttemptState, Mode, NewRollout, Progress
 from lightningrl.store.base import RolloutQuery, Store
 from lightningrl.traces import read_attempts, read_traces
-from lightningrl.transition import Group
 from lightningrl_verl.serving.probe import ProbeResult
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.batches import GREEDY, SAMPLED, Splits, scoring_rollouts

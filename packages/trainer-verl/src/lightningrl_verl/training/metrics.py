@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 
 from lightningrl.errors import RunError
+from lightningrl.machine.durable import write_text
 from lightningrl.metrics import MetricLine, read_metrics
-from lightningrl_verl.machine.durable import write_text
 
 Metrics = MetricLine
 """Name -> number (or `None` where it has no value this time)."""

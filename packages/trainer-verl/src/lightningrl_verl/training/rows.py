@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightningrl.trained_calls import STALE, Lens
-from lightningrl.trajectory import Merge, Row, Span, merge
-from lightningrl.transition import Group, Transition
+from lightningrl.experience.trained_calls import STALE, Lens
+from lightningrl.experience.trajectory import Merge, Row, Span, merge
+from lightningrl.experience.transition import Group, Transition
 
 NOTHING_TRAINABLE = "no call of it is trainable"
 """Why a live rollout is passed over: the run's policies answered none of its calls, or trains none."""

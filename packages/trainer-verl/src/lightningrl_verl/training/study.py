@@ -18,12 +18,12 @@ from lightningrl.credit import (
     assign_with,
     cut_off,
 )
-from lightningrl.drift import Gap, joined
 from lightningrl.errors import RunError
+from lightningrl.experience.drift import Gap, joined
+from lightningrl.experience.trained_calls import as_trained, lenses
+from lightningrl.experience.transition import Group
 from lightningrl.recipe import Algorithm, Optimiser, Recipe
 from lightningrl.scoring import Scorer
-from lightningrl.trained_calls import as_trained, lenses
-from lightningrl.transition import Group
 from lightningrl_verl.serving.policy import ServedPolicy
 from lightningrl_verl.training.learn import Lesson, has_regulariser, prepare
 from lightningrl_verl.training.metrics import Metrics

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Generator, Sequence
 from datetime import datetime
 
-from lightningrl.clock import Clock
+from lightningrl.machine.clock import Clock
 from lightningrl_verl.training.metrics import Metrics
 
 Interval = tuple[datetime, datetime]

@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from lightningrl.errors import RunError
+from lightningrl.machine.durable import write_text
 from lightningrl.recipe import Recipe
-from lightningrl_verl.machine.durable import write_text
 from lightningrl_verl.machine.quiet import quiet
 from lightningrl_verl.training.metrics import Metrics
 

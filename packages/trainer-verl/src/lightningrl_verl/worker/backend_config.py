@@ -18,8 +18,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from lightningrl.errors import ConfigError
-from lightningrl.nearest import suggest
 from lightningrl.recipe import Critic, Optimiser
+from lightningrl.user_input.names import suggest
 from lightningrl_verl.worker.honoured import FREE_FORM, refusal
 
 if TYPE_CHECKING:

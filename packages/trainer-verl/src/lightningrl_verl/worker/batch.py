@@ -29,7 +29,7 @@ _FILLER_TOKENS = 2
 
 
 class TrainingRow(Protocol):
-    """What a training sequence of T tokens must have; `lightningrl.trajectory.Row` has it."""
+    """What a training sequence of T tokens must have; `lightningrl.experience.trajectory.Row` has it."""
 
     @property
     def token_ids(self) -> NDArray[np.int32]:

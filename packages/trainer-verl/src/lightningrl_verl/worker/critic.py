@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 
 from lightningrl.errors import RunError
+from lightningrl.experience.trajectory import Row
 from lightningrl.recipe import Critic
-from lightningrl.trajectory import Row
 from lightningrl_verl.worker.backend import gather, share_out
 from lightningrl_verl.worker.backend_config import BackendConfig
 from lightningrl_verl.worker.batch import FloatArray, token_budget

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightningrl.experience.trajectory import Row
 from lightningrl.recipe import Algorithm
-from lightningrl.trajectory import Row
 from lightningrl_verl.worker.batch import FloatArray
 
 

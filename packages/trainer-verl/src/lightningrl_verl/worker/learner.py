@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import torch
 
-from lightningrl.drift import Gap
+from lightningrl.experience.drift import Gap
+from lightningrl.experience.trajectory import Row
 from lightningrl.recipe import Algorithm, Critic
-from lightningrl.trajectory import Row
 from lightningrl_verl.training.drift import log_prob_gaps
 from lightningrl_verl.worker.backend import VerlBackend
 from lightningrl_verl.worker.backend_config import BackendConfig

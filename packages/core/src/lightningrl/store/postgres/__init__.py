@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import psycopg
 
-from lightningrl.clock import Clock
+from lightningrl.machine.clock import Clock
 from lightningrl.store import reading
 from lightningrl.store.postgres import tables
 from lightningrl.store.postgres.committer import PostgresCommitter

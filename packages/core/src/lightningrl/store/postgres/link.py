@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import psycopg
 
-from lightningrl.clock import Clock
 from lightningrl.errors import StoreUnavailable
+from lightningrl.machine.clock import Clock
 from lightningrl.store.postgres.session import PostgresSession, connect
 
 _FIRST_PAUSE_SECONDS = 0.02

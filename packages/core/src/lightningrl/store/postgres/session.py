@@ -17,8 +17,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.types.string import StrBinaryDumper
 
-from lightningrl.clock import Clock
 from lightningrl.errors import ConfigError, Conflict, LightningError, StoreUnavailable
+from lightningrl.machine.clock import Clock
 from lightningrl.store.queries import queries
 from lightningrl.store.rows import Row, instant, micros
 from lightningrl.store.session import Session

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from lightningrl.clock import Clock, SystemClock
-from lightningrl.disk import sync
+from lightningrl.machine.clock import Clock, SystemClock
+from lightningrl.machine.durable import sync
 from lightningrl.schema import GroupId, TakenGroup
 from lightningrl.store import reading
 from lightningrl.store.readers import Readers

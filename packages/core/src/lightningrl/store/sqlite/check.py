@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightningrl.clock import SystemClock
+from lightningrl.machine.clock import SystemClock
 from lightningrl.store import checks
 from lightningrl.store.sqlite.session import SqliteSession, open_session, translating
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import apsw
 
-from lightningrl.clock import Clock
 from lightningrl.errors import ConfigError, Conflict, LightningError, StoreUnavailable
+from lightningrl.machine.clock import Clock
 from lightningrl.store.queries import queries, schema
 from lightningrl.store.rows import Row
 from lightningrl.store.session import Session

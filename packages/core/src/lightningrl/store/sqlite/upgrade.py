@@ -6,8 +6,8 @@ from pathlib import Path
 
 import apsw
 
-from lightningrl.clock import SystemClock
 from lightningrl.errors import StoreUnavailable
+from lightningrl.machine.clock import SystemClock
 from lightningrl.store.migrations import scripts_from
 from lightningrl.store.sqlite.lock import WriterLock
 from lightningrl.store.sqlite.session import SqliteSession, open_file, translating, version

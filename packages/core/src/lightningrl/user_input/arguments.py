@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from lightningrl.errors import ConfigError
-from lightningrl.nearest import suggest
+from lightningrl.user_input.names import suggest
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 """From 0 to 1."""

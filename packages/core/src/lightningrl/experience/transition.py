@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from lightningrl.choices import pick_choices
+from lightningrl.experience.choices import pick_choices
+from lightningrl.experience.tokens import LogProbs, TokenIds, ids_from_bytes, logprobs_from_bytes
 from lightningrl.schema import (
     FINAL,
     Attempt,
@@ -34,7 +35,6 @@ from lightningrl.schema import (
     StepKind,
     StepStartEvent,
 )
-from lightningrl.tokens import LogProbs, TokenIds, ids_from_bytes, logprobs_from_bytes
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 

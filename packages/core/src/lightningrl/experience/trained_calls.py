@@ -12,8 +12,8 @@ from types import MappingProxyType
 
 import msgspec
 
+from lightningrl.experience.transition import Group, Transition
 from lightningrl.recipe import PolicyRecipe
-from lightningrl.transition import Group, Transition
 
 UNTRAINED_AGENT = "the policy does not train this agent"
 """Why a call of an agent that `policies.NAME.train_agents` leaves out is not trained."""

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from lightningrl.experience.trajectory import Break, Merge, Span
 from lightningrl.schema import RolloutId
-from lightningrl.trajectory import Break, Merge, Span
 
 
 class Gap(msgspec.Struct, frozen=True):

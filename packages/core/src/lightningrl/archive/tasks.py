@@ -13,10 +13,10 @@ import msgspec
 
 from lightningrl.archive import whole_file
 from lightningrl.conversation.recorded import whole_requests
+from lightningrl.experience.transition import Transition
 from lightningrl.schema import StepKind
 from lightningrl.store.base import GroupQuery, RolloutQuery, Store
 from lightningrl.traces import AttemptRecord, read_attempts
-from lightningrl.transition import Transition
 
 ROLLOUTS = "rollouts"
 """Key of a line under which the task's rollouts are."""

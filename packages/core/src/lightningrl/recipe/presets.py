@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from lightningrl.errors import ConfigError
-from lightningrl.nearest import suggest
+from lightningrl.user_input.names import suggest
 
 _Sections = dict[str, dict[str, Any]]
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightningrl.conversation import is_continuation
+from lightningrl.experience.tokens import LogProbs, TokenIds, ids_from_bytes, logprobs_from_bytes
+from lightningrl.experience.transition import Transition
 from lightningrl.schema import RolloutId, StepId, StepKind
-from lightningrl.tokens import LogProbs, TokenIds, ids_from_bytes, logprobs_from_bytes
-from lightningrl.transition import Transition
 
 LossShare = Literal["tokens", "calls"]
 """What a rollout's weight in the loss is shared by."""

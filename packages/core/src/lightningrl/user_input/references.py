@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightningrl.errors import ConfigError
-from lightningrl.nearest import suggest
+from lightningrl.user_input.names import suggest
 
 
 def load_object(reference: str, *, what: str, folder: Path | None = None) -> Any:

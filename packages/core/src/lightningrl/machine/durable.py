@@ -6,9 +6,8 @@ renamed.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-
-from lightningrl.disk import sync
 
 
 def publish(draft: Path, path: Path) -> None:
@@ -31,3 +30,16 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.new")
     draft.write_text(text, encoding="utf-8")
     publish(draft, path)
+
+
+def sync(path: Path) -> None:
+    """Return once a file or folder, as it is now, survives a power cut.
+
+    Raises:
+        OSError: it can't be opened or written.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

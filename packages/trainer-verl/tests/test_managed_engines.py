@@ -23,8 +23,8 @@ from lightningrl.errors import RunError
 from lightningrl.recipe import Recipe, parse_recipe
 from lightningrl_verl.cluster.ray_ranks import RayRanks
 from lightningrl_verl.serving.managed_engines import ManagedEngines
-from lightningrl_verl.serving.policy import backend_config
 from lightningrl_verl.serving.probe import WeightMismatch, probe
+from lightningrl_verl.worker.from_recipe import backend_config
 from lightningrl_verl.worker.learner import Learner
 
 torch.set_num_threads(1)

@@ -19,11 +19,10 @@ import torch
 from tiny_rows import sequences, write_model
 
 from lightningrl.recipe import Recipe, parse_recipe
-from lightningrl_verl.serving.policy import backend_config
 from lightningrl_verl.serving.probe import WeightMismatch, probe
 from lightningrl_verl.serving.replicas import Replicas
-from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.worker.backend import VerlBackend
+from lightningrl_verl.worker.from_recipe import backend_config
 from lightningrl_verl.worker.learner import Learner
 
 torch.set_num_threads(1)
@@ -87,9 +86,8 @@ def _complete(url: str) -> int:
 async def test_all_replicas_follow_the_trainer_and_a_killed_one_comes_back_as_it_was(
     recipe: Recipe, model: Path, learner: Learner, tmp_path: Path
 ) -> None:
-    folder = RunFolder(tmp_path)
-    folder.logs.mkdir()
-    replicas = Replicas(recipe, "policy", model=model, version=0, folder=folder)
+    place = tmp_path / "engines"
+    replicas = Replicas(recipe, "policy", model=model, version=0, place=place, logs=tmp_path)
     try:
         endpoints = await replicas.open()
         assert len({one.url for one in endpoints}) == 2
@@ -116,7 +114,7 @@ async def test_all_replicas_follow_the_trainer_and_a_killed_one_comes_back_as_it
         assert first not in _processes()
         assert await asyncio.to_thread(_complete, endpoints[0].url) == 200
         # One file of weights is kept, beside the model that replicas are started with.
-        assert {one.name for one in (folder.engines / "policy").iterdir()} == {
+        assert {one.name for one in place.iterdir()} == {
             "model", "version-2.safetensors",
         }  # fmt: skip
 
@@ -130,4 +128,4 @@ async def test_all_replicas_follow_the_trainer_and_a_killed_one_comes_back_as_it
     finally:
         await asyncio.to_thread(replicas.close)
     assert _processes() == []
-    assert not (folder.engines / "policy").exists()
+    assert not place.exists()

@@ -13,14 +13,15 @@ from lightningrl.experience.drift import (
     Gap,
     RolloutDrift,
     joined,
+    log_prob_gaps,
     rollout_drift,
     total,
 )
 from lightningrl.experience.trajectory import Break, Row, merge
 from lightningrl.schema import RolloutId, StepId
 from lightningrl_testkit.records import llm_step
-from lightningrl_verl.start.folder import RunFolder
-from lightningrl_verl.training.drift import log_prob_gaps, with_gaps, write_drift
+from lightningrl_verl.training.drift import with_gaps, write_drift
+from lightningrl_verl.training.files import RunFiles
 from lightningrl_verl.training.rows import one_row_per_call
 
 A, B = RolloutId("r-a"), RolloutId("r-b")
@@ -65,7 +66,7 @@ def test_each_row_of_the_report_has_the_gap_of_what_was_updated(per_call: bool) 
     assert [row.gap for one in measured for row in one.rows] == [Gap(3, 0.5, 0.5), None]
 
 
-def _written(folder: Path) -> RunFolder:
+def _written(folder: Path) -> RunFiles:
     (folder / "recipe.yaml").write_text("name: run\nagent: a:b\n", encoding="utf-8")
     (first, rows), (second, _) = two_turns(A), two_turns(B)
     zero = [np.zeros(len(row.token_ids), np.float32) for row in rows]
@@ -80,7 +81,7 @@ def _written(folder: Path) -> RunFolder:
         continued=0,
         breaks=(Break(B, StepId("s2"), "retokenised", 3, (4, 5), (7,)),),
     )
-    run = RunFolder(folder)
+    run = RunFiles(folder)
     write_drift(run, 1, measured)
     write_drift(run, 2, [*measured, broken])
     return run

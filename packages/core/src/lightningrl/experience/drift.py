@@ -8,11 +8,13 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
+import numpy as np
 
-from lightningrl.experience.trajectory import Break, Merge, Span
+from lightningrl.experience.tokens import LogProbs
+from lightningrl.experience.trajectory import Break, Merge, Row, Span
 from lightningrl.schema import RolloutId
 
 
@@ -140,6 +142,18 @@ def total(drifts: Iterable[RolloutDrift]) -> Drift:
     return _sum(one.sums for one in drifts)
 
 
+def log_prob_gaps(rows: Sequence[Row], current: Sequence[LogProbs]) -> list[Gap]:
+    """How far the engine's log-probs are from `current`, per row.
+
+    Args:
+        rows: each with a trained token.
+        current: per row (T,), the trainer's log-probs under the weights before the update.
+    """
+    return [
+        _gap(row.logprobs[row.mask], now[row.mask]) for row, now in zip(rows, current, strict=True)
+    ]
+
+
 def joined(gaps: Iterable[Gap | None]) -> Gap | None:
     """The gap over the tokens of all; `None` where there is none."""
     known = [gap for gap in gaps if gap is not None]
@@ -148,6 +162,11 @@ def joined(gaps: Iterable[Gap | None]) -> Gap | None:
     tokens = sum(gap.tokens for gap in known)
     mean = sum(gap.mean * gap.tokens for gap in known) / tokens
     return Gap(tokens, mean, max(gap.max for gap in known))
+
+
+def _gap(engine: LogProbs, trainer: LogProbs) -> Gap:
+    apart = np.abs(engine.astype(np.float64) - trainer)
+    return Gap(len(apart), float(apart.mean()), float(apart.max()))
 
 
 def _sum(drifts: Iterable[Drift]) -> Drift:

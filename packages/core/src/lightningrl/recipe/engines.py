@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from lightningrl.errors import ConfigError
 from lightningrl.recipe.policy import PolicyRecipe
-from lightningrl.recipe.processes import Engine
-
-if TYPE_CHECKING:
-    from lightningrl.recipe.whole import Recipe
+from lightningrl.recipe.processes import Engine, Trainer
 
 _COMPACT = "compact"
 """The parser of tool calls that only the embedded engine has."""
@@ -38,19 +35,20 @@ _GIVEN = {
 """vLLM's arguments that follow other keys, which would otherwise say one thing and do another."""
 
 
-def check_engines(recipe: Recipe) -> None:
-    """Check what types can't say.
+def check_engines(
+    engine: Engine, policies: Mapping[str, PolicyRecipe], trainer: Trainer, *, in_cluster: bool
+) -> None:
+    """Check what types can't say about a recipe's engines.
 
     Raises:
         ConfigError: no engine would be started, a key has no effect, or these engines can't be placed so.
     """
-    engine = recipe.engine
     here = {
         alias: policy
-        for alias, policy in recipe.policies.items()
+        for alias, policy in policies.items()
         if policy.vllm is None and policy.url is None
     }
-    by_vllm = any(policy.vllm is not None for policy in recipe.policies.values())
+    by_vllm = any(policy.vllm is not None for policy in policies.values())
     if by_vllm and not here and engine != Engine():
         raise ConfigError(
             "engine: every policy is served by vLLM or at a url, so none of its keys has an effect"
@@ -65,7 +63,11 @@ def check_engines(recipe: Recipe) -> None:
                 " 'policies.NAME.vllm.urls'"
             )
         return
-    _check_managed(recipe, here)
+    if not in_cluster:
+        raise ConfigError(
+            f"engine.placement: {engine.placement} engines live in a Ray cluster; set 'cluster: ray'"
+        )
+    _check_managed(engine, here, trainer)
 
 
 def _check_torch(engine: Engine) -> None:
@@ -74,31 +76,26 @@ def _check_torch(engine: Engine) -> None:
             raise ConfigError(f"engine.{key}: only vLLM reads it; set 'engine.backend: vllm'")
 
 
-def _check_managed(recipe: Recipe, here: dict[str, PolicyRecipe]) -> None:
-    engine = recipe.engine
-    if recipe.cluster != "ray":
-        raise ConfigError(
-            f"engine.placement: {engine.placement} engines live in a Ray cluster; set 'cluster: ray'"
-        )
+def _check_managed(engine: Engine, here: Mapping[str, PolicyRecipe], trainer: Trainer) -> None:
     if len(here) != 1 or not all(policy.trainable for policy in here.values()):
         raise ConfigError(
             "engine.placement: verl manages the engines of one policy, which is trained; serve others by"
             " their 'url', or by 'vllm.urls'"
         )
     if engine.backend == "vllm":
-        _check_vllm(recipe, next(iter(here.items())))
-    elif recipe.trainer.device != "cpu":
+        _check_vllm(engine, next(iter(here.items())), trainer)
+    elif trainer.device != "cpu":
         raise ConfigError(
             "engine.backend: in a cluster the torch engine runs on CPUs; set 'engine.backend: vllm', or"
             " 'engine.placement: local'"
         )
     if engine.placement == "colocated":
-        _check_colocated(recipe)
+        _check_colocated(engine, trainer)
 
 
-def _check_vllm(recipe: Recipe, served: tuple[str, PolicyRecipe]) -> None:
-    engine, (alias, policy) = recipe.engine, served
-    if recipe.trainer.device != "cuda":
+def _check_vllm(engine: Engine, served: tuple[str, PolicyRecipe], trainer: Trainer) -> None:
+    alias, policy = served
+    if trainer.device != "cuda":
         raise ConfigError(
             "engine.backend: verl's vLLM runs on GPUs; set 'trainer.device: cuda', or"
             " 'engine.backend: torch'"
@@ -120,8 +117,7 @@ def _check_vllm(recipe: Recipe, served: tuple[str, PolicyRecipe]) -> None:
         )
 
 
-def _check_colocated(recipe: Recipe) -> None:
-    engine, trainer = recipe.engine, recipe.trainer
+def _check_colocated(engine: Engine, trainer: Trainer) -> None:
     if engine.replicas * engine.tensor_parallel != trainer.ranks:
         raise ConfigError(
             f"engine.replicas: colocated engines share the devices of all ranks, so {engine.replicas}"

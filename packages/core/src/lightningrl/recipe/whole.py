@@ -84,7 +84,7 @@ class Recipe(Section, frozen=True):
         for alias, policy in self.policies.items():
             _check_least(policy, f"policies.{alias}.")
         self._check_cluster()
-        check_engines(self)
+        check_engines(self.engine, self.policies, self.trainer, in_cluster=self.cluster == "ray")
         if self.gateway.hold_seconds < _OUTLASTS * self.gateway.drain_seconds:
             raise ConfigError(
                 "gateway.hold_seconds: a hold is renewed when its drain is over, and must last until then;"

@@ -20,7 +20,6 @@ from lightningrl_verl.serving.managed_engines import ManagedEngines
 from lightningrl_verl.serving.probe import EngineScore
 from lightningrl_verl.serving.replicas import Replicas
 from lightningrl_verl.serving.vllm_servers import VllmEngines
-from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.worker.learner import Learner
 
 
@@ -97,7 +96,8 @@ def load_engines(
     *,
     model: Path,
     version: int,
-    folder: RunFolder,
+    place: Path,
+    logs: Path,
 ) -> Engines:
     """The engines that a recipe asks for; they don't serve yet. Blocks.
 
@@ -107,17 +107,17 @@ def load_engines(
         trained: who trains it. `None`: nobody.
         model: Hugging Face folder of the weights.
         version: of those weights.
-        folder: the run's.
+        place: folder of the weights that they serve, where engines need one; what is there is removed.
+        logs: folder of what engine processes print.
     """
     # What a start that was killed has left, with whichever engines.
-    shutil.rmtree(folder.engines / alias, ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)
     servers = recipe.policies[alias].vllm
     if servers is not None:
-        own = folder.engines / alias
-        return VllmEngines(recipe, alias, servers, model=model, version=version, folder=own)
+        return VllmEngines(recipe, alias, servers, model=model, version=version, folder=place)
     if recipe.engine.managed:
         assert trained is not None, "recipes with others are refused"
         return ManagedEngines(recipe, alias, trained.learner, version, trained.thread)
     if recipe.engine.replicas > 1:
-        return Replicas(recipe, alias, model=model, version=version, folder=folder)
+        return Replicas(recipe, alias, model=model, version=version, place=place, logs=logs)
     return LocalEngine(recipe, alias, model=model, version=version)

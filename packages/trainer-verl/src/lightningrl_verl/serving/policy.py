@@ -9,18 +9,14 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from lightningrl.errors import ConfigError
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.recipe import Recipe
 from lightningrl.schema import Endpoint, LiveTerms, Policy
 from lightningrl_verl.serving.engines import Engines
 from lightningrl_verl.serving.hold import Hold
 from lightningrl_verl.serving.probe import ProbeResult, probe
-from lightningrl_verl.worker.backend_config import BackendConfig
 from lightningrl_verl.worker.learner import Learner
-from lightningrl_verl.worker.rollout_config import rollout_of
 
 _PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 """Largest difference in nats; engine and trainer sum in different orders, which bf16 shows."""
@@ -149,28 +145,4 @@ def _live_terms(recipe: Recipe) -> LiveTerms | None:
         rewards=recipe.rewards,
         await_rewards=recipe.await_rewards,
         await_seconds=recipe.await_seconds,
-    )
-
-
-def backend_config(recipe: Recipe, alias: str, model: Path) -> BackendConfig:
-    """The recipe's part that concerns verl and one policy.
-
-    Raises:
-        ConfigError: `optimiser` or `algorithm` is missing.
-    """
-    optimiser, algorithm = recipe.policies[alias].optimiser or recipe.optimiser, recipe.algorithm
-    if optimiser is None or algorithm is None:
-        raise ConfigError("recipe: training needs the sections 'optimiser' and 'algorithm'")
-    return BackendConfig(
-        model_path=str(model.resolve()),
-        device=recipe.trainer.device,
-        dtype=recipe.trainer.dtype,
-        temperature=recipe.sampling.train.temperature,
-        optimiser=optimiser,
-        loss=algorithm.loss,
-        total_iterations=algorithm.iterations,
-        max_tokens_per_micro_batch=recipe.trainer.max_tokens_per_micro_batch,
-        seed=recipe.seed,
-        rollout=rollout_of(recipe, alias),
-        overrides=recipe.verl,
     )

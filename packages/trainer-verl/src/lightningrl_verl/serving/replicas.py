@@ -27,7 +27,6 @@ from lightningrl_verl.machine.processes import Child, python_module
 from lightningrl_verl.serving.http_engine import UNANSWERED, reason
 from lightningrl_verl.serving.probe import EngineScore
 from lightningrl_verl.serving.weight_file import link_or_copy, write_weights
-from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.worker.learner import Learner
 
 _MODULE = "lightningrl_verl.engine.replica"
@@ -44,7 +43,7 @@ class Replicas:
     sleeps = False
 
     def __init__(
-        self, recipe: Recipe, alias: str, *, model: Path, version: int, folder: RunFolder
+        self, recipe: Recipe, alias: str, *, model: Path, version: int, place: Path, logs: Path
     ) -> None:
         """Prepare; the processes start with `open`.
 
@@ -53,20 +52,21 @@ class Replicas:
             alias: of the policy.
             model: Hugging Face folder of the weights; it may go while they are served.
             version: of those weights.
-            folder: the run's.
+            place: folder for the weights that they serve.
+            logs: folder of what they print.
         """
         self.version = version
         """Of the weights that all replicas hold."""
         self._recipe = recipe
         self._alias = alias
-        self._own = folder.engines / alias
+        self._own = place
         self._model = self._own / "model"
         # A checkpoint is removed when newer ones are there.
         shutil.copytree(model, self._model, copy_function=link_or_copy)
         self._newer: tuple[str, int] | None = None
         self._base_version = version
         self._key = secrets.token_urlsafe(24)
-        self._logs = folder.logs
+        self._logs = logs
         self._replicas: list[_Replica] = []
 
     async def open(self) -> tuple[Endpoint, ...]:

@@ -33,6 +33,7 @@ import yaml
 from lightningrl.errors import ConfigError, StoreLocked
 from lightningrl.machine.durable import write_text
 from lightningrl.recipe import LoadedRecipe, changed_keys, dump_recipe, parse_recipe
+from lightningrl_verl.training.files import RunFiles
 
 _CHANGEABLE = (
     "guards",
@@ -56,10 +57,8 @@ _SERVERS = re.compile(r"policies\..+\.(vllm\.(urls|key|folder)|url|url_key)")
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """The paths of one run."""
-
-    path: Path
+class RunFolder(RunFiles):
+    """The folder of one run."""
 
     @property
     def recipe(self) -> Path:
@@ -72,33 +71,9 @@ class RunFolder:
         return self.path / "run.json"
 
     @property
-    def metrics(self) -> Path:
-        """One line per iteration."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def curve(self) -> Path:
-        """The reward curve."""
-        return self.path / "curve.png"
-
-    @property
     def store(self) -> Path:
         """The LightningStore."""
         return self.path / "store.db"
-
-    @property
-    def drift(self) -> Path:
-        """What did not merge."""
-        return self.path / "drift.json"
-
-    def rollout_drift(self, iteration: int) -> Path:
-        """What did not merge in an iteration, a line per rollout and policy."""
-        return self.path / "drift" / f"iteration-{iteration:06d}.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """One folder per kept iteration."""
-        return self.path / "checkpoints"
 
     @property
     def trackers(self) -> Path:

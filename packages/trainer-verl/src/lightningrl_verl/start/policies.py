@@ -11,12 +11,13 @@ from lightningrl.gateway.control import GatewayClient
 from lightningrl.schema import Endpoint
 from lightningrl_verl.serving.endpoint_key import endpoint_key
 from lightningrl_verl.serving.engines import Trained, load_engines
-from lightningrl_verl.serving.policy import ServedPolicy, backend_config, register
+from lightningrl_verl.serving.policy import ServedPolicy, register
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.launching import Ground, in_the_end
 from lightningrl_verl.start.preflight import Plan
 from lightningrl_verl.training.checkpoint import State, policy_folder
 from lightningrl_verl.training.study import Trainee
+from lightningrl_verl.worker.from_recipe import backend_config
 from lightningrl_verl.worker.learner import Learner
 
 
@@ -105,7 +106,14 @@ async def _served(
 ) -> ServedPolicy:
     folder = RunFolder(plan.loaded.run_folder)
     engines = await asyncio.to_thread(
-        load_engines, plan.recipe, alias, trained, model=model, version=version, folder=folder
+        load_engines,
+        plan.recipe,
+        alias,
+        trained,
+        model=model,
+        version=version,
+        place=folder.engines / alias,
+        logs=folder.logs,
     )
     stack.push_async_callback(in_the_end, engines.close)
     policy = ServedPolicy(plan.recipe, alias, gateway, engines)

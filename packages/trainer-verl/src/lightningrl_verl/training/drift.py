@@ -1,4 +1,4 @@
-"""The drift report of a run: its files, and how far engine and trainer are apart in each row.
+"""The drift report of a run, as files.
 
 `drift.json` has the sums, of each iteration and of the run; `drift/iteration-NNNNNN.jsonl` a line per rollout and
 policy. Invariant: an iteration's files stand before its checkpoint does, so a run that goes on has them all.
@@ -9,25 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
-import numpy as np
 
 from lightningrl.experience.drift import DriftReport, Gap, RolloutDrift, RowDrift, joined, total
 from lightningrl.experience.trajectory import Row
 from lightningrl.machine.durable import write_text
-from lightningrl_verl.start.folder import RunFolder
-from lightningrl_verl.worker.batch import FloatArray
-
-
-def log_prob_gaps(rows: Sequence[Row], current: Sequence[FloatArray]) -> list[Gap]:
-    """How far the engine's log-probs are from `current`, per row.
-
-    Args:
-        rows: each with a trained token.
-        current: per row (T,), the trainer's log-probs under the weights before the update.
-    """
-    return [
-        _gap(row.logprobs[row.mask], now[row.mask]) for row, now in zip(rows, current, strict=True)
-    ]
+from lightningrl_verl.training.files import RunFiles
 
 
 def with_gaps(
@@ -59,20 +45,15 @@ def with_gaps(
     )
 
 
-def write_drift(folder: RunFolder, iteration: int, drifts: Sequence[RolloutDrift]) -> None:
+def write_drift(files: RunFiles, iteration: int, drifts: Sequence[RolloutDrift]) -> None:
     """Write an iteration's files, in place of those of an earlier start."""
-    folder.rollout_drift(iteration).parent.mkdir(exist_ok=True)
+    files.rollout_drift(iteration).parent.mkdir(exist_ok=True)
     lines = b"".join(msgspec.json.encode(one) + b"\n" for one in drifts)
-    write_text(folder.rollout_drift(iteration), lines.decode())
+    write_text(files.rollout_drift(iteration), lines.decode())
     report = DriftReport()
-    if folder.drift.exists():
-        report = msgspec.json.decode(folder.drift.read_bytes(), type=DriftReport)
+    if files.drift.exists():
+        report = msgspec.json.decode(files.drift.read_bytes(), type=DriftReport)
     report = report.with_iteration(iteration, total(drifts))
     write_text(
-        folder.drift, msgspec.json.format(msgspec.json.encode(report), indent=1).decode() + "\n"
+        files.drift, msgspec.json.format(msgspec.json.encode(report), indent=1).decode() + "\n"
     )
-
-
-def _gap(engine: FloatArray, trainer: FloatArray) -> Gap:
-    apart = np.abs(engine.astype(np.float64) - trainer)
-    return Gap(len(apart), float(apart.mean()), float(apart.max()))

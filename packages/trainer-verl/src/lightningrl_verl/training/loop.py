@@ -23,11 +23,11 @@ from lightningrl.schema import AttemptState, Mode, NewRollout, Progress
 from lightningrl.store.base import RolloutQuery, Store
 from lightningrl.traces import read_attempts, read_traces
 from lightningrl_verl.serving.probe import ProbeResult
-from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.batches import GREEDY, SAMPLED, Splits, scoring_rollouts
 from lightningrl_verl.training.checkpoint import Checkpoints, State, policy_folder
 from lightningrl_verl.training.collect import Collected, collect, collect_training
 from lightningrl_verl.training.drift import with_gaps, write_drift
+from lightningrl_verl.training.files import RunFiles
 from lightningrl_verl.training.guards import check_guards
 from lightningrl_verl.training.learn import check_models, digest, flat_share, solved_share
 from lightningrl_verl.training.live import CollectedLive, collect_live
@@ -67,7 +67,7 @@ class TrainingLoop:
     def __init__(
         self,
         recipe: Recipe,
-        folder: RunFolder,
+        files: RunFiles,
         *,
         store: Store,
         trainees: Sequence[Trainee],
@@ -82,7 +82,7 @@ class TrainingLoop:
         assert recipe.algorithm is not None
         self._recipe = recipe
         self._algorithm: Algorithm = recipe.algorithm
-        self._folder = folder
+        self._files = files
         self._store = store
         self._trainees = trainees
         self._study = study
@@ -91,8 +91,8 @@ class TrainingLoop:
         self._watcher = watcher
         self._trackers = trackers
         self._clock = clock
-        self._log = MetricsLog(folder.metrics)
-        self._checkpoints = Checkpoints(folder.checkpoints, keep=recipe.trainer.keep_checkpoints)
+        self._log = MetricsLog(files.metrics)
+        self._checkpoints = Checkpoints(files.checkpoints, keep=recipe.trainer.keep_checkpoints)
         self._history: tuple[tuple[int, str], ...] = ()
         self._credit_state: dict[str, Any] = {}
 
@@ -178,7 +178,7 @@ class TrainingLoop:
         self._history = (*self._history, (iteration, digest(taken)))
         self._credit_state = credited.state
         lesson = credited.lesson
-        write_drift(self._folder, iteration, with_gaps(lesson.drift, lesson.rows, gaps))
+        write_drift(self._files, iteration, with_gaps(lesson.drift, lesson.rows, gaps))
         with self._phase(watch, "checkpoint"):
             await self._checkpoint(iteration, metrics, watch)
         with self._phase(watch, "sync"):
@@ -287,7 +287,7 @@ class TrainingLoop:
         await self._trackers.log(line)
         self._watcher.end(line)
         if due and self._log.has_rewards:
-            draw_curve(self._folder.metrics, self._folder.curve, self._recipe.name)
+            draw_curve(self._files.metrics, self._files.curve, self._recipe.name)
 
     async def _scores(self, mode: Mode, iteration: int, variant: str, name: str) -> Metrics:
         """Mean reward of a split under `name`, and how many of its rollouts failed.

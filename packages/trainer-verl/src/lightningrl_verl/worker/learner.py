@@ -14,10 +14,9 @@ from typing import TypeVar
 
 import torch
 
-from lightningrl.experience.drift import Gap
+from lightningrl.experience.drift import Gap, log_prob_gaps
 from lightningrl.experience.trajectory import Row
 from lightningrl.recipe import Algorithm, Critic
-from lightningrl_verl.training.drift import log_prob_gaps
 from lightningrl_verl.worker.backend import VerlBackend
 from lightningrl_verl.worker.backend_config import BackendConfig
 from lightningrl_verl.worker.critic import VerlCritic

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from warm_process import CLI, WarmProcess
 
 # What the recipes below name. The policy is hardly trained, so its answers are of every kind; the
 # reward asks for something that it does by chance half of the time, so that groups have signal.
@@ -79,6 +81,35 @@ class Project:
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 process_group=0 if own_group else None,
             )  # fmt: skip
+
+    def start_train(self, *arguments: str) -> WarmProcess:
+        """Start `lightningrl train` in a warm process; `output` is what it printed."""
+        output = self.folder / "output.txt"
+        return WarmProcess(
+            CLI, ["train", *arguments], folder=self.folder, environment=self.environment,
+            stdout=output, stderr=output,
+        )  # fmt: skip
+
+    def train(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run `lightningrl train` to its end, in a warm process."""
+        return self.program(CLI, "train", *arguments, timeout=timeout)
+
+    def program(
+        self, source: str, *arguments: str, timeout: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a Python program to its end, in a warm process."""
+        with tempfile.TemporaryDirectory() as folder:
+            stdout, stderr = Path(folder) / "stdout", Path(folder) / "stderr"
+            process = WarmProcess(
+                source, arguments, folder=self.folder, environment=self.environment,
+                stdout=stdout, stderr=stderr,
+            )  # fmt: skip
+            try:
+                code = process.wait(timeout)
+            finally:
+                process.kill()
+            texts = [one.read_text() if one.exists() else "" for one in (stdout, stderr)]
+        return subprocess.CompletedProcess(list(arguments), code, *texts)
 
     @property
     def output(self) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 
 import psutil
-from user_project import Project
+from user_project import Project, RunningProcess
 
 from lightningrl.schema import TERMINAL, Mode
 from lightningrl.store import RolloutQuery, open_store
@@ -14,7 +13,7 @@ from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.checkpoint import Checkpoints
 
 
-def wait_for_metrics(project: Project, process: subprocess.Popen[bytes], lines: int = 1) -> None:
+def wait_for_metrics(project: Project, process: RunningProcess, lines: int = 1) -> None:
     """Wait until the metrics have that many lines; the first is of iteration 0."""
     metrics = project.run / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < lines:

@@ -9,7 +9,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import lightningrl_verl.start.run
-import lightningrl_verl.worker.policy_rank
+import lightningrl_verl.worker.policy_rank  # noqa: F401
 from lightningrl_verl.machine.quiet import quiet
 from lightningrl_verl.worker.workers import select_platform
 

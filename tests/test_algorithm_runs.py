@@ -26,7 +26,7 @@ def test_ppo_trains_a_critic_that_its_checkpoints_keep(project: Project) -> None
         critic={"learning_rate": 1.0e-3, "epochs": 2, "warmup": 1},
         validation=NOT_SCORED,
     )
-    done = project.cli("train", str(recipe))
+    done = project.train(str(recipe))
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = project.metrics()[1:]
     # The head begins at 0, so the first values are all 0.
@@ -46,7 +46,7 @@ def test_groups_without_signal_are_skipped_and_replaced(project: Project, said: 
         algorithm={**SHORT, "preset": "dapo", "further_tasks": 8},
         validation=NOT_SCORED,
     )
-    done = project.cli("train", str(recipe))
+    done = project.train(str(recipe))
     assert done.returncode == 0, done.stdout + done.stderr
     ledger = asyncio.run(_ledger(project))
     for line in project.metrics()[1:]:
@@ -77,14 +77,14 @@ def test_a_guard_stops_the_run_and_a_changed_one_lets_it_go_on(project: Project)
         validation=NOT_SCORED,
         guards={"patience": 1, "min_entropy": 1000.0, "min_tool_calls": None},
     )
-    stopped = project.cli("train", str(recipe))
+    stopped = project.train(str(recipe))
     assert stopped.returncode == 3, stopped.stdout + stopped.stderr
     assert "stopped after iteration 1: train/entropy was" in stopped.stderr
     assert "guards.min_entropy=null" in stopped.stderr
     assert [line["iteration"] for line in project.metrics()] == [0, 1]
     # The same again stops again, and trains nothing.
-    assert project.cli("train", str(recipe)).returncode == 3
+    assert project.train(str(recipe)).returncode == 3
     assert [line["iteration"] for line in project.metrics()] == [0, 1]
-    done = project.cli("train", str(recipe), "guards.min_entropy=null")
+    done = project.train(str(recipe), "guards.min_entropy=null")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line["iteration"] for line in project.metrics()] == [0, 1, 2, 3]

@@ -40,14 +40,14 @@ def test_a_wrong_recipe_is_an_error_that_names_the_key(
     project: Project, changes: dict[str, Any], said: str
 ) -> None:
     (project.folder / "empty.jsonl").write_text("")
-    done = project.cli("train", str(project.recipe(**changes)))
+    done = project.train(str(project.recipe(**changes)))
     assert done.returncode == 2, done.stdout + done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_missing_recipe_is_named(project: Project) -> None:
-    done = project.cli("train", "nowhere.yaml")
+    done = project.train("nowhere.yaml")
     assert done.returncode == 2
     assert "nowhere.yaml" in done.stderr
 
@@ -62,7 +62,7 @@ def test_a_missing_recipe_is_named(project: Project) -> None:
 def test_agents_that_all_fail_stop_the_run_and_say_why(
     project: Project, body: str, said: str
 ) -> None:
-    done = project.cli("train", str(project.recipe(**_agent(project, body))))
+    done = project.train(str(project.recipe(**_agent(project, body))))
     assert done.returncode == 1, done.stdout + done.stderr
     assert said in done.stderr + done.stdout
     assert "lightningrl try" in done.stderr + done.stdout
@@ -74,14 +74,14 @@ def test_an_agent_that_never_returns_times_out(project: Project) -> None:
     changes = _agent(project, body)
     retry = {"max_attempts": 1}
     recipe = project.recipe(**changes, runner={"timeout_seconds": 1.5, "retry": retry})
-    done = project.cli("train", str(recipe))
+    done = project.train(str(recipe))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "timeout" in done.stderr + done.stdout
 
 
 def test_an_agent_that_cannot_be_imported_ends_the_run(project: Project) -> None:
     recipe = project.recipe(**_agent(project, "import no_such_package"))
-    done = project.cli("train", str(recipe))
+    done = project.train(str(recipe))
     assert done.returncode in (1, 2), done.stdout + done.stderr
     assert "no_such_package" in done.stderr + done.stdout
 
@@ -91,7 +91,7 @@ def test_a_port_in_use_is_named(project: Project) -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        done = project.cli("train", str(project.recipe(gateway={"port": port})))
+        done = project.train(str(project.recipe(gateway={"port": port})))
     assert done.returncode == 1, done.stdout + done.stderr
     assert str(port) in done.stderr + done.stdout
 
@@ -99,11 +99,11 @@ def test_a_port_in_use_is_named(project: Project) -> None:
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(project: Project) -> None:
     algorithm = {"iterations": 12, "tasks_per_iteration": 4, "group_size": 4}
     recipe = str(project.recipe(algorithm=algorithm, validation={"every": 12}))
-    first = project.start("train", recipe)
+    first = project.start_train(recipe)
     while not (project.run / ".lock").exists():
         assert first.poll() is None, project.output
         time.sleep(0.05)
-    second = project.cli("train", recipe)
+    second = project.train(recipe)
     assert second.returncode == 1
     assert str(first.pid) in second.stderr  # one trainer per folder
     metrics = project.run / "metrics.jsonl"
@@ -114,7 +114,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(project: Project) -> 
     first.send_signal(signal.SIGINT)  # as impatient people do
     assert first.wait(timeout=60) == 130, project.output
     assert "Stopped." in project.output
-    done = project.cli("train", recipe)
+    done = project.train(recipe)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line["iteration"] for line in project.metrics()] == list(range(13))
 

@@ -10,7 +10,6 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 
@@ -18,6 +17,7 @@ import psutil
 import pytest
 from exact_run import check_exact, wait_for_metrics
 from user_project import HALF_FLAT, Project
+from warm_process import WarmProcess
 
 from lightningrl.schema import Mode
 from lightningrl.store import RolloutQuery, open_store
@@ -107,16 +107,13 @@ async def _check_skipped(project: Project) -> None:
 
 def _dies(project: Project, recipe: str, *, phase: str = "", rollouts: int = sys.maxsize) -> None:
     """Train until the trainer kills itself."""
-    killed = subprocess.run(
-        [sys.executable, "-c", DIES_AT, recipe, phase, str(rollouts)],
-        cwd=project.folder, env=project.environment, check=False, timeout=200,
-    )  # fmt: skip
+    killed = project.program(DIES_AT, recipe, phase, str(rollouts), timeout=200)
     assert killed.returncode == -signal.SIGKILL
 
 
 def _goes_on(project: Project, recipe: str) -> None:
     """Train by the same command to the end."""
-    done = project.cli("train", recipe)
+    done = project.train(recipe)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -130,7 +127,7 @@ def test_a_run_with_killed_processes_ends_complete_and_exact(
 ) -> None:
     recipe = str(project.recipe())
     choice = random.Random(f"{victims}/{seed}")
-    with project.start("train", recipe) as process:
+    with project.start_train(recipe) as process:
         try:
             wait_for_metrics(project, process)
             for victim in choice.sample(victims, len(victims)):
@@ -141,12 +138,12 @@ def test_a_run_with_killed_processes_ends_complete_and_exact(
             process.kill()
     if "trainer" in victims:
         assert code in (-signal.SIGKILL, 0)
-        code = project.cli("train", recipe).returncode
+        code = project.train(recipe).returncode
     assert code == 0, project.output
     asyncio.run(check_exact(project))
 
 
-def _kill(process: subprocess.Popen[bytes], victim: str) -> None:
+def _kill(process: WarmProcess, victim: str) -> None:
     if victim == "trainer":
         process.kill()
         return

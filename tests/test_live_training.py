@@ -111,13 +111,11 @@ def test_a_trainer_killed_before_its_checkpoint_trains_the_same_live_rollouts(
     recipe, environment = make_service(project, algorithm={"iterations": ITERATIONS})
     trainer = {**project.environment, "LIGHTNINGRL_KEY": "of the service"}
     with users(project, environment):
-        killed = subprocess.run(
-            [sys.executable, "-c", DIES_AT, str(recipe), "checkpoint", str(sys.maxsize)],
-            cwd=project.folder, env=trainer, check=False, timeout=200,
-        )  # fmt: skip
+        training = replace(project, environment=trainer)
+        killed = training.program(DIES_AT, str(recipe), "checkpoint", str(sys.maxsize))
         assert killed.returncode == -signal.SIGKILL
         before = asyncio.run(ledger_of(project))
-        done = replace(project, environment=trainer).cli("train", str(recipe))
+        done = training.train(str(recipe))
         assert done.returncode == 0, done.stdout + done.stderr
     assert f"are answered at {environment['LIGHTNINGRL_SERVER']}" in done.stdout
     ledger = asyncio.run(ledger_of(project))
@@ -143,7 +141,7 @@ def test_an_iteration_trains_on_live_rollouts_beside_its_tasks(project: Project)
     )
     trainer = {**project.environment, "LIGHTNINGRL_KEY": "of the service"}
     with users(project, environment):
-        done = replace(project, environment=trainer).cli("train", str(recipe))
+        done = replace(project, environment=trainer).train(str(recipe))
         assert done.returncode == 0, done.stdout + done.stderr
     ledger = asyncio.run(ledger_of(project))
     for line in project.metrics()[1:]:

@@ -59,13 +59,13 @@ def trio(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Project:
     project = make_project(tmp_path_factory.mktemp("trio"), cache)
     recipe = _recipe(project)
     checkpoint = project.run / "checkpoints" / "iteration-000001"
-    with project.start("train", recipe) as process:
+    with project.start_train(recipe) as process:
         while not checkpoint.exists():
             assert process.poll() is None, project.output
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) in (130, 0), project.output
-    done = project.cli("train", recipe)
+    done = project.train(recipe)
     assert done.returncode == 0, done.stdout + done.stderr
     return project
 

@@ -83,7 +83,7 @@ def test_the_trained_model_is_a_hugging_face_folder(trained: Project) -> None:
 
 def test_a_finished_run_says_so_again_and_trains_nothing(trained: Project) -> None:
     before = trained.metrics()
-    again = trained.cli("train", str(trained.recipe()))
+    again = trained.train(str(trained.recipe()))
     assert again.returncode == 0
     assert "test, greedy, scored once" in again.stdout
     assert "export OPENAI_BASE_URL=" in again.stdout
@@ -100,7 +100,7 @@ def test_a_run_that_lost_its_store_goes_on_from_its_checkpoint(
     (project.run / "metrics.jsonl").write_text("".join(lines[:3]), encoding="utf-8")
     for path in project.run.glob("store.db*"):
         path.unlink()
-    again = project.cli("train", str(project.recipe()))
+    again = project.train(str(project.recipe()))
     assert again.returncode == 0, again.stderr
     assert "the store does not know what iteration 2" in again.stdout
     assert [line["iteration"] for line in project.metrics()] == [0, 1, 2, 3]
@@ -109,7 +109,7 @@ def test_a_run_that_lost_its_store_goes_on_from_its_checkpoint(
 
 
 def test_a_changed_recipe_is_refused_naming_the_key(trained: Project) -> None:
-    refused = trained.cli("train", str(trained.recipe()), "optimiser.learning_rate=0.5")
+    refused = trained.train(str(trained.recipe()), "optimiser.learning_rate=0.5")
     assert refused.returncode == 2
     assert "optimiser.learning_rate" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from warm_process import CLI, WarmProcess
@@ -32,6 +32,14 @@ def score(task, output, trace):
     return float(len(output) % 2) if len(task["question"]) % 2 else 0.25
 """
 """The module `half_flat`: a reward that is the same for half of the tasks, whatever the answer."""
+
+
+class RunningProcess(Protocol):
+    """A started command, in whichever process."""
+
+    def poll(self) -> int | None:
+        """Its exit status. `None`: it runs."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -109,4 +109,4 @@ def _run(
             os.dup2(file.fileno(), number)
     sys.argv = ["-c", *arguments]
     sys.path.insert(0, "")
-    exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102
+    exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})

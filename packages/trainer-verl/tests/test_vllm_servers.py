@@ -18,7 +18,6 @@ from lightningrl.recipe import Recipe, VllmServers, parse_recipe
 from lightningrl_verl.serving.engines import load_engines
 from lightningrl_verl.serving.http_engine import HttpEngine
 from lightningrl_verl.serving.vllm_servers import VllmEngines
-from lightningrl_verl.start.folder import RunFolder
 
 
 class Answering:
@@ -142,11 +141,11 @@ async def test_what_a_killed_start_left_goes_with_the_next_one(
 
 
 def test_what_engines_of_another_kind_left_goes_as_well(tmp_path: Path):
-    folder = RunFolder(tmp_path)
-    left = folder.engines / "policy" / "model"
+    left = tmp_path / "policy" / "model"
     left.mkdir(parents=True)
     one = recipe({"model": "model", "vllm": {"urls": ["http://127.0.0.1:9"]}})
-    load_engines(one, "policy", None, model=tmp_path, version=0, folder=folder)
+    place = tmp_path / "policy"
+    load_engines(one, "policy", None, model=tmp_path, version=0, place=place, logs=tmp_path)
     assert not left.parent.exists()
 
 
@@ -172,6 +171,9 @@ def test_a_broken_answer_is_an_error_that_names_the_server(answer: bytes, compla
             with connection:
                 connection.recv(65536)
                 connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass  # an unread rest of the request would break the connection off instead
 
         replied = thread.submit(reply)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"

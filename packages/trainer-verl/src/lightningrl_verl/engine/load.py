@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lightningrl.recipe import Recipe
 from lightningrl_verl.engine.torch_engine import TorchEngine
-from lightningrl_verl.machine.quiet import without_progress_bars
+from lightningrl_verl.machine.quiet import quiet
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -39,14 +39,15 @@ def engine_settings(recipe: Recipe, alias: str) -> EngineSettings:
 
 def load_engine(model: Path, settings: EngineSettings, version: int) -> TorchEngine:
     """An engine with the weights of a folder, not started yet."""
-    with without_progress_bars():
+    with quiet():
         weights: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             model, dtype=_DTYPES[settings.dtype], attn_implementation="sdpa"
         )
+        tokenizer = AutoTokenizer.from_pretrained(model)
     weights.to(torch.device(settings.device))  # pyright: ignore[reportArgumentType] - transformers' wrapper hides `self`
     return TorchEngine(
         weights,
-        AutoTokenizer.from_pretrained(model),
+        tokenizer,
         slots=settings.slots,
         max_model_len=settings.max_model_len,
         threads=settings.threads,

@@ -4,6 +4,7 @@ Invariant: a request that its client gave up on holds no slot; a dead engine ans
 """
 
 import asyncio
+import functools
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -125,22 +126,20 @@ class _Routes:
         self._engine = engine
         self._model_name = model_name
         self._renderer = PromptRenderer(engine.tokenizer)
-        token_texts: dict[int, str] = {}
 
-        def token_text(token: int) -> str:
-            if token not in token_texts:
-                token_texts[token] = str(engine.tokenizer.decode([token]))
-            return token_texts[token]
+        def decode(ids: Sequence[int]) -> str:
+            """The text as it was sampled; cleaning up would take spaces away, and warn for BPE."""
+            return str(
+                engine.tokenizer.decode(
+                    list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+                )
+            )
 
         self._writer = ReplyWriter(
             model_name=model_name,
             parser=parser,
-            decode=lambda ids: str(
-                engine.tokenizer.decode(
-                    list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-                )
-            ),
-            token_text=token_text,
+            decode=decode,
+            token_text=functools.cache(lambda token: decode([token])),
             eos_token_ids=engine.eos_token_ids,
         )
 

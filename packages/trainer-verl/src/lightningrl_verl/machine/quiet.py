@@ -15,8 +15,8 @@ from collections.abc import Generator
 
 logger = logging.getLogger(__name__)
 
-_CHATTY = ("torch.fx._symbolic_trace",)
-"""Loggers that warn about what no user can change, in the midst of training (FSDP2's own hooks)."""
+_CHATTY = ("torch.fx._symbolic_trace", "transformers")
+"""Loggers that warn about what no user can change, in the midst of training: of FSDP2's own hooks, of tokenizers."""
 
 
 @contextlib.contextmanager

@@ -8,6 +8,9 @@ import os
 # As `lightningrl train` does before it loads torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import matplotlib.figure
+import matplotlib.ticker  # noqa: F401
+
 import lightningrl_verl.start.run
 import lightningrl_verl.worker.policy_rank  # noqa: F401
 from lightningrl_verl.machine.quiet import quiet

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from own_pytest import LIGHT
 
 from lightningrl_testkit.adapter import claims
 
@@ -45,7 +46,7 @@ def copy_adapter(folder: Path) -> Path:
 def run_its_tests(copied: Path, *options: str) -> str:
     (copied / "pytest.ini").write_text(SETTINGS)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "tests"],
+        [sys.executable, "-m", "pytest", "-q", *LIGHT, *options, "tests"],
         cwd=copied,
         env={**os.environ, "PYTHONPATH": str(copied / "src")},
         capture_output=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from own_pytest import LIGHT
 
 from lightningrl_testkit.adapter import AdapterContract, claims
 
@@ -12,6 +13,7 @@ pytest_plugins = ["pytester"]
 
 HEAD = """
 import pytest
+from own_pytest import LIGHT
 from lightningrl_testkit.adapter import AdapterContract
 """
 
@@ -21,7 +23,7 @@ def run(pytester: pytest.Pytester, body: str) -> pytest.RunResult:
     pytester.makeini(
         "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
     )
-    return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q")
+    return pytester.runpytest_subprocess(*LIGHT, "-q")
 
 
 def test_overriding_a_claim_fails_at_collection(pytester: pytest.Pytester) -> None:

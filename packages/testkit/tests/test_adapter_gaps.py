@@ -13,7 +13,6 @@ pytest_plugins = ["pytester"]
 
 HEAD = """
 import pytest
-from own_pytest import LIGHT
 from lightningrl_testkit.adapter import AdapterContract
 """
 

@@ -19,7 +19,6 @@ LEAVING = {
 HEAD = """
 import asyncio, contextlib, socket, threading
 import pytest
-from own_pytest import LIGHT
 
 def with_thread(work):
     def swallow():

@@ -65,9 +65,10 @@ def adapters() -> list[Tested]:
     found: list[Tested] = []
     for path in sorted(ROOT.glob("packages/*/pyproject.toml")):
         project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-        for name in project.get("entry-points", {}).get(GROUP, {}):
+        names = project.get("entry-points", {}).get(GROUP, {})
+        for adapter in dict.fromkeys(registered[name].load() for name in names):
             contracts = tuple(_contracts(path.parent / "tests"))
-            found.append(Tested(project["name"], registered[name].load(), contracts))
+            found.append(Tested(project["name"], adapter, contracts))
     return found
 
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lightningrl.capture.adapter import Adapter, find_adapters
+from lightningrl.capture.adapter import Adapter
+from lightningrl.capture.adapters import find_adapters
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIED = ROOT / "scripts" / "framework_versions.json"

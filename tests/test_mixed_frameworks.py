@@ -18,7 +18,7 @@ from langchain_core.tools import StructuredTool
 from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient, DefaultHttpxClient
 
-from lightningrl.capture.adapter import find_adapters
+from lightningrl.capture.adapters import find_adapters
 from lightningrl.schema import StepKind
 from lightningrl_testkit.autogen_client import autogen_client
 from lightningrl_testkit.gateway import open_rig

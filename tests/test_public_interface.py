@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_every_registered_adapter_passes_the_contract_in_its_own_tests() -> None
     for name, member in registered.items():
         adapter = found[name].load()
         assert isinstance(adapter(), Adapter)
-        assert adapter.name == name
+        assert member.name == f"adapter-{adapter.name}"
         contracts = [
             base
             for path in (member / "tests").glob("test_*.py")
@@ -85,7 +86,15 @@ def test_an_adapters_package_asks_for_the_versions_that_the_adapter_works_with()
         adapter: type[Adapter] = entry.load()
         first, last = adapter.versions
         wanted = f"{adapter.framework}>={first},<{last}"
-        assert wanted in project(ROOT / "packages" / f"adapter-{entry.name}")["dependencies"]
+        assert wanted in project(ROOT / "packages" / f"adapter-{adapter.name}")["dependencies"]
+
+
+def test_an_adapter_is_called_for_by_modules_that_its_package_asks_for() -> None:
+    """Else every import of them would be taken for one of a stranger's module of that name."""
+    for entry in entry_points(group=GROUP):
+        assert entry.dist is not None
+        required = {re.split(r"[<>=]", one)[0] for one in entry.dist.requires or []}
+        assert required & set(packages_distributions()[entry.name])
 
 
 @pytest.mark.parametrize(

@@ -69,25 +69,25 @@ def alone(package: str, *command: str) -> subprocess.CompletedProcess[str]:
         ("lightningrl", _STORE, "[]"),
         (
             "lightningrl-autogen",
-            "from lightningrl.capture.adapter import find_adapters as find;"
+            "from lightningrl.capture.adapters import find_adapters as find;"
             "print([one.name for one in find()])",
             "['autogen']",
         ),
         (
             "lightningrl-agent-framework",
-            "from lightningrl.capture.adapter import find_adapters as find;"
+            "from lightningrl.capture.adapters import find_adapters as find;"
             "print([one.name for one in find()])",
             "['agent-framework']",
         ),
         (
             "lightningrl-langchain",
-            "from lightningrl.capture.adapter import find_adapters as find;"
+            "from lightningrl.capture.adapters import find_adapters as find;"
             "print([one.name for one in find()])",
             "['langchain']",
         ),
         (
             "lightningrl-openai-agents",
-            "from lightningrl.capture.adapter import find_adapters as find;"
+            "from lightningrl.capture.adapters import find_adapters as find;"
             "print([one.name for one in find()])",
             "['openai-agents']",
         ),

@@ -30,7 +30,8 @@ from pathlib import Path
 
 from adapters_agents import AGENTS, Run
 from harness.results import OURS, Results
-from lightningrl.capture.adapter import Adapter, find_adapters
+from lightningrl.capture.adapter import Adapter
+from lightningrl.capture.adapters import find_adapters
 from lightningrl.capture.client import install_client_patch, uninstall_client_patch
 from lightningrl.capture.context import RolloutContext, in_rollout
 from lightningrl.capture.sink import BufferSink

@@ -18,6 +18,7 @@ from agents.tracing.processors import BackendSpanExporter
 from openai import AsyncOpenAI, AuthenticationError
 
 from lightningrl.capture.adapter import Adapter
+from lightningrl.capture.adapters import adapted_modules
 from lightningrl.capture.client import uninstall_client_patch
 from lightningrl.errors import AgentError
 from lightningrl.runner.process import keep_traces_home
@@ -193,10 +194,10 @@ def test_without_the_adapter_a_runner_switches_tracing_off_unless_the_user_has_s
 
 
 def test_with_the_adapter_a_runner_leaves_the_variable_alone(
-    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OPENAI_AGENTS_DISABLE_TRACING", raising=False)
-    keep_traces_home([adapter])
+    keep_traces_home(adapted_modules())
     assert "OPENAI_AGENTS_DISABLE_TRACING" not in os.environ
 
 

@@ -14,7 +14,7 @@ from lightningrl.capture.adapter import check_version
 from lightningrl.errors import ConfigError
 
 FIND = """
-from lightningrl.capture.adapter import find_adapters
+from lightningrl.capture.adapters import find_adapters
 from lightningrl.errors import ConfigError
 try:
     find_adapters()

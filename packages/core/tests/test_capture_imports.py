@@ -59,6 +59,7 @@ def test_what_an_agent_imports_loads_nothing_heavy() -> None:
 def test_what_an_adapter_imports_loads_nothing_heavy() -> None:
     modules = (
         "adapter",
+        "adapters",
         "client",
         "client_calls",
         "context",

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from lightningrl.capture.adapter import find_adapters
+from lightningrl.capture.adapters import find_adapters
 from lightningrl.capture.context import in_rollout
 from lightningrl.schema import StepKind
 from lightningrl_testkit.examples import ExampleAgents
@@ -99,7 +99,7 @@ class RolloutClaims:
     async def test_beside_other_adapters_nothing_is_recorded_twice(
         self, lab: CaptureLab, agents: ExampleAgents
     ) -> None:
-        """Two frameworks in one process are the usual case: a runner installs all that it finds."""
+        """An agent may import two frameworks, and a runner installs the adapters of both."""
         others = find_adapters()
         for other in others:
             other.install()

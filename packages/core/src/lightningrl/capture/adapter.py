@@ -1,19 +1,23 @@
-"""What an adapter is, and how the installed ones are found.
+"""What an adapter is, and how a package announces one.
 
 Invariant: core imports no adapter by name. Whatever package announces itself in the entry-point group
-`lightningrl.adapters` is found, and one that can't be used is an error that names it.
+`lightningrl.adapters` is found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from lightningrl.errors import ConfigError
 
 GROUP = "lightningrl.adapters"
-"""The entry-point group of adapters; each entry is a class without parameters."""
+"""The entry-point group of adapters; each entry is a class without parameters.
+
+The entry's name is the module whose import calls for the adapter: the framework's top-level module. An adapter
+whose framework has several, and of which one imports another, has an entry for each.
+"""
 
 AgentCall = Callable[[Any], Awaitable[Any]]
 """Runs an agent on its input and returns its output."""
@@ -52,27 +56,6 @@ class Adapter(Protocol):
             ConfigError: it is of this framework and can't be run so; the text says what to do.
         """
         ...
-
-
-def find_adapters() -> list[Adapter]:
-    """One of each adapter that is installed in this environment, by name.
-
-    Raises:
-        ConfigError: an entry can't be imported or is no adapter.
-    """
-    found: list[Adapter] = []
-    for entry in sorted(entry_points(group=GROUP), key=lambda one: one.name):
-        try:
-            adapter: object = entry.load()()
-        except ImportError as error:
-            raise ConfigError(
-                f"the adapter {entry.name!r} ({entry.value}) can't be imported: {error}; "
-                "install its framework, or uninstall the adapter"
-            ) from error
-        if not isinstance(adapter, Adapter):
-            raise ConfigError(f"the entry {entry.name!r} ({entry.value}) of {GROUP} is no adapter")
-        found.append(adapter)
-    return found
 
 
 def check_version(adapter: Adapter | type[Adapter]) -> None:

@@ -30,7 +30,7 @@ class OnImport:
         self._finder.acts[name] = act
         if self._finder not in sys.meta_path:
             sys.meta_path.insert(0, self._finder)
-        if name in sys.modules:
+        if sys.modules.get(name) is not None:  # None: the program has ruled it out
             act(importlib.import_module(name))  # waits for another thread that just imports it
 
     def forget(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightningrl.capture.adapter import Adapter, find_adapters
+from lightningrl.capture.adapters import Adapters
 from lightningrl.capture.client_calls import forget_client_calls, record_client_calls
 from lightningrl.capture.rewards import finite
 from lightningrl.conversation.responses import step_of_response
@@ -43,8 +43,7 @@ _senders: dict[tuple[str, str | None], Recorder] = {}
 """By URL and key of a server: what writes feedback for rollouts that went through its gateway."""
 _called = False
 _closes_at_exit = False
-_installed: dict[str, Adapter] = {}
-"""By name: each alone can undo what it did."""
+_adapters = Adapters()
 
 
 def record(
@@ -75,15 +74,17 @@ def record(
             the whole rollout is left out. It runs in the thread that writes. See also `redact_texts`.
         key: of the server. `None`: the setting `LIGHTNINGRL_KEY`. A runner's key will do.
         memory_bytes: the most that may wait in memory; rollouts beyond that are dropped and counted.
-        install_adapters: whether to install every adapter that this environment has, as a runner does, and
-            to record the calls of `openai` and `anthropic` clients that no adapter records;
-            `lightningrl.recorder.uninstall_adapters` undoes both.
+        install_adapters: whether to install the adapter of each framework that the program has imported, or
+            imports later, as a runner does, and to record the calls of `openai` and `anthropic` clients that
+            no adapter records; `lightningrl.recorder.uninstall_adapters` undoes both. An adapter that can't be
+            installed when its framework is imported later is an error in the log.
 
     Returns:
         What tells of its work and can be flushed. `None`: nothing is recorded.
 
     Raises:
-        ConfigError: an argument or a setting is wrong, or an adapter can't be installed.
+        ConfigError: an argument or a setting is wrong, or the adapter of a framework that is imported can't
+            be installed.
     """
     global _recorder, _called
     check_names()
@@ -101,7 +102,8 @@ def record(
             memory_bytes=memory_bytes,
         )
         if install_adapters:
-            _install_adapters()
+            _adapters.watch(forgiving=True)
+            record_client_calls()
     with _lock:
         before, _recorder = _recorder, made
         _called = True
@@ -111,19 +113,10 @@ def record(
     return made
 
 
-def _install_adapters() -> None:
-    for adapter in find_adapters():
-        if adapter.name not in _installed:
-            adapter.install()
-            _installed[adapter.name] = adapter
-    record_client_calls()
-
-
 def uninstall_adapters() -> None:
     """Undo what `record` has hooked into frameworks and model clients."""
     forget_client_calls()
-    while _installed:
-        _installed.popitem()[1].uninstall()
+    _adapters.uninstall()
 
 
 def _check(rate: float, memory_bytes: int, redact: object) -> None:

@@ -12,10 +12,10 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from lightningrl.capture.adapter import Adapter, find_adapters
+from lightningrl.capture.adapters import Adapters, adapted_modules
 from lightningrl.capture.client import PLACEHOLDER_KEY, install_client_patch
 from lightningrl.errors import ConfigError
 from lightningrl.machine.event_loop import loop_factory
@@ -108,13 +108,16 @@ def prepare_environment(server_url: str) -> str | None:
     return os.environ.pop(KEY_VARIABLE, None)
 
 
-def keep_traces_home(adapters: Sequence[Adapter]) -> None:
+def keep_traces_home(adapted: Collection[str]) -> None:
     """Switch OpenAI's Agents SDK's tracing off, which would send traces to OpenAI under the placeholder key.
 
     Its adapter sees to that itself, and leaves the user's processors and keys alone. Without it, only the
     variable is there, which the SDK reads at the first trace; one that the user has set stays.
+
+    Args:
+        adapted: the modules that there are adapters for.
     """
-    if not any(one.framework == "openai-agents" for one in adapters):
+    if "agents" not in adapted:
         os.environ.setdefault("OPENAI_AGENTS_DISABLE_TRACING", "true")
 
 
@@ -127,11 +130,10 @@ def aliases(recipe: Recipe) -> frozenset[str]:
 
 def _load_agent(loaded: LoadedRecipe) -> ResolvedAgent:
     install_client_patch()
-    adapters = find_adapters()
-    keep_traces_home(adapters)
-    for adapter in adapters:
-        adapter.install()
-    return resolve_agent(loaded, adapters)
+    keep_traces_home(adapted_modules())
+    adapters = Adapters()
+    adapters.watch()
+    return resolve_agent(loaded, adapters.installed)
 
 
 async def _work(

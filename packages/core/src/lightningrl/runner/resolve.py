@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from lightningrl.capture.adapter import Adapter, AgentCall, describe
+from lightningrl.capture.adapters import adapted_modules
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import LoadedRecipe
 from lightningrl.runner.threads import run_in_thread
@@ -33,6 +34,10 @@ class ResolvedAgent:
 
 def resolve_agent(loaded: LoadedRecipe, adapters: Sequence[Adapter]) -> ResolvedAgent:
     """Import what the recipe names.
+
+    Args:
+        loaded: the recipe.
+        adapters: those that are installed, to which imports of the agent, and of a factory later, add.
 
     Raises:
         ConfigError: something is missing, or is nothing that can be run. An exception of the user's
@@ -58,7 +63,8 @@ def agent_call(
 
     Args:
         agent: the object.
-        adapters: asked first, since they know their framework's objects.
+        adapters: asked first, since they know their framework's objects; for what a factory
+            returns, with those that its imports added.
         what: names it in errors.
         fresh: a factory made it for one rollout.
 
@@ -81,8 +87,8 @@ def agent_call(
     raise ConfigError(
         f"agent: {what!r} is a {describe(agent)}, which can't be run. Name a function that takes the "
         "task, an object with run(task=...), an agent of a framework whose adapter is installed "
-        f"({', '.join(adapter.name for adapter in adapters) or 'none is'}), or a function without "
-        "parameters that returns one of these"
+        f"({', '.join(adapted_modules()) or 'none is'}), or a function without parameters that returns "
+        "one of these"
     )
 
 

@@ -8,7 +8,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --no-sync
 # A process per core; torch would otherwise start as many threads in each of them. Hypothesis's profile `ci` draws the
 # same examples each time.
-TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
+TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder
 RECIPE ?= benchmarks/math/recipes/cpu.yaml
 ARGS ?=
 

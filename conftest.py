@@ -1,0 +1,28 @@
+"""The order of the files: those that take longest begin, so that no process is left alone with one at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent
+
+LONGEST = (
+    "tests/test_ray.py",
+    "tests/test_faults.py",
+    "packages/trainer-verl/tests/test_ray_ranks.py",
+    "tests/test_train.py",
+    "tests/test_algorithm_runs.py",
+    "packages/trainer-verl/tests/test_managed_engines.py",
+    "tests/test_bad_input.py",
+    "tests/test_live_training.py",
+    "packages/core/tests/test_runner_processes.py",
+    "packages/trainer-verl/tests/test_replicas.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, in this order; everything else stays as it was found."""
+    places = {ROOT / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))

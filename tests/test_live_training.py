@@ -9,11 +9,10 @@ import asyncio
 import contextlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from user_project import Project
 from lightningrl.schema import Mode, RolloutId
 from lightningrl.store import LedgerEntry, RolloutQuery, open_store
 from lightningrl.traces import AttemptRecord, read_attempts
+from lightningrl_testkit.ports import held_port
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.checkpoint import Checkpoints
 
@@ -63,8 +63,15 @@ asyncio.run(main())
 """
 
 
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where the service reaches the trainer, whichever start of it."""
+    with held_port() as port:
+        yield port
+
+
 def make_service(
-    project: Project, *, algorithm: dict[str, Any], **changes: Any
+    project: Project, port: int, *, algorithm: dict[str, Any], **changes: Any
 ) -> tuple[Path, dict[str, str]]:
     """The page's files beside the project's, with a tiny policy; the recipe, and the service's environment."""
     page = (DOCS / "how-to" / "train-on-live-traffic.md").read_text(encoding="utf-8")
@@ -75,8 +82,6 @@ def make_service(
     (project.folder / "service.py").write_text(service, encoding="utf-8")
     (project.folder / "support_agent.py").write_text(AGENT, encoding="utf-8")
     (project.folder / "users.py").write_text(USERS, encoding="utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     recipe: dict[str, Any] = yaml.safe_load(written)
     [policy] = recipe["policies"].values()
     policy |= {"tiny": "quick_project:spec", "tool_parser": "compact", "max_model_len": 256}
@@ -105,10 +110,10 @@ def make_service(
 
 
 def test_a_trainer_killed_before_its_checkpoint_trains_the_same_live_rollouts(
-    project: Project,
+    project: Project, port: int
 ) -> None:
     project = replace(project, name="support")
-    recipe, environment = make_service(project, algorithm={"iterations": ITERATIONS})
+    recipe, environment = make_service(project, port, algorithm={"iterations": ITERATIONS})
     trainer = {**project.environment, "LIGHTNINGRL_KEY": "of the service"}
     with users(project, environment):
         training = replace(project, environment=trainer)
@@ -131,13 +136,13 @@ def test_a_trainer_killed_before_its_checkpoint_trains_the_same_live_rollouts(
 
 
 @pytest.mark.long
-def test_an_iteration_trains_on_live_rollouts_beside_its_tasks(project: Project) -> None:
+def test_an_iteration_trains_on_live_rollouts_beside_its_tasks(project: Project, port: int) -> None:
     project = replace(project, name="support")
     source = {"source": "lightningrl_bench_math.tasks:generate"}
     data = {"train": {**source, "args": {"split": "train", "count": 8, "seed": 1}}}
     tasks = {"tasks_per_iteration": 2, "group_size": 4}
     recipe, environment = make_service(
-        project, algorithm={"iterations": 2, **tasks}, data=data, reward="quick_project:short"
+        project, port, algorithm={"iterations": 2, **tasks}, data=data, reward="quick_project:short"
     )
     trainer = {**project.environment, "LIGHTNINGRL_KEY": "of the service"}
     with users(project, environment):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from lightningrl_testkit.ports import held_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,9 +51,11 @@ def make_environment(folder: Path) -> Path:
 @contextmanager
 def served(binaries: Path, model: Path, alias: str, log: Path) -> Iterator[str]:
     """Serve a model; yields the server's URL, without `/v1`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with held_port() as port:
+        yield from _served(binaries, model, alias, log, port)
+
+
+def _served(binaries: Path, model: Path, alias: str, log: Path, port: int) -> Iterator[str]:
     command = [
         *(str(binaries / "vllm"), "serve", str(model), "--served-model-name", alias),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),

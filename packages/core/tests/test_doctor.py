@@ -1,7 +1,6 @@
 """`lightningrl doctor` names each problem that a real store shows, and nothing else."""
 
 import asyncio
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -30,6 +29,7 @@ from lightningrl.schema import (
 )
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl_testkit.model_server import ModelServer
+from lightningrl_testkit.ports import held_port
 from lightningrl_testkit.records import call, group, reward
 
 ONCE = RetryPolicy(max_attempts=1, max_infrastructure_failures=0)
@@ -86,10 +86,10 @@ async def test_a_run_in_order_has_no_problem(store: SqliteStore) -> None:
 
 
 async def test_a_run_that_has_ended_needs_no_runner_no_engine_and_no_open_gateway(
-    store: SqliteStore,
+    store: SqliteStore, closed_url: str
 ) -> None:
     held = (await store.now()) - timedelta(seconds=60)
-    closed = Endpoint(f"http://127.0.0.1:{free_port()}/v1")
+    closed = Endpoint(closed_url)
     await store.put_policy(Policy("policy", "run", 3, (closed,), held_until=held))
     await store.enqueue(group(2))
     for value, one in enumerate(await store.claim("worker", limit=2)):
@@ -126,16 +126,22 @@ async def test_expired_lease(store: SqliteStore) -> None:
     assert "worker 'worker-7'" in problem.evidence
 
 
-async def test_engine_down(store: SqliteStore) -> None:
+@pytest.fixture
+def closed_url() -> Iterator[str]:
+    """Where no engine listens."""
+    with held_port() as port:
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+async def test_engine_down(store: SqliteStore, closed_url: str) -> None:
     await store.enqueue(group(1))
     await store.claim("worker")
-    closed = f"http://127.0.0.1:{free_port()}/v1"
     with ModelServer() as engine:
-        endpoints = (Endpoint(engine.url), Endpoint(closed))
+        endpoints = (Endpoint(engine.url), Endpoint(closed_url))
         await store.put_policy(Policy("policy", "run", 0, endpoints))
         problem = await only_problem(store)
     assert problem.name == "engine down"
-    assert problem.evidence.startswith(f"endpoint {closed!r} of policy 'policy': it can't be")
+    assert problem.evidence.startswith(f"endpoint {closed_url!r} of policy 'policy': it can't be")
 
 
 async def test_gateway_held(store: SqliteStore) -> None:
@@ -316,10 +322,3 @@ def test_the_command_needs_something_to_examine() -> None:
     result = CliRunner().invoke(commands, ["doctor"])
     assert result.exit_code == 2
     assert "name a run's folder, or a server by --server URL" in result.output
-
-
-def free_port() -> int:
-    """A port where nobody listens: it was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -1,8 +1,7 @@
 """The way to the engines: what breaks there is mended here, or told and recorded."""
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -14,6 +13,7 @@ from lightningrl.gateway import GatewayLimits
 from lightningrl.schema import CallEvent, CallStatus, Claim
 from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig
 from lightningrl_testkit.model_server import Answer, ModelServer, in_turn
+from lightningrl_testkit.ports import held_port
 
 HI = [{"role": "user", "content": "Hi"}]
 QUICK = GatewayLimits(upstream_retries=2, backoff_seconds=0.001)
@@ -51,10 +51,10 @@ async def fail(rig: GatewayRig, claim: Claim) -> tuple[openai.APIStatusError, Ca
     return failed.value, (await rig.calls(claim))[-1]
 
 
-def unused_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
+@pytest.fixture
+def unused_url() -> Iterator[str]:
+    with held_port() as port:
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 @pytest.mark.parametrize("status", [502, 503, 504, 0])
@@ -80,12 +80,11 @@ async def test_an_engine_that_keeps_dying_fails_the_call(rig: GatewayRig) -> Non
     assert "after 3 tries" in call.error
 
 
-async def test_an_engine_that_is_not_there_fails_the_call(rig: GatewayRig) -> None:
-    url = unused_url()
-    await rig.register(url)
+async def test_an_engine_that_is_not_there_fails_the_call(rig: GatewayRig, unused_url: str) -> None:
+    await rig.register(unused_url)
     error, call = await fail(rig, await rig.claim())
     assert error.status_code == 502
-    assert url in error.message
+    assert unused_url in error.message
     assert call.upstream_retries == 2
 
 
@@ -157,10 +156,11 @@ async def test_a_rollout_keeps_to_one_engine_and_rollouts_spread(rig: GatewayRig
     assert set(used) == {one.url, two.url}  # all 16 on one: 1 in 32768
 
 
-async def test_when_an_engine_dies_its_rollouts_move_to_another(rig: GatewayRig) -> None:
+async def test_when_an_engine_dies_its_rollouts_move_to_another(
+    rig: GatewayRig, unused_url: str
+) -> None:
     with ModelServer() as healthy:
-        dead = unused_url()
-        await rig.register(dead, healthy.url)
+        await rig.register(unused_url, healthy.url)
         calls = [await ask(rig, await rig.claim()) for _ in range(16)]
         async with rig.control() as control:
             [status] = await control.status()

@@ -23,6 +23,7 @@ from lightningrl.schema import AttemptId, AttemptState
 from lightningrl.store.base import RolloutQuery
 from lightningrl.store.databases import check_database
 from lightningrl.store.postgres import PostgresStore
+from lightningrl_testkit.ports import held_port
 from lightningrl_testkit.postgres import PostgresServer, running_postgres
 from lightningrl_testkit.records import call, group, log
 
@@ -292,8 +293,11 @@ class TestPooler:
 @contextlib.contextmanager
 def pgbouncer(server: PostgresServer) -> Generator[str]:
     """The URL of a pgbouncer in transaction mode before `server`."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with held_port() as port:
+        yield from _pgbouncer(server, port)
+
+
+def _pgbouncer(server: PostgresServer, port: int) -> Generator[str]:
     folder = server.socket.parent  # which the server's user can read
     users = folder / "users.txt"
     users.write_text('"postgres" ""\n')

@@ -6,12 +6,12 @@ import fcntl
 import os
 import signal
 from collections.abc import Iterator
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import psutil
 import pytest
 from user_project import Project, make_project
+from warm_process import start_server
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def cache(shared: Path) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, cache: Path) -> Iterator[Project]:
     """A project of the test's own; nothing that it started is left when the test ends."""
-    ensure_running()
+    start_server()
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield make_project(tmp_path, cache)
     for child in psutil.Process().children(recursive=True):

@@ -13,12 +13,30 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(["preloaded"])
+
+_HERE = str(Path(__file__).parent)
+
+
+def start_server() -> None:
+    """Start the process that others are forked from, if it isn't there; it loads while the test goes on."""
+    before = os.environ.get("PYTHONPATH")
+    # Python 3.11 gives it no other way to find `preloaded`.
+    os.environ["PYTHONPATH"] = os.pathsep.join([_HERE, *([before] if before else [])])
+    try:
+        ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
 
 CLI = "from lightningrl.cli import main; main()"
 
@@ -46,6 +64,7 @@ class WarmProcess:
             stdout: file that its output is appended to.
             stderr: the same file, or another.
         """
+        start_server()
         self._process = _FORKING.Process(
             target=_run,
             args=(

@@ -38,8 +38,8 @@ class WorkerLimits:
     concurrency: int = 32
     """Attempts at a time."""
     lease_seconds: float = 30.0
-    wait_seconds: float = 5.0
-    """Longest poll for a rollout; also how long a stop may wait for that poll."""
+    wait_seconds: float = 1.0
+    """Longest poll for a rollout; a stop waits for its end, and so does the end of every run."""
     grace_seconds: float = 20.0
     """After a stop, attempts may go on for so long before they are released."""
 

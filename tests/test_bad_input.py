@@ -86,6 +86,30 @@ def test_an_agent_that_cannot_be_imported_ends_the_run(project: Project) -> None
     assert "no_such_package" in done.stderr + done.stdout
 
 
+def test_a_run_that_may_train_no_token_ends_at_once_and_counts_why(project: Project) -> None:
+    policy = {"tiny": "quick_project:spec", "tool_parser": "compact", "max_model_len": 256}
+    recipe = project.recipe(policies={"policy": {**policy, "train_agents": ["nobody"]}})
+    done = project.train(str(recipe))
+    assert done.returncode == 3, done.stdout + done.stderr
+    said = " ".join(done.stderr.split())
+    assert "iteration 1 has no token that may be trained, in 16 rollouts:" in said
+    assert "x the policy does not train this agent" in said
+    assert [line["iteration"] for line in project.metrics()] == [0]
+
+
+def test_a_run_in_which_no_rollout_earned_more_says_that_nothing_was_learned(
+    project: Project,
+) -> None:
+    (project.folder / "always.py").write_text("def one(task, output, trace): return 1.0\n")
+    recipe = project.recipe(reward="always:one", algorithm=_SMALL, step_rewards=[])
+    done = project.train(str(recipe))
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "Nothing was learned" in done.stdout
+    assert "trained model" not in done.stdout
+    assert project.metrics()[-1]["train/tokens"] > 0
+    assert project.metrics()[-1]["train/tokens_with_signal"] == 0
+
+
 def test_a_port_in_use_is_named(project: Project) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -80,6 +80,25 @@ async def test_a_rollout_without_a_call_is_a_problem(tmp_path: Path) -> None:
     assert problem.startswith("in 1 rollouts no model call was answered")
 
 
+async def test_calls_that_could_not_be_trained_are_a_problem_where_they_are_the_most(
+    tmp_path: Path,
+) -> None:
+    def left(attempt: AttemptId, *reasons: str | None) -> list[Event]:
+        return [
+            call(attempt, f"c{number}", untrainable=reason) for number, reason in enumerate(reasons)
+        ]
+
+    (tmp_path / "half").mkdir()
+    (tmp_path / "most").mkdir()
+    half = await wiring(tmp_path / "half", lambda a: left(a, None, "a grammar"))
+    assert (half.trainable, half.untrainable, half.problems) == (1, {"a grammar": 1}, ())
+    most = await wiring(tmp_path / "most", lambda a: left(a, None, "a grammar", "a grammar"))
+    assert most.untrainable == {"a grammar": 2}
+    (problem,) = most.problems
+    assert problem.startswith("only 33% of the model calls could be trained")
+    assert "guards.min_trainable_share: 0.5" in problem
+
+
 async def test_what_went_out_untouched_is_named_once(tmp_path: Path) -> None:
     line = "the agent called 'x' at 'y', which is not of this run: sent on untouched"
 
@@ -99,4 +118,5 @@ async def test_calls_are_counted_by_what_was_asked_for_and_who_answered(tmp_path
 async def test_calls_without_token_ids_are_counted_by_their_reason(tmp_path: Path) -> None:
     found = await wiring(tmp_path, lambda a: [call(a, "c", prompt=())])
     assert (found.trainable, found.untrainable) == (0, {"the engine gave no prompt token ids": 1})
-    assert found.problems == ()  # a given endpoint need not be one that trains
+    (problem,) = found.problems  # of an endpoint that trains nothing a tick would be a promise
+    assert problem.startswith("only 0% of the model calls could be trained")

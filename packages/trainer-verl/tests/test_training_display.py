@@ -83,8 +83,26 @@ def test_the_summary_says_rewards_places_and_how_to_serve(
     policy = {"model": "m", "tool_parser": parser}
     recipe = parse_recipe({"name": "run", "agent": "a:b", "policies": {"policy": policy}})
     text = io.StringIO()
-    print_summary(Console(file=text, width=200), recipe, folder, ["policy"], wall_seconds=12.0)
+    console = Console(file=text, width=200)
+    assert print_summary(console, recipe, folder, ["policy"], wall_seconds=12.0)
     shown = text.getvalue()
     for part in ("0.250", "0.750", "0.700", "12 s", "vllm serve", "OPENAI_BASE_URL", said):
         assert part in shown
     assert str(tmp_path / "checkpoints" / "iteration-000002" / "huggingface") in shown
+    assert "trained model" in shown
+
+
+def test_the_summary_of_a_run_without_an_update_speaks_of_no_trained_model(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    state = State(iteration=2, versions={"policy": 0}, credit={}, metrics={}, history=())
+    Checkpoints(folder.checkpoints, keep=2).write(state, lambda path: None)
+    recipe = parse_recipe({"name": "run", "agent": "a:b", "policies": {"policy": {"model": "m"}}})
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+    assert not print_summary(console, recipe, folder, ["policy"], wall_seconds=12.0)
+    shown = text.getvalue()
+    assert "Nothing was learned" in shown
+    assert f"lightningrl doctor {tmp_path}" in shown
+    assert "trained model" not in shown
+    assert "vllm serve" not in shown

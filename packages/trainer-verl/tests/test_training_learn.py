@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lightningrl.credit import assign, broadcast
-from lightningrl.errors import RunError
-from lightningrl.experience.trained_calls import STALE, UNTRAINED_AGENT, lenses
+from lightningrl.errors import NothingTrainable, RunError
+from lightningrl.experience.trainable import count_calls
+from lightningrl.experience.trained_calls import STALE, UNTRAINED_AGENT, as_trained, lenses
 from lightningrl.experience.transition import Group, Trace, assemble
 from lightningrl.recipe import PolicyRecipe
 from lightningrl.schema import (
@@ -27,7 +28,14 @@ from lightningrl.schema import (
     group_id,
     rollout_id,
 )
-from lightningrl_verl.training.learn import Lesson, check_models, flat_share, prepare, solved_share
+from lightningrl_verl.training.learn import (
+    Lesson,
+    check_models,
+    check_trainable,
+    flat_share,
+    prepare,
+    solved_share,
+)
 from lightningrl_verl.training.rows import cut
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -119,7 +127,41 @@ def _lesson(
     per_call: bool = False,
 ) -> Lesson:
     credit = assign(broadcast, groups, {"normalise": "mean"})
-    return prepare(groups, cut(groups, lenses(policies)), credit, per_call=per_call)
+    seen_by = lenses(policies)
+    calls = count_calls(
+        one
+        for group in as_trained(groups, seen_by)
+        for trace in group.traces
+        for one in trace.transitions
+    )
+    return prepare(groups, cut(groups, seen_by), credit, calls, per_call=per_call)
+
+
+def test_tokens_that_may_be_trained_and_tokens_with_signal_are_counted_apart() -> None:
+    # Two rollouts of four sampled tokens each in a group that differs, two in one that is flat.
+    lesson = _lesson([_group(0.0, 1.0), _group(1.0, 1.0)])
+    assert lesson.metrics["train/tokens"] == 16
+    assert lesson.metrics["train/tokens_with_signal"] == 8
+    assert lesson.metrics["train/trainable_share"] == 1.0
+    check_trainable(lesson, 1)
+
+
+def test_an_iteration_without_a_token_to_train_is_refused_with_the_reasons_counted() -> None:
+    frozen = {"policy": PolicyRecipe(model="m", train_agents=("nobody",))}
+    lesson = _lesson([_group(0.0, 1.0)], frozen)
+    assert lesson.metrics["train/tokens"] == 0
+    with pytest.raises(NothingTrainable) as refused:
+        check_trainable(lesson, 7)
+    assert refused.value.exit_code == 3
+    said = str(refused.value)
+    assert "iteration 7 has no token that may be trained, in 2 rollouts" in said
+    assert "4 x the policy does not train this agent" in said
+    # What the recipe leaves out is no loss.
+    assert lesson.metrics["train/trainable_share"] is None
+
+
+def test_an_iteration_whose_groups_were_all_skipped_is_the_guards_matter() -> None:
+    check_trainable(_lesson([]), 1)
 
 
 def test_two_turns_are_one_row_and_each_rollout_weighs_the_same() -> None:

@@ -113,6 +113,13 @@ class GuardTripped(RunError):
     exit_code = 3
 
 
+class NothingTrainable(RunError):
+    """No token of an iteration may be trained, so going on would cost and teach nothing."""
+
+    code = "nothing_trainable"
+    exit_code = 3
+
+
 class EngineError(LightningError):
     """The inference engine failed, or refused a request."""
 

@@ -119,6 +119,7 @@ def call(
     prompt: Sequence[int] = (1, 2, 3),
     answer: Sequence[int] = (4, 5),
     request: bytes = b'{"messages":[]}',
+    untrainable: str | None = None,
 ) -> CallEvent:
     """A delivered model call whose answer has log-prob -0.5 at every token."""
     choice = Choice(
@@ -127,6 +128,7 @@ def call(
         finish_reason="stop",
         token_ids=ids(answer),
         logprobs=logprobs([-0.5] * len(answer)),
+        untrainable=untrainable,
     )
     return CallEvent(
         id=EventId(ident),

@@ -45,8 +45,9 @@ def try_agent(
 ) -> None:
     """Check that an agent is wired up.
 
-    Runs the agent of RECIPE on a few tasks against an endpoint, and says what was seen. Exits with 0 only if every rollout has a reward, or awaits its final one, and a model call that joined its step, and it is
-    clear which models are trained. An endpoint's API key is read from LIGHTNINGRL_POLICY_KEY.
+    Runs the agent of RECIPE on a few tasks against an endpoint, and says what was seen. Exits with 0 only if
+    every rollout has a reward, or awaits its final one, and a model call that joined its step, it is clear which
+    models are trained, and enough of their calls could be (guards.min_trainable_share). An endpoint's API key is read from LIGHTNINGRL_POLICY_KEY.
     """
     loaded = load_recipe(recipe, overrides)
     chosen = _tasks(loaded, split, tasks)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lightningrl.experience.trainable import TrainableCalls, count_calls
 from lightningrl.recipe import Recipe
 from lightningrl.schema import (
     FINAL,
@@ -65,9 +66,7 @@ def judge_wiring(recipe: Recipe, rollouts: Sequence[Sequence[AttemptRecord]]) ->
     ]
     joined = [one for one in decisive if _is_joined(one)]
     calls = list(_delivered([one for records in rollouts for one in records]))
-    judged = [
-        one.untrainable for record in decisive for one in record.transitions if one.call is not None
-    ]
+    counted = count_calls(one for record in decisive for one in record.transitions)
     return Wiring(
         rollouts=len(rollouts),
         rewarded=len(rewarded),
@@ -75,12 +74,13 @@ def judge_wiring(recipe: Recipe, rollouts: Sequence[Sequence[AttemptRecord]]) ->
         joined=len(joined),
         redirected=dict(Counter((call.model, call.policy) for call in calls)),
         untouched=_untouched(rollouts),
-        trainable=judged.count(None),
-        untrainable=dict(Counter(reason for reason in judged if reason is not None)),
+        trainable=counted.trainable,
+        untrainable={**counted.lost, **counted.left_out},
         problems=(
             *_unrewarded(len(rollouts) - len(rewarded) - sum(map(_comes_late, decisive)), decisive),
             *_unjoined(decisive),
             *_undeclared(recipe, {call.model for call in calls}),
+            *_untrainable(recipe, counted),
         ),
     )
 
@@ -156,6 +156,16 @@ def _unjoined(decisive: Sequence[AttemptRecord]) -> Iterator[str]:
         yield (
             f"in {len(without)} rollouts an adapter saw steps and the gateway saw calls, and none"
             " belong together: a client was built that the adapter does not know"
+        )
+
+
+def _untrainable(recipe: Recipe, counted: TrainableCalls) -> Iterator[str]:
+    """Too few of the calls could be trained."""
+    share, least = counted.share, recipe.guards.min_trainable_share
+    if share is not None and share < least:
+        yield (
+            f"only {share:.0%} of the model calls could be trained (guards.min_trainable_share:"
+            f" {least:g}); the reasons stand above"
         )
 
 

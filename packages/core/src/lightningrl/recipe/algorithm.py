@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from lightningrl.recipe.section import Section
+from lightningrl.user_input.arguments import Share
 
 LossName = Literal["ppo", "gspo", "cispo", "dppo_tv", "dppo_kl", "gpg"]
 """Of verl's losses those that are in proportion to the advantage, into which a rollout's weight is multiplied."""
@@ -138,3 +139,6 @@ class Guards(Section, frozen=True):
     """Of `actor/log_prob_gap`, nats per token: how far engine and trainer are apart."""
     min_merged_share: float | None = None
     """Of `drift/merged_share`."""
+    min_trainable_share: Share = 0.5
+    """Of `train/trainable_share`: `train` warns below it, `try` fails. An iteration without a token to train ends
+    the run whatever stands here."""

@@ -36,6 +36,9 @@ from lightningrl_verl.training.trackers import trackers
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
+_NOTHING_LEARNED = 3
+"""Exit code of a run that has all its iterations and made no update, as of one that a guard stopped."""
+
 
 async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
     """Train as a checked recipe says, from wherever its run folder stands; return the exit code.
@@ -66,8 +69,8 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
         if MetricsLog(folder.metrics).has_rewards:
             draw_curve(folder.metrics, folder.curve, plan.recipe.name)
         elapsed = time.monotonic() - started
-        print_summary(console, plan.recipe, folder, plan.trained, wall_seconds=elapsed)
-    return 0
+        learned = print_summary(console, plan.recipe, folder, plan.trained, wall_seconds=elapsed)
+    return 0 if learned else _NOTHING_LEARNED
 
 
 def _cancel_on_signals(task: asyncio.Task[None]) -> None:

@@ -20,6 +20,11 @@ _FOR_PEOPLE = {
     "train/reward": "training, sampled",
 }
 
+_NOTHING_LEARNED = """\
+[bold red]Nothing was learned: no iteration made an update, and the weights are those that the run began with.[/]
+No token had an advantage (train/tokens_with_signal is 0): all rollouts of a task earned the same. Compare rewards
+within a group by 'lightningrl show {run} --mode train', and look at what 'lightningrl doctor {run}' finds."""
+
 
 def print_summary(
     console: Console,
@@ -28,17 +33,35 @@ def print_summary(
     trained: Sequence[str],
     *,
     wall_seconds: float,
-) -> None:
-    """Print the closing summary of a run that has all its iterations; `trained` are aliases."""
+) -> bool:
+    """Print the closing summary of a run that has all its iterations.
+
+    Args:
+        console: where it shows.
+        recipe: the run's.
+        folder: the run's.
+        trained: aliases.
+        wall_seconds: of this start.
+
+    Returns:
+        Whether the run has learned anything: a policy was updated at least once.
+    """
     log = MetricsLog(folder.metrics)
     newest = Checkpoints(folder.checkpoints, keep=recipe.trainer.keep_checkpoints).newest()
     models = {
         alias: policy_folder(newest[0], alias, trained) / "huggingface" if newest else None
         for alias in trained
     }
-    console.print(_rewards(log))
+    updated = newest is not None and any(newest[1].versions.values())
+    console.print(_rewards(log, "trained" if updated else "last"))
     console.print(f"[bold]Wall time[/] {wall_seconds:.0f} s in this start", highlight=False)
-    console.print(_places(folder, ", ".join(map(str, models.values()))), soft_wrap=True)
+    model = ", ".join(map(str, models.values()))
+    console.print(
+        _places(folder, model, "trained model" if updated else "same model"), soft_wrap=True
+    )
+    if not updated:
+        console.print(_NOTHING_LEARNED.format(run=folder.path), highlight=False, soft_wrap=True)
+        return False
     if any(recipe.policies[alias].tiny is not None for alias in trained):
         console.print(
             "[yellow]This is a tiny policy, built here for demonstration: it shows that the whole"
@@ -49,11 +72,12 @@ def print_summary(
         lines += _serving(str(model), alias, recipe.policies[alias])
     lines += _next(folder.path, recipe, trained)
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    return True
 
 
-def _rewards(log: MetricsLog) -> Table:
+def _rewards(log: MetricsLog, last: str) -> Table:
     table = Table(title="Reward", title_justify="left")
-    for column in ("", "base", "trained", "best"):
+    for column in ("", "base", last, "best"):
         table.add_column(column, justify="left" if not column else "right")
     for key, name in _FOR_PEOPLE.items():
         values = [line[key] for line in log.lines if line.get(key) is not None]
@@ -65,13 +89,13 @@ def _rewards(log: MetricsLog) -> Table:
     return table
 
 
-def _places(folder: RunFolder, model: str) -> str:
+def _places(folder: RunFolder, model: str, which: str) -> str:
     places = {
         "curve": folder.curve,
         "metrics": folder.metrics,
         "rollouts": folder.store,
         "drift report": folder.drift,
-        "trained model": model,
+        which: model,
     }
     return "\n".join(f"[bold]{name:<14}[/] {path}" for name, path in places.items())
 

@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lightningrl.credit import Credit
-from lightningrl.errors import RunError
+from lightningrl.errors import NothingTrainable, RunError
 from lightningrl.experience.drift import Drift, RolloutDrift, rollout_drift, total
+from lightningrl.experience.trainable import TrainableCalls
 from lightningrl.experience.trajectory import LossShare, Row, with_credit
 from lightningrl.experience.transition import Group, Trace, Transition
 from lightningrl.recipe import Optimiser, PolicyRecipe
@@ -29,12 +32,15 @@ class Lesson:
     metrics: Metrics
     drift: tuple[RolloutDrift, ...]
     """Of each rollout for each trainable policy, without gaps."""
+    calls: TrainableCalls
+    """Of all model calls of the groups."""
 
 
 def prepare(
     groups: Sequence[Group],
     pieces: Mapping[str, Sequence[Piece]],
     credit: Credit,
+    calls: TrainableCalls,
     *,
     per_call: bool = False,
     share: LossShare = "tokens",
@@ -49,6 +55,7 @@ def prepare(
         groups: what the iteration took.
         pieces: of the groups, by `cut`.
         credit: of the groups' transitions.
+        calls: the groups' model calls, counted.
         per_call: make each call a row of its own.
         share: what shares a rollout's weight evenly.
         keep_all: policies that keep rows without signal, for losses that they are part of (entropy, KL).
@@ -75,7 +82,8 @@ def prepare(
     metrics = _metrics(groups, every) | _drift_metrics(total(drift))
     metrics |= {f"credit/{name}": value for name, value in credit.metrics.items()}
     metrics["credit/unfit"] = float(credit.unfit is not None)
-    return Lesson(rows=kept, metrics=metrics, drift=drift)
+    metrics["train/trainable_share"] = calls.share
+    return Lesson(rows=kept, metrics=metrics, drift=drift, calls=calls)
 
 
 def _weighted(
@@ -107,6 +115,22 @@ def check_models(
         raise RunError(
             f"the agent called several models: {listing}. Say which of them are trained with"
             " 'policies.NAME.replaces: [MODEL]' or 'policies.NAME.agents: [AGENT]'"
+        )
+
+
+def check_trainable(lesson: Lesson, iteration: int) -> None:
+    """Refuse an iteration none of whose tokens may be trained: the run would go on and learn nothing.
+
+    An iteration whose groups were all skipped has no calls, and is the guards' matter.
+
+    Raises:
+        NothingTrainable: with the reasons, counted.
+    """
+    if lesson.metrics["train/rollouts"] and not lesson.metrics["train/tokens"]:
+        raise NothingTrainable(
+            f"iteration {iteration} has no token that may be trained, in {lesson.metrics['train/rollouts']}"
+            f" rollouts: {lesson.calls.reasons}. Nothing was changed. Find the calls with 'lightningrl show',"
+            " mend what the reasons name, and start a run under another 'name'"
         )
 
 
@@ -146,6 +170,7 @@ def _metrics(groups: Sequence[Group], rows: Sequence[Row]) -> Metrics:
         "train/rows": len(rows),
         "train/rows_with_signal": sum(bool(row.advantages.any()) for row in rows),
         "train/tokens": sum(row.trained_tokens for row in rows),
+        "train/tokens_with_signal": sum(int(np.count_nonzero(row.advantages)) for row in rows),
     }
 
 

@@ -29,7 +29,14 @@ from lightningrl_verl.training.collect import Collected, collect, collect_traini
 from lightningrl_verl.training.drift import with_gaps, write_drift
 from lightningrl_verl.training.files import RunFiles
 from lightningrl_verl.training.guards import check_guards
-from lightningrl_verl.training.learn import check_models, digest, flat_share, solved_share
+from lightningrl_verl.training.learn import (
+    Lesson,
+    check_models,
+    check_trainable,
+    digest,
+    flat_share,
+    solved_share,
+)
 from lightningrl_verl.training.live import CollectedLive, collect_live
 from lightningrl_verl.training.metrics import Metrics, MetricsLog
 from lightningrl_verl.training.study import Credited, Study, Trainee
@@ -95,6 +102,7 @@ class TrainingLoop:
         self._checkpoints = Checkpoints(files.checkpoints, keep=recipe.trainer.keep_checkpoints)
         self._history: tuple[tuple[int, str], ...] = ()
         self._credit_state: dict[str, Any] = {}
+        self._warned = False
 
     async def run(self, probed: Mapping[str, ProbeResult]) -> None:
         """Go on from the newest checkpoint to the last iteration.
@@ -170,6 +178,7 @@ class TrainingLoop:
                 self._recipe.policies,
             )
             credited = await self._study.credit(groups, self._credit_state, first=iteration == 1)
+        self._check_trainable(credited.lesson, iteration)
         metrics = dict(credited.lesson.metrics) | self._of_groups(groups, collected) | live.metrics
         metrics["train/failed"] = await self._failed(iteration)
         with self._phase(watch, "update", verl=True):
@@ -184,6 +193,17 @@ class TrainingLoop:
         with self._phase(watch, "sync"):
             metrics |= await self._sync(changed)
         return metrics | watch.metrics(await self._attempts(iteration))
+
+    def _check_trainable(self, lesson: Lesson, iteration: int) -> None:
+        """End the run where nothing may be trained; say, once in a start, where much may not."""
+        check_trainable(lesson, iteration)
+        share, least = lesson.calls.share, self._recipe.guards.min_trainable_share
+        if share is not None and share < least and not self._warned:
+            self._warned = True
+            self._watcher.say(
+                f"only {share:.0%} of iteration {iteration}'s model calls may be trained"
+                f" (guards.min_trainable_share: {least:g}): {lesson.calls.reasons}"
+            )
 
     def _of_groups(self, groups: Sequence[Group], collected: Collected) -> Metrics:
         """What the rewards of all groups say, those that dynamic sampling left out included."""

@@ -20,6 +20,7 @@ from lightningrl.credit import (
 )
 from lightningrl.errors import RunError
 from lightningrl.experience.drift import Gap, joined
+from lightningrl.experience.trainable import count_calls
 from lightningrl.experience.trained_calls import as_trained, lenses
 from lightningrl.experience.transition import Group
 from lightningrl.recipe import Algorithm, Optimiser, Recipe
@@ -101,9 +102,10 @@ class Study:
         )
         pieces = cut(groups, seen_by)
         values = await self._values(groups, pieces)
+        trained = as_trained(groups, seen_by)
         outcome = assign_with(
             self._assigner,
-            as_trained(groups, seen_by),
+            trained,
             self._algorithm.credit_args,
             state=state,
             values=values,
@@ -118,6 +120,9 @@ class Study:
             groups,
             pieces,
             outcome.credit,
+            count_calls(
+                one for group in trained for trace in group.traces for one in trace.transitions
+            ),
             per_call=self._algorithm.rows == "calls",
             share=self._algorithm.loss_share,
             keep_all=[one.alias for one in self._trainees if has_regulariser(self._optimiser(one))],

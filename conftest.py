@@ -14,7 +14,6 @@ LONGEST = (
     "packages/trainer-verl/tests/test_ray_ranks.py",
     "tests/test_train.py",
     "tests/test_algorithm_runs.py",
-    "packages/trainer-verl/tests/test_managed_engines.py",
     "tests/test_bad_input.py",
     "tests/test_live_training.py",
     "packages/core/tests/test_runner_processes.py",

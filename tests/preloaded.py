@@ -19,4 +19,5 @@ from lightningrl_verl.worker.workers import select_platform
 select_platform("cpu")
 with quiet():
     import verl.utils.tensordict_utils
+    import verl.utils.tracking
     import verl.workers.engine_workers  # noqa: F401

@@ -4,13 +4,12 @@ import asyncio
 import os
 import signal
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_process import WarmProcess
 
 from lightningrl.errors import RunError
 from lightningrl.recipe import Recipe, parse_recipe
@@ -76,10 +75,12 @@ async def start():
         os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(start())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+    folder.parent.mkdir(exist_ok=True)
+    said = folder.parent / "said.txt"
+    process = WarmProcess(
+        program, [], folder=folder.parent, environment=os.environ, stdout=said, stderr=said
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert process.wait(120) == -signal.SIGKILL, said.read_text()
 
 
 def test_nothing_is_opened_where_the_recipe_names_none(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -103,11 +103,8 @@ class HttpEngine:
 
     def ask_now(self, path: str, body: object, seconds: float = _ANSWER_SECONDS) -> bytes:
         """As `ask`; blocks."""
-        data = None if body is None else msgspec.json.encode(body)
-        request = urllib.request.Request(self.url + path, data, self._headers)
         try:
-            with _DIRECT.open(request, timeout=seconds) as response:
-                return response.read()
+            return send(self.url + path, body, self._headers, seconds)
         except urllib.error.HTTPError as error:
             said = reason(error)[:_SHOWN]
             raise RunError(
@@ -120,6 +117,19 @@ class HttpEngine:
     def hint(self, status: int) -> str:  # noqa: ARG002 # what subclasses know
         """What may be wrong where it refuses with an HTTP status."""
         return ""
+
+
+def send(url: str, body: object, headers: Mapping[str, str], seconds: float) -> bytes:
+    """Get a URL of an engine, or post a body to it; no proxy of the environment is asked.
+
+    Raises:
+        HTTPError: it refuses; see `reason`.
+        OSError, HTTPException: see `UNANSWERED`.
+    """
+    data = None if body is None else msgspec.json.encode(body)
+    request = urllib.request.Request(url, data, dict(headers))
+    with _DIRECT.open(request, timeout=seconds) as response:
+        return response.read()
 
 
 def reason(error: urllib.error.HTTPError) -> str:

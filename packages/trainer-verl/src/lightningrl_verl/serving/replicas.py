@@ -12,7 +12,6 @@ import asyncio
 import secrets
 import shutil
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from lightningrl.schema import Endpoint
 from lightningrl_verl.engine.load import engine_settings
 from lightningrl_verl.engine.replica import KEY, ReplicaSettings, Score, TakeWeights
 from lightningrl_verl.machine.processes import Child, python_module
-from lightningrl_verl.serving.http_engine import UNANSWERED, reason
+from lightningrl_verl.serving.http_engine import UNANSWERED, reason, send
 from lightningrl_verl.serving.probe import EngineScore
 from lightningrl_verl.serving.weight_file import link_or_copy, write_weights
 from lightningrl_verl.worker.learner import Learner
@@ -210,17 +209,8 @@ class _Replica:
             RunError: it refuses.
             OSError, HTTPException: it can't be reached, or broke off.
         """
-        request = urllib.request.Request(
-            self._url.result() + path,
-            msgspec.json.encode(body),
-            {"authorization": f"Bearer {self._key}"},
-        )
+        headers = {"authorization": f"Bearer {self._key}"}
         try:
-            with _DIRECT.open(request, timeout=_ANSWER_SECONDS) as response:
-                return response.read()
+            return send(self._url.result() + path, body, headers, _ANSWER_SECONDS)
         except urllib.error.HTTPError as error:
             raise RunError(f"the {self.child.name} refused {path}: {reason(error)}") from error
-
-
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""A proxy of the environment is not for loopback."""

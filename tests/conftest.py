@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from user_project import Project, make_project
-from warm_process import start_server
+from warm_process import warm_up
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +30,11 @@ def cache(shared: Path) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, cache: Path) -> Iterator[Project]:
     """A project of the test's own; nothing that it started is left when the test ends."""
-    start_server()
+    warm_up()
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    yield make_project(tmp_path, cache)
+    project = make_project(tmp_path, cache)
+    yield project
+    project.end()
     for child in psutil.Process().children(recursive=True):
         if child.pid not in before:
             child.send_signal(signal.SIGKILL)

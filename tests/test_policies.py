@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def _recipe(project: Project) -> str:
 
 
 @pytest.fixture(scope="module")
-def trio(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Project:
+def trio(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Project]:
     """A run that was stopped in its first iteration and went on."""
     project = make_project(tmp_path_factory.mktemp("trio"), cache)
     recipe = _recipe(project)
@@ -67,7 +68,8 @@ def trio(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Project:
         assert process.wait(timeout=120) in (130, 0), project.output
     done = project.train(recipe)
     assert done.returncode == 0, done.stdout + done.stderr
-    return project
+    yield project
+    project.end()
 
 
 def _state(project: Project, iteration: int) -> dict[str, Any]:

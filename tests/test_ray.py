@@ -16,6 +16,7 @@ import pytest
 from exact_run import check_exact, still_alive, wait_for_metrics
 from user_project import Project
 from uv_tool import UV_RUN
+from warm_process import WarmProcess
 
 # Ray's processes take their time to start where the machine has other work.
 pytestmark = pytest.mark.timeout(900)
@@ -38,11 +39,13 @@ RANK = "ray::RankWorker"
 REPLICA = "lightningrl_verl.engine.replica"
 RUNNER = "lightningrl.runner.process"
 
+_Started = subprocess.Popen[bytes] | WarmProcess
 
-def test_a_rank_and_then_a_replica_are_killed_and_the_run_ends_complete_and_exact(
+
+def test_a_rank_is_killed_and_without_ray_a_replica_and_the_run_ends_complete_and_exact(
     project: Project,
 ) -> None:
-    """First with engines that sleep while the ranks train, then with some that do not.
+    """First with engines that sleep while the ranks train, then on one rank with engines of its own.
 
     The first driver is under `uv run`, where its ranks start in its own environment all the same.
     """
@@ -56,17 +59,31 @@ def test_a_rank_and_then_a_replica_are_killed_and_the_run_ends_complete_and_exac
     assert still_alive(ours) == []
 
     done = len(project.metrics())
-    recipe = str(project.recipe(**RAY))
-    with project.start("train", recipe) as second:
+    alone = {"trainer": {"keep_checkpoints": 10}, "engine": {"replicas": 2}}
+    recipe = str(project.recipe(algorithm=ALGORITHM, **alone))
+    with project.start_train(recipe) as second:
         _wait_for(second, REPLICA, project, count=2)
-        ours = _family(second)
         _kill_one(second, REPLICA)
         assert second.wait(SECONDS) == 0, project.output
-    assert still_alive(ours) == []
+    assert "another number of ranks" in " ".join(project.output.split())
     assert done < ITERATIONS + 1
     asyncio.run(check_exact(project, iterations=ITERATIONS))
     for line in project.metrics():
         assert line["probe/max_abs_difference"] < 1e-3
+
+
+@pytest.mark.long
+def test_a_replica_beside_ranks_in_ray_is_killed_and_the_run_ends_complete_and_exact(
+    project: Project,
+) -> None:
+    recipe = str(project.recipe(**RAY))
+    with project.start("train", recipe) as process:
+        _wait_for(process, REPLICA, project, count=2)
+        ours = _family(process)
+        _kill_one(process, REPLICA)
+        assert process.wait(SECONDS) == 0, project.output
+    assert still_alive(ours) == []
+    asyncio.run(check_exact(project, iterations=ITERATIONS))
 
 
 @pytest.mark.long
@@ -161,7 +178,7 @@ def _ray_folder(process: subprocess.Popen[bytes]) -> Path:
     return Path(found[1])
 
 
-def _named(process: subprocess.Popen[bytes], words: str) -> list[psutil.Process]:
+def _named(process: _Started, words: str) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     for one in psutil.Process(process.pid).children(recursive=True):
         try:
@@ -172,13 +189,11 @@ def _named(process: subprocess.Popen[bytes], words: str) -> list[psutil.Process]
     return found
 
 
-def _kill_one(process: subprocess.Popen[bytes], words: str) -> None:
+def _kill_one(process: _Started, words: str) -> None:
     os.kill(_named(process, words)[0].pid, signal.SIGKILL)
 
 
-def _wait_for(
-    process: subprocess.Popen[bytes], words: str, project: Project, *, count: int
-) -> None:
+def _wait_for(process: _Started, words: str, project: Project, *, count: int) -> None:
     while len(_named(process, words)) < count:
         assert process.poll() is None, project.output
         time.sleep(0.1)

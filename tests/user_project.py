@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ class Project:
     environment: dict[str, str]
     name: str = "quick"
     """Of the run."""
+    started: list[WarmProcess] = field(default_factory=list[WarmProcess])
 
     @property
     def run(self) -> Path:
@@ -93,10 +94,7 @@ class Project:
     def start_train(self, *arguments: str) -> WarmProcess:
         """Start `lightningrl train` in a warm process; `output` is what it printed."""
         output = self.folder / "output.txt"
-        return WarmProcess(
-            CLI, ["train", *arguments], folder=self.folder, environment=self.environment,
-            stdout=output, stderr=output,
-        )  # fmt: skip
+        return self._warm(CLI, ["train", *arguments], output, output)
 
     def train(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         """Run `lightningrl train` to its end, in a warm process."""
@@ -108,16 +106,27 @@ class Project:
         """Run a Python program to its end, in a warm process."""
         with tempfile.TemporaryDirectory() as folder:
             stdout, stderr = Path(folder) / "stdout", Path(folder) / "stderr"
-            process = WarmProcess(
-                source, arguments, folder=self.folder, environment=self.environment,
-                stdout=stdout, stderr=stderr,
-            )  # fmt: skip
+            process = self._warm(source, arguments, stdout, stderr)
             try:
                 code = process.wait(timeout)
             finally:
                 process.kill()
             texts = [one.read_text() if one.exists() else "" for one in (stdout, stderr)]
         return subprocess.CompletedProcess(list(arguments), code, *texts)
+
+    def _warm(self, source: str, arguments: Sequence[str], *outputs: Path) -> WarmProcess:
+        stdout, stderr = outputs
+        process = WarmProcess(
+            source, arguments, folder=self.folder, environment=self.environment,
+            outputs=(stdout, stderr),
+        )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """End all warm processes that are left, and what they have started."""
+        for one in self.started:
+            one.kill_all()
 
     @property
     def output(self) -> str:

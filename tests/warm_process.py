@@ -2,43 +2,70 @@
 
 A trainer spends 12 of the 15 seconds of a small run on imports, and the tests start dozens. Such a process is a
 process of its own in all that tests look at: id, signals, exit status, files, children. That the command itself
-starts so from nothing is what tests without it show (`test_train.py`, `test_bad_input.py`).
+starts so from nothing is what tests without it show (`test_train.py`, `test_chatter.py`, `test_ray.py`).
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
+import fcntl
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(["preloaded"])
-
-_HERE = str(Path(__file__).parent)
-
-
-def start_server() -> None:
-    """Start the process that others are forked from, if it isn't there; it loads while the test goes on."""
-    before = os.environ.get("PYTHONPATH")
-    # Python 3.11 gives it no other way to find `preloaded`.
-    os.environ["PYTHONPATH"] = os.pathsep.join([_HERE, *([before] if before else [])])
-    try:
-        ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
+import psutil
 
 CLI = "from lightningrl.cli import main; main()"
+
+_SERVER = Path(__file__).with_name("warm_server.py")
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    # As `lightningrl train` does before it loads torch.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+def warm_up() -> None:
+    """Have the server start, if it did not; it loads while the test goes on."""
+    _connect().close()
+
+
+def _connect() -> socket.socket:
+    """A connection to the one server that all of pytest's processes share."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    path = Path(tempfile.gettempdir()) / f"lightningrl-warm-{session[:12]}"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            return _connected(path)
+        path.unlink(missing_ok=True)
+        # Of xdist's processes the parent outlives all.
+        served = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+        command = [sys.executable, str(_SERVER), str(path), str(served)]
+        subprocess.run(command, env={**os.environ, **_ENVIRONMENT}, check=True)
+        while True:
+            with contextlib.suppress(OSError):
+                return _connected(path)
+            time.sleep(0.02)
+
+
+def _connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 class WarmProcess:
@@ -51,8 +78,7 @@ class WarmProcess:
         *,
         folder: Path,
         environment: Mapping[str, str],
-        stdout: Path,
-        stderr: Path,
+        outputs: tuple[Path, Path],
     ) -> None:
         """Start it.
 
@@ -61,24 +87,20 @@ class WarmProcess:
             arguments: `sys.argv` behind the first.
             folder: its working directory.
             environment: the whole of it.
-            stdout: file that its output is appended to.
-            stderr: the same file, or another.
+            outputs: files that its output and its errors are appended to; they may be one.
         """
-        start_server()
-        self._process = _FORKING.Process(
-            target=_run,
-            args=(
-                program,
-                list(arguments),
-                str(folder),
-                dict(environment),
-                str(stdout),
-                str(stderr),
-            ),
-        )
-        self._process.start()
-        assert self._process.pid is not None
-        self.pid: int = self._process.pid
+        request = {
+            "program": program,
+            "arguments": list(arguments),
+            "folder": str(folder),
+            "environment": dict(environment),
+            "outputs": [str(one) for one in outputs],
+        }
+        self._connection = _connect()
+        self._connection.sendall(json.dumps(request).encode() + b"\n")
+        self._said = b""
+        self._code: int | None = None
+        self.pid = int(self._line(None))
 
     def __enter__(self) -> Self:
         return self
@@ -93,39 +115,50 @@ class WarmProcess:
 
     def poll(self) -> int | None:
         """Its exit status, negative for a signal. `None`: it runs."""
-        return self._process.exitcode
+        with contextlib.suppress(TimeoutError):
+            return self._ended(0.001)
+        return None
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end; return its exit status."""
-        self._process.join(timeout)
-        if self._process.exitcode is None:
+        try:
+            return self._ended(timeout)
+        except TimeoutError:
             assert timeout is not None
-            raise subprocess.TimeoutExpired(str(self._process), timeout)
-        return self._process.exitcode
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout) from None
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it runs."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Send it SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
+    def kill_all(self) -> None:
+        """End it and all that it has started."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = psutil.Process(self.pid).children(recursive=True)
+            self.kill()
+            for one in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+        self._connection.close()
 
-def _run(
-    program: str, arguments: list[str], folder: str, environment: dict[str, str], *outputs: str
-) -> None:
-    """Be the program: in its folder, with its environment and arguments, on its files."""
-    assert "verl.workers.engine_workers" in sys.modules, "nothing was loaded before"
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    with open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), 0)
-    for number, output in enumerate(outputs, start=1):
-        with Path(output).open("ab") as file:
-            os.dup2(file.fileno(), number)
-    sys.argv = ["-c", *arguments]
-    sys.path.insert(0, "")
-    exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
+    def _ended(self, timeout: float | None) -> int:
+        if self._code is None:
+            self._code = int(self._line(timeout))
+        return self._code
+
+    def _line(self, timeout: float | None) -> bytes:
+        """The server's next line."""
+        self._connection.settimeout(timeout)
+        while b"\n" not in self._said:
+            part = self._connection.recv(64)
+            if not part:
+                raise RuntimeError("the warm server has ended")
+            self._said += part
+        line, _, self._said = self._said.partition(b"\n")
+        return line

@@ -78,7 +78,7 @@ asyncio.run(start())
     folder.parent.mkdir(exist_ok=True)
     said = folder.parent / "said.txt"
     process = WarmProcess(
-        program, [], folder=folder.parent, environment=os.environ, stdout=said, stderr=said
+        program, [], folder=folder.parent, environment=os.environ, outputs=(said, said)
     )
     assert process.wait(120) == -signal.SIGKILL, said.read_text()
 

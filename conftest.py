@@ -12,12 +12,17 @@ LONGEST = (
     "tests/test_ray.py",
     "tests/test_faults.py",
     "packages/trainer-verl/tests/test_ray_ranks.py",
+    "packages/trainer-verl/tests/test_training_trackers.py",
+    "tests/test_production.py",
     "tests/test_train.py",
-    "tests/test_algorithm_runs.py",
     "tests/test_bad_input.py",
+    "tests/test_algorithm_runs.py",
+    "tests/test_docs.py",
     "tests/test_live_training.py",
-    "packages/core/tests/test_runner_processes.py",
+    "tests/test_policies.py",
     "packages/trainer-verl/tests/test_replicas.py",
+    "packages/trainer-verl/tests/test_backend.py",
+    "packages/core/tests/test_runner_processes.py",
 )
 
 

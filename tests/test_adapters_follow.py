@@ -52,22 +52,42 @@ def test_a_process_that_imports_no_framework_loads_no_adapter() -> None:
     ("statement", "adapter"),
     [
         ("import agents", "openai-agents"),
-        ("from agents.tracing import processors", "openai-agents"),
+        pytest.param(
+            "from agents.tracing import processors", "openai-agents", marks=pytest.mark.long
+        ),
         ("import agent_framework", "agent-framework"),
-        ("from agent_framework.openai import OpenAIChatCompletionClient", "agent-framework"),
-        ("import autogen_core", "autogen"),
+        pytest.param(
+            "from agent_framework.openai import OpenAIChatCompletionClient",
+            "agent-framework",
+            marks=pytest.mark.long,
+        ),
+        pytest.param("import autogen_core", "autogen", marks=pytest.mark.long),
         ("from autogen_agentchat.agents import AssistantAgent", "autogen"),
-        ("from autogen_agentchat.teams import RoundRobinGroupChat", "autogen"),
-        ("from autogen_ext.models.openai import OpenAIChatCompletionClient", "autogen"),
-        ("import langchain_core", "langchain"),
-        ("from langchain_core.tools import tool", "langchain"),
-        ("from langchain.agents import create_agent", "langchain"),
-        ("from langchain_openai import ChatOpenAI", "langchain"),
+        pytest.param(
+            "from autogen_agentchat.teams import RoundRobinGroupChat",
+            "autogen",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "from autogen_ext.models.openai import OpenAIChatCompletionClient",
+            "autogen",
+            marks=pytest.mark.long,
+        ),
+        pytest.param("import langchain_core", "langchain", marks=pytest.mark.long),
+        pytest.param("from langchain_core.tools import tool", "langchain", marks=pytest.mark.long),
+        pytest.param(
+            "from langchain.agents import create_agent", "langchain", marks=pytest.mark.long
+        ),
+        pytest.param(
+            "from langchain_openai import ChatOpenAI", "langchain", marks=pytest.mark.long
+        ),
         ("from langgraph.graph import StateGraph", "langchain"),
-        ("import lightningrl_agent_framework", "agent-framework"),
+        pytest.param(
+            "import lightningrl_agent_framework", "agent-framework", marks=pytest.mark.long
+        ),
         ("import lightningrl_autogen", "autogen"),
-        ("import lightningrl_langchain", "langchain"),
-        ("import lightningrl_openai_agents", "openai-agents"),
+        pytest.param("import lightningrl_langchain", "langchain", marks=pytest.mark.long),
+        pytest.param("import lightningrl_openai_agents", "openai-agents", marks=pytest.mark.long),
     ],
 )
 def test_a_framework_calls_for_its_adapter_and_no_other(statement: str, adapter: str) -> None:
@@ -75,6 +95,7 @@ def test_a_framework_calls_for_its_adapter_and_no_other(statement: str, adapter:
     assert (done.stdout.split(), done.stderr) == ([adapter], "")
 
 
+@pytest.mark.long
 def test_frameworks_that_are_all_imported_have_all_their_adapters() -> None:
     program = f"{WATCH}\nimport {', '.join(FRAMEWORKS)}\n{SHOW}"
     assert run(program).stdout.split() == [
@@ -101,7 +122,11 @@ for one in threading.enumerate():
     ("adapter", "modules"),
     [
         ("autogen", "autogen_core.tools autogen_agentchat.agents autogen_ext.models.openai"),
-        ("langchain", "langchain.agents langgraph.graph langchain_openai langchain_core.tools"),
+        pytest.param(
+            "langchain",
+            "langchain.agents langgraph.graph langchain_openai langchain_core.tools",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_threads_that_enter_by_several_doors_at_once_are_not_in_each_others_way(

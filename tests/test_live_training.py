@@ -119,6 +119,7 @@ def test_a_trainer_killed_before_its_checkpoint_trains_the_same_live_rollouts(
         training = replace(project, environment=trainer)
         killed = training.program(DIES_AT, str(recipe), "checkpoint", str(sys.maxsize))
         assert killed.returncode == -signal.SIGKILL
+        assert left_over(project) == []
         before = asyncio.run(ledger_of(project))
         done = training.train(str(recipe))
         assert done.returncode == 0, done.stdout + done.stderr

@@ -21,7 +21,8 @@ from verl.workers.config import (
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import LoadedRecipe, load_recipe
 from lightningrl_verl.start.preflight import check, check_packages
-from lightningrl_verl.worker.from_recipe import backend_config, compose_verl_config
+from lightningrl_verl.worker.backend_config import compose_verl_config
+from lightningrl_verl.worker.from_recipe import backend_config
 
 ROOT = Path(__file__).parents[3]
 

@@ -6,10 +6,9 @@ SHELL := bash
 # uv as installed, else one of our own in a hidden folder, made from the package registry.
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --no-sync
-# A process more than cores, since many tests wait; torch would otherwise start as many threads in each of them.
-# The order of the files is that of conftest.py. Hypothesis's profile `ci` draws the same examples each time.
-PROCESSES := $(shell python3 -c "import os; print(os.cpu_count() + 1)")
-TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# A process per core; torch would otherwise start as many threads in each of them. The order of the files is that of
+# conftest.py. Hypothesis's profile `ci` draws the same examples each time.
+TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder
 RECIPE ?= benchmarks/math/recipes/cpu.yaml
 ARGS ?=
 

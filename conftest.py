@@ -11,12 +11,13 @@ ROOT = Path(__file__).parent
 LONGEST = (
     "tests/test_ray.py",
     "tests/test_faults.py",
-    "packages/trainer-verl/tests/test_ray_ranks.py",
     "packages/trainer-verl/tests/test_training_trackers.py",
     "tests/test_production.py",
     "tests/test_train.py",
     "tests/test_bad_input.py",
     "tests/test_algorithm_runs.py",
+    # Far from the other one that starts Ray, whose node must be up within 30 seconds.
+    "packages/trainer-verl/tests/test_ray_ranks.py",
     "tests/test_docs.py",
     "tests/test_live_training.py",
     "tests/test_policies.py",

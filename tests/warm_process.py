@@ -150,6 +150,7 @@ class WarmProcess:
     def _ended(self, timeout: float | None) -> int:
         if self._code is None:
             self._code = int(self._line(timeout))
+            self._connection.close()
         return self._code
 
     def _line(self, timeout: float | None) -> bytes:

@@ -71,7 +71,10 @@ def _serve(connection: socket.socket) -> None:
     """Start one program; in the program's process this raises what the program ends with."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with connection.makefile("r") as lines:
-        request: dict[str, Any] = json.loads(lines.readline())
+        line = lines.readline()
+    if not line:  # somebody only wanted the server to be there
+        os._exit(0)
+    request: dict[str, Any] = json.loads(line)
     program = os.fork()
     if program == 0:
         connection.close()

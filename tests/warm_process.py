@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Self
 
 import psutil
+from warm_children import ROOM_FOR_COMMAND
 
 CLI = "from lightningrl.cli import main; main()"
 
@@ -50,7 +51,7 @@ def _connect() -> socket.socket:
         path.unlink(missing_ok=True)
         # Of xdist's processes the parent outlives all.
         served = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-        command = [sys.executable, str(_SERVER), str(path), str(served)]
+        command = [sys.executable, str(_SERVER), str(path), str(served), ROOM_FOR_COMMAND]
         subprocess.run(command, env={**os.environ, **_ENVIRONMENT}, check=True)
         while True:
             with contextlib.suppress(OSError):

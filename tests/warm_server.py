@@ -1,6 +1,7 @@
 """A process that has loaded what a trainer on a CPU imports, and forks programs that begin with all of it.
 
-`python warm_server.py SOCKET PID` serves at a Unix socket until process PID is gone. A request is a line of JSON; the
+`python warm_server.py SOCKET PID ROOM` serves at a Unix socket until process PID is gone; ROOM is for
+`warm_children.show_command`. A request is a line of JSON; the
 answers are the program's process id, and when it has ended its exit status. Invariant: it starts no thread, so that
 processes may be forked from it.
 """
@@ -8,24 +9,31 @@ processes may be forked from it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
 import socket
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
+
+from warm_children import fork_children, run_and_end, show_command
 
 _LOOK_SECONDS = 1.0
 """How often it looks whether the process that it serves is still there."""
 
 
 def load() -> None:
-    """Import what trainers import, as `lightningrl train` does."""
+    """Import what trainers import, as `lightningrl train` does, and what the children of most do."""
     import matplotlib.figure
     import matplotlib.ticker  # noqa: F401
 
+    import lightningrl.cli.serve
+    import lightningrl.runner.process
+    import lightningrl.runner.supervisor  # noqa: F401
+    import lightningrl_autogen  # noqa: F401
+    import lightningrl_bench_math.agent  # noqa: F401
     import lightningrl_verl.start.run
     import lightningrl_verl.worker.policy_rank  # noqa: F401
     from lightningrl_verl.machine.quiet import quiet
@@ -49,6 +57,7 @@ def main() -> None:
     listener.listen(64)
     listener.settimeout(_LOOK_SECONDS)
     load()
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while _is_there(served):
         try:
@@ -98,14 +107,11 @@ def _run(
     for number, output in enumerate(outputs, start=1):
         with Path(output).open("ab") as file:
             os.dup2(file.fileno(), number)
+    show_command([sys.executable, "-c", program, *arguments])
     sys.argv = ["-c", *arguments]
     sys.path[0] = ""
-    try:
-        exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
-    except Exception:  # noqa: BLE001 - as the interpreter does
-        traceback.print_exc()
-        sys.exit(1)
-    sys.exit(0)
+    fork_children()
+    run_and_end(lambda: exec(compile(program, "<string>", "exec"), {"__name__": "__main__"}))
 
 
 if __name__ == "__main__":

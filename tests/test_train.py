@@ -16,7 +16,7 @@ def test_a_run_leaves_everything_that_it_promises(trained: Project) -> None:
     left = {path.name for path in trained.run.iterdir()}
     assert left >= {
         "recipe.yaml", "run.json", "metrics.jsonl", "curve.png", "store.db", "drift.json",
-        "checkpoints", "logs",
+        "checkpoints", "serving", "logs",
     }  # fmt: skip
     assert (trained.run / "curve.png").read_bytes().startswith(b"\x89PNG")
 

@@ -8,7 +8,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from lightningrl.cli import commands
+from lightningrl.deployment import read_serving, serving_of, serving_path, write_serving
 from lightningrl.recipe import load_recipe
+from lightningrl.schema import RewriteRules
 
 RECIPE = """
 name: arithmetic
@@ -134,6 +136,28 @@ def test_how_a_tiny_policy_was_built_is_in_the_card(folder: Path) -> None:
     text = card(folder)
     assert "**This is a tiny policy.**" in text
     assert '```json\n{"parameters": 12345}\n```' in text
+
+
+def test_an_export_says_what_an_engine_alone_would_not_do(folder: Path) -> None:
+    rules = RewriteRules(roles={"developer": "system"}, merge_instructions=True)
+    policy = load_recipe(folder / "recipe.yaml").recipe.policies["policy"]
+    serving = serving_of("policy", policy, rules, "{{ messages }}")
+    write_serving(serving_path(folder, "policy"), serving)
+    result = program("export", folder)
+    assert result.exit_code == 0, result.output
+    assert "Messages of role `developer` were sent as `system`" in result.output
+    assert read_serving(folder / "export" / "serving.json") == serving
+    text = (folder / "export" / "README.md").read_text(encoding="utf-8")
+    assert "- Several system messages at the beginning were sent as one" in text
+
+
+def test_a_record_of_serving_that_cannot_be_read_is_told(folder: Path) -> None:
+    path = serving_path(folder, "policy")
+    path.parent.mkdir()
+    path.write_text("{", encoding="utf-8")
+    result = program("export", folder)
+    assert result.exit_code != 0
+    assert not (folder / "export").exists()
 
 
 def test_the_curve_comes_along(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pydantic
 import pytest
 
 from lightningrl.conversation import messages_of
-from lightningrl.schema import CallStatus, Claim, Dialect, Sampling
+from lightningrl.schema import CallStatus, Claim, Dialect, RewriteRules, Sampling
 from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.model_server import (
     Answer,
@@ -264,11 +264,30 @@ async def test_reasoning_is_a_thinking_block_and_goes_back(rig: GatewayRig) -> N
     with ModelServer(in_turn(Answer("Yo", extra={"message": message}))) as engine:
         await rig.register(engine.url)
         async with agent(rig, await rig.claim()) as client:
-            first = await client.messages.create(model="m", max_tokens=100, messages=HI)
+            thinking: Any = {"type": "enabled", "budget_tokens": 1024}
+            first = await client.messages.create(
+                model="m", max_tokens=2000, messages=HI, thinking=thinking
+            )
             history = [*HI, {"role": "assistant", "content": first.content}, *HI]
             await client.messages.create(model="m", max_tokens=100, messages=history)
     assert [block.type for block in first.content] == ["thinking", "text"]
     assert engine.arrivals[1].body["messages"][1] == message
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+async def test_nobody_is_shown_thinking_who_did_not_ask(rig: GatewayRig, thinks: bool) -> None:
+    message = {"role": "assistant", "content": "Yo", "reasoning": "Greet."}
+    with ModelServer(in_turn(Answer("Yo", extra={"message": message}))) as engine:
+        await rig.register(engine.url, rules=RewriteRules(thinks=thinks))
+        claim = await rig.claim()
+        async with agent(rig, claim) as client:
+            answer = await client.messages.create(model="m", max_tokens=100, messages=HI)
+    assert [block.type for block in answer.content] == ["text"]
+    told = engine.arrivals[0].body.get("chat_template_kwargs")
+    assert told == ({"enable_thinking": False} if thinks else None)
+    [call] = await rig.calls(claim)
+    assert [one.name for one in call.rewrites] == (["no_thinking"] if thinks else [])
+    assert b'"reasoning":"Greet."' in call.choices[0].message.replace(b": ", b":")
 
 
 async def test_images_and_documents_reach_the_engine(rig: GatewayRig) -> None:
@@ -374,7 +393,7 @@ async def test_a_sync_client_gets_the_same(rig: GatewayRig) -> None:
         ),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0"),
         ({"tool_choice": {"type": "some"}}, "tool_choice.type"),
-        ({"mcp_servers": []}, "mcp_servers"),
+        ({"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
         ({"top_q": 1}, "top_q: Extra inputs are not permitted"),
     ],
 )
@@ -412,9 +431,9 @@ async def test_refusals_of_the_gateway_itself_are_in_the_services_form(rig: Gate
 
 
 async def test_the_runs_policies_are_its_models(rig: GatewayRig) -> None:
-    await rig.register("http://127.0.0.1:9/v1", name="a/b")
+    await rig.register("http://127.0.0.1:9/v1", name="a/b", replaces=("claude-x",))
     async with agent(rig, await rig.claim()) as client:
-        assert [model.id async for model in client.models.list()] == ["a/b"]
+        assert [model.id async for model in client.models.list()] == ["a/b", "claude-x"]
         assert (await client.models.retrieve("a/b")).display_name == "a/b"
         with pytest.raises(anthropic.NotFoundError, match="'a/b'"):
             await client.models.retrieve("c")

@@ -15,6 +15,7 @@ from lightningrl_testkit.model_server import ModelServer
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {}}
 CHAT_TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+F: dict[str, Any] = {"type": "function", "name": "f", "parameters": SCHEMA}
 CHOOSE_F = {"type": "function", "function": {"name": "f"}}
 JSON_FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 
@@ -58,7 +59,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "messages": same(messages=[*HI, *HI]),
         "tools": same(tools=[CHAT_TOOL]),
         "tool_choice": same(tools=[CHAT_TOOL], tool_choice="required"),
-        "parallel_tool_calls": same(parallel_tool_calls=False),
+        "parallel_tool_calls": same(tools=[CHAT_TOOL], parallel_tool_calls=False),
         "response_format": same(response_format=JSON_FORMAT),
         "max_tokens": same(max_tokens=2),
         "max_completion_tokens": Example({"max_completion_tokens": 2}, {"max_tokens": 2}),
@@ -108,16 +109,16 @@ EXAMPLES: dict[str, dict[str, Example]] = {
             {"messages": [*HI, {"role": "assistant", "content": "Hi"}, *HI]},
         ),
         "previous_response_id=an unknown id": only(previous_response_id="resp_x"),
-        "tools=function": Example(
-            {"tools": [{"type": "function", "name": "f", "parameters": SCHEMA}]},
-            {"tools": [CHAT_TOOL]},
-        ),
+        "tools=function": Example({"tools": [F]}, {"tools": [CHAT_TOOL]}),
         "tools=other tool types": only(tools=[{"type": "file_search"}]),
         "tool_choice=auto, none, required, a function": Example(
-            {"tool_choice": {"type": "function", "name": "f"}}, {"tool_choice": CHOOSE_F}
+            {"tools": [F], "tool_choice": {"type": "function", "name": "f"}},
+            {"tool_choice": CHOOSE_F},
         ),
         "tool_choice=other tools": only(tool_choice={"type": "file_search"}),
-        "parallel_tool_calls": same(parallel_tool_calls=False),
+        "parallel_tool_calls": Example(
+            {"tools": [F], "parallel_tool_calls": False}, {"parallel_tool_calls": False}
+        ),
         "text.format": Example(
             {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}},
             {"response_format": JSON_FORMAT},
@@ -162,6 +163,9 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "messages=other blocks": only(
             messages=[{"role": "user", "content": [{"type": "server_tool_use"}]}]
         ),
+        "messages=an assistant's at the end": only(
+            messages=[*HI, {"role": "assistant", "content": "I"}]
+        ),
         "system": Example(
             {"system": [{"type": "text", "text": "Be."}]},
             {"messages": [{"role": "system", "content": "Be."}, *HI]},
@@ -172,7 +176,11 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         ),
         "tools=other tool types": only(tools=[{"type": "bash_20250124", "name": "bash"}]),
         "tool_choice": Example(
-            {"tool_choice": {"type": "tool", "name": "f"}}, {"tool_choice": CHOOSE_F}
+            {
+                "tools": [{"name": "f", "input_schema": SCHEMA}],
+                "tool_choice": {"type": "tool", "name": "f"},
+            },
+            {"tool_choice": CHOOSE_F},
         ),
         "temperature": same(temperature=0.5),
         "top_p": same(top_p=0.5),
@@ -296,3 +304,51 @@ async def test_an_unknown_field_of_a_closed_table_is_refused(tmp_path: Path) -> 
             status, body = await ask(rig, route, {"a_field_of_an_engine": 1}, key)
             assert status == 400
             assert "a_field_of_an_engine" in json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "kept"),
+    [
+        ("chat/completions", {"tools": [], "tool_choice": "auto", "functions": []}, {}),
+        ("chat/completions", {"stop": "", "parallel_tool_calls": True}, {}),
+        ("responses", {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False}, {}),
+        ("messages", {"tools": [], "tool_choice": {"type": "auto"}, "mcp_servers": []}, {}),
+        ("completions", {"stop": ""}, {}),
+        ("chat/completions", {"tools": None, "tool_choice": "none"}, {"tools": None}),
+    ],
+)
+async def test_values_that_say_nothing_reach_no_engine(
+    tmp_path: Path, route: str, fields: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    """Strict engines refuse an empty list of tools, and a choice of none."""
+    async with open_rig(tmp_path) as rig:
+        with ModelServer() as engine:
+            await rig.register(engine.url)
+            claim = await rig.claim()
+            assert (await ask(rig, route, {}, claim.key))[0] == 200
+            assert (await ask(rig, route, fields, claim.key))[0] == 200
+            plain, asked = (arrival.body for arrival in engine.arrivals)
+        calls = await rig.calls(claim)
+    assert asked == {**plain, **kept}
+    assert [one.name for one in calls[1].rewrites] == ["left_out"]
+    assert json.loads(calls[1].request).keys() >= fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("route", "choice"),
+    [
+        ("chat/completions", "required"),
+        ("responses", {"type": "function", "name": "f"}),
+        ("messages", {"type": "any"}),
+    ],
+)
+async def test_a_tool_that_must_be_chosen_must_be_declared(
+    tmp_path: Path, route: str, choice: Any
+) -> None:
+    async with open_rig(tmp_path) as rig:
+        with ModelServer() as engine:
+            await rig.register(engine.url)
+            status, body = await ask(rig, route, {"tool_choice": choice}, (await rig.claim()).key)
+            assert engine.calls == 0
+    assert status == 400
+    assert "only allowed when 'tools' are specified" in json.loads(body)["error"]["message"]

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightningrl.conversation import Recorded, is_continuation
-from lightningrl.schema import CallStatus, Claim
+from lightningrl.schema import CallStatus, Claim, RewriteRules
 from lightningrl_testkit.gateway import GatewayRig, open_rig, serve
 
 REQUESTS = 50 * int(os.environ.get("LIGHTNINGRL_EXAMPLES", "25"))
@@ -39,9 +39,11 @@ SEEDS: dict[str, dict[str, Any]] = {
         "model": "m",
         "messages": [
             {"role": "system", "content": "s"},
+            {"role": "developer", "content": [{"type": "text", "text": "d"}]},
             {"role": "user", "content": [{"type": "text", "text": "u"}]},
             {"role": "assistant", "content": None, "tool_calls": [CALL]},
             {"role": "tool", "tool_call_id": "c", "content": "t"},
+            {"role": "system", "content": "later"},
         ],
         "tools": [CHAT_TOOL],
         "tool_choice": {"type": "function", "function": {"name": "f"}},
@@ -146,6 +148,16 @@ SEEDS: dict[str, dict[str, Any]] = {
     },
 }
 
+RULES = RewriteRules(
+    roles={"developer": "system"},
+    merge_instructions=True,
+    alone_as_user=True,
+    later_as_user=True,
+    lost=("other",),
+    thinks=True,
+)
+"""Every rewrite that a template may need."""
+
 KEYS = sorted(
     {name for seed in SEEDS.values() for name in seed}
     | {"role", "content", "type", "id", "text", "name", "call_id", "source", "input", "unheard_of"}
@@ -157,6 +169,7 @@ scalars = (
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8)
     | st.sampled_from(["user", "assistant", "tool", "auto", "function", "message", "resp_s-0", ""])
+    | st.sampled_from(["system", "developer"])
 )
 values = st.recursive(
     scalars,
@@ -319,7 +332,7 @@ class Fuzzed:
 async def fuzzed(folder: Path) -> AsyncGenerator[Fuzzed]:
     engine = Engine()
     async with open_rig(folder) as rig, serve(engine) as url:
-        await rig.register(f"{url}/v1")
+        await rig.register(f"{url}/v1", rules=RULES)
         yield Fuzzed(rig, engine, await rig.claim())
 
 

@@ -187,12 +187,24 @@ async def test_an_undeclared_model_is_refused_and_told_how_to_declare_it(rig: Ga
     assert "`replaces`" in message
 
 
-async def test_models_lists_the_aliases(rig: GatewayRig) -> None:
-    await rig.register("http://127.0.0.1:9/v1", name="b", replaces=("x",))
-    await rig.register("http://127.0.0.1:9/v1", name="a", replaces=("y",))
+async def test_models_lists_every_name_that_is_declared(rig: GatewayRig) -> None:
+    await rig.register("http://127.0.0.1:9/v1", name="b", replaces=("org/x",))
+    await rig.register("http://127.0.0.1:9/v1", name="a", replaces=("y",), max_model_len=512)
     claim = await rig.claim()
     async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
-        assert [model.id async for model in client.models.list()] == ["a", "b"]
+        assert [model.id async for model in client.models.list()] == ["a", "b", "org/x", "y"]
+        assert (await client.models.retrieve("org/x")).id == "org/x"
+        assert (await client.models.retrieve("y")).model_extra == {"max_model_len": 512}
+        with pytest.raises(openai.NotFoundError, match="answer 'a', 'b', 'org/x', 'y'"):
+            await client.models.retrieve("z")
+
+
+async def test_a_policy_that_answers_every_name_is_found_by_every_name(rig: GatewayRig) -> None:
+    await rig.register("http://127.0.0.1:9/v1", name="a")
+    claim = await rig.claim()
+    async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
+        assert [model.id async for model in client.models.list()] == ["a"]
+        assert (await client.models.retrieve("gpt-4o-mini")).id == "gpt-4o-mini"
 
 
 async def test_two_policies_of_a_run_cannot_answer_for_one_name(rig: GatewayRig) -> None:
@@ -277,6 +289,44 @@ async def test_an_unknown_path_is_told_the_routes(rig: GatewayRig) -> None:
     assert response.status == 404
     assert "POST /v1/chat/completions" in message
     assert "a base URL and key of its own" in message
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/rollouts/R/attempts/A/v1/chat/completions",
+        "//rollouts/R/attempts/A/v1//chat/completions/",
+        "/rollouts/R/attempts/A/v1/v1/chat/completions",
+        "/rollouts/R/attempts/A/chat/completions",
+        "/rollouts/R/attempts/A/v1/chat/completions/chat/completions",
+        "/keys/KEY/chat/completions",
+        "/keys/KEY/v1/v1//chat/completions",
+        "/v1//chat/completions",
+        "/chat/completions",
+    ],
+)
+async def test_a_path_that_can_mean_one_thing_alone_is_taken_so(rig: GatewayRig, path: str) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        names = {"R": claim.rollout.id, "A": claim.attempt.id, "KEY": claim.key}
+        plain = "/".join(names.get(part, part) for part in path.split("/"))
+        status, _ = await post(
+            rig.url + plain.removesuffix("/").removesuffix("/chat/completions"), claim.key
+        )
+        assert status == 200
+    assert len(await rig.calls(claim)) == 1
+
+
+async def test_a_client_that_tries_a_websocket_is_told_to_use_http(rig: GatewayRig) -> None:
+    claim = await rig.claim()
+    upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{rig.attempt_url(claim)}/responses", headers=upgrade) as response,
+    ):
+        assert response.status == 426
+        assert (await response.json())["error"]["code"] == "websockets_unsupported"
 
 
 @pytest.mark.parametrize(

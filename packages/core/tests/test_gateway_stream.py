@@ -138,14 +138,18 @@ async def test_an_answer_of_tool_calls_alone_has_no_content_in_either_form(
     assert streamed.choices[0].message.tool_calls[0].function.name == "weather"
 
 
-async def test_a_stream_without_include_usage_has_no_usage_and_no_token_ids(
+async def test_a_stream_without_include_usage_has_it_in_its_last_chunk_and_no_token_ids(
     rig: GatewayRig,
 ) -> None:
     with ModelServer(in_turn("Yo"), version=0) as engine:
         await rig.register(engine.url)
         events = await raw_stream(rig, await rig.claim())
     assert len(events) == 4  # role, content, finish, [DONE]
-    for word in ("usage", "token_ids", "weight_versions", 'logprob"'):
+    assert ["usage" in event for event in events] == [False, False, True, False]
+    last = json.loads(events[2])
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert last["usage"]["completion_tokens"] == 3  # Yo and the end
+    for word in ("token_ids", "weight_versions", 'logprob"'):
         assert not any(word in event for event in events)
 
 

@@ -27,12 +27,15 @@ from lightningrl.schema import (
     NewRollout,
     Policy,
     RewardsFrom,
+    RewriteRules,
     Sampling,
     group_id,
     rollout_id,
 )
 from lightningrl.store.base import Store
 from lightningrl.store.sqlite import SqliteStore
+
+NO_RULES = RewriteRules()
 
 RUN = "run"
 """The run of all rollouts that a rig makes."""
@@ -59,6 +62,8 @@ class GatewayRig:
         version: int = 0,
         replaces: tuple[str, ...] = (),
         agents: tuple[str, ...] = (),
+        rules: RewriteRules = NO_RULES,
+        max_model_len: int | None = None,
     ) -> Policy:
         """Register a policy of `RUN` that `engines` (base URLs) serve."""
         policy = Policy(
@@ -68,6 +73,8 @@ class GatewayRig:
             endpoints=tuple(Endpoint(url) for url in engines),
             replaces=replaces,
             agents=agents,
+            rules=rules,
+            max_model_len=max_model_len,
         )
         async with self.control() as control:
             return await control.register(policy)

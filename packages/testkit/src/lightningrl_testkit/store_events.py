@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from lightningrl.errors import ConfigError, LimitReached, NotFound, StaleAttempt
 from lightningrl.schema import (
@@ -16,6 +17,7 @@ from lightningrl.schema import (
     EventId,
     Failure,
     FailureKind,
+    Rewrite,
     StepEndEvent,
     StepId,
     StepKind,
@@ -56,7 +58,7 @@ def one_of_each(attempt: AttemptId) -> list[Event]:
             inputs={"query": "x", "top": [1, 2.5, None]},
             tool_call_id="t-1",
         ),
-        call(attempt, "y"),
+        replace(call(attempt, "y"), rewrites=(Rewrite("a", {"b": ["c", None]}), Rewrite("d"))),
         StepEndEvent(id=EventId("x"), attempt_id=attempt, at=AT, step_id=step, output="found"),
         reward(attempt, 0.25, step=step, name="relevance"),
         log(attempt, "a", "done"),

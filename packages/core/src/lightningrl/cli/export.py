@@ -19,6 +19,8 @@ from lightningrl.cli.stored_run import (
     read_origin,
     server_options,
 )
+from lightningrl.conversation.rewriting.told import told
+from lightningrl.deployment import SERVING, read_serving, serving_path, write_serving
 from lightningrl.errors import ConfigError
 from lightningrl.metrics import read_metrics
 from lightningrl.recipe import Recipe
@@ -76,6 +78,8 @@ def export(
             folder, target, iteration=iteration, policy=policy, force=force
         )
         click.echo(f"exported iteration {exported} to {target}")
+        for line in _lacking(target):
+            click.echo(line)
         return
     if (iteration, policy, out) != (None, None, None) or force:
         raise ConfigError(
@@ -85,6 +89,18 @@ def export(
         raise ConfigError(f"{str(tasks)!r} must end in .jsonl, which is what is written")
     for line in asyncio.run(_export_records(run, to, tasks, with_rollouts, server, key)):
         click.echo(line)
+
+
+def _lacking(target: Path) -> list[str]:
+    """What a bare engine that serves the export would not do, and training did."""
+    serving = read_serving(target / SERVING)
+    said = told(serving.rules) if serving is not None else []
+    if not said:
+        return []
+    return [
+        f"While it was trained its requests were rewritten ({SERVING}), which an engine alone does not do:",
+        *(f"  {one}" for one in said),
+    ]
 
 
 async def _export_records(
@@ -138,6 +154,8 @@ def export_checkpoint(
     # Read before anything is written: a run that can't be described is not exported by half.
     curve = folder / "curve.png"
     tiny = model / "tiny_policy.json"
+    serving = read_serving(serving_path(folder, alias))
+    rewritten = told(serving.rules) if serving is not None else []
     facts = CardFacts(
         recipe=recipe,
         policy=alias,
@@ -146,10 +164,13 @@ def export_checkpoint(
         origin=read_origin(folder),
         tiny_record=tiny.read_text(encoding="utf-8") if tiny.is_file() else None,
         has_curve=curve.is_file(),
+        rewritten=rewritten,
     )
     shutil.copytree(model, target, dirs_exist_ok=True)
     if facts.has_curve:
         shutil.copyfile(curve, target / "curve.png")
+    if serving is not None:
+        write_serving(target / SERVING, serving)
     (target / "README.md").write_text(model_card(facts), encoding="utf-8")
     return found
 

@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightningrl.deployment import COMPACT_NOTE, ENVIRONMENT, served_name, vllm_command
+from lightningrl.deployment import (
+    COMPACT_NOTE,
+    ENVIRONMENT,
+    SERVING,
+    served_name,
+    vllm_command,
+)
 from lightningrl.metrics import MetricLine
 from lightningrl.recipe import PolicyRecipe, Recipe, dump_recipe
 
@@ -37,6 +43,8 @@ class CardFacts:
     """`tiny_policy.json` as text: how a tiny policy was built. `None`: the checkpoint has none."""
     has_curve: bool
     """Whether `curve.png` lies beside the card."""
+    rewritten: Sequence[str]
+    """How requests were rewritten while it was trained, in words."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -54,7 +62,7 @@ def model_card(facts: CardFacts) -> str:
         f" {facts.origin.get('started_at', 'at an unknown time')}.",
         "## Rewards\n\n" + _rewards(facts),
         *(["![Reward by iteration](curve.png)"] if facts.has_curve else []),
-        "## Serving\n\n" + _serving(alias, policy),
+        "## Serving\n\n" + _serving(alias, policy, facts.rewritten),
         "## Recipe\n\n```yaml\n" + dump_recipe(facts.recipe).rstrip() + "\n```",
         *(
             [f"## Tiny policy\n\n```json\n{facts.tiny_record.rstrip()}\n```"]
@@ -97,8 +105,14 @@ def _number(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "not scored"
 
 
-def _serving(alias: str, policy: PolicyRecipe) -> str:
+def _serving(alias: str, policy: PolicyRecipe, rewritten: Sequence[str]) -> str:
     note = f"\n\n{COMPACT_NOTE}" if policy.tool_parser == "compact" else ""
+    if rewritten:
+        lines = "\n".join(f"- {one}" for one in rewritten)
+        note += (
+            f"\n\nWhile it was trained, requests were rewritten by the rules in `{SERVING}`, which an engine"
+            f" alone does not do:\n\n{lines}"
+        )
     environment = "\n".join(ENVIRONMENT)
     return (
         f"```bash\n{vllm_command('.', alias, policy)}\n```\n\nand for the agent, whose code stays as"

@@ -189,6 +189,9 @@ def _call_text(one: Transition, credit: float | None, limit: int | None) -> Text
     for part in _answer(one):
         text.append(f" {short(part, limit)}")
     text.append(f"\n{_numbers(one, credit)}", "dim")
+    if one.call is not None and one.call.rewrites:
+        names = ", ".join(rewrite.name for rewrite in one.call.rewrites)
+        text.append(f"\nrewritten: {names}", "dim")
     if one.untrainable is not None:
         text.append(f"\nnot trained: {short(one.untrainable, limit)}", "yellow")
     if one.error is not None and one.error not in (one.untrainable or ""):

@@ -1,7 +1,7 @@
 """The conversation that a call's request holds, as chat messages, whichever dialect it is in.
 
-Invariant: pure functions of recorded calls; what the gateway asked the engine is what they return, since
-the gateway asks by the same functions.
+Invariant: pure functions of recorded calls; what the gateway asked the engine is what they return, recorded
+rewrites included (`rewriting`), since the gateway asks by the same functions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 import msgspec
 
 from lightningrl.conversation import anthropic, responses
+from lightningrl.conversation.rewriting import as_sent, hold_also
+from lightningrl.conversation.rewriting.fields import MESSAGES, Fields, raw_fields
+from lightningrl.conversation.rewriting.pins import Held
 from lightningrl.schema import CallEvent, CallStatus, Dialect
 
 Message = dict[str, Any]
@@ -25,6 +28,8 @@ class Recorded:
     def __init__(self, calls: Iterable[CallEvent] = ()) -> None:
         self.responses = responses.Responses()
         """Those among them that a Responses request can refer to."""
+        self.held: dict[tuple[str, str | None], Held] = {}
+        """Policy and agent -> what their calls hold still."""
         for call in calls:
             self.add(call)
 
@@ -34,8 +39,21 @@ class Recorded:
         Raises:
             Malformed: it refers to a response that was not added.
         """
+        if call.rewrites:
+            hold_also(self.held.setdefault((call.policy, call.agent), {}), call.rewrites)
         if call.dialect is Dialect.RESPONSES and call.status is CallStatus.DELIVERED:
             self.responses.add(call.step_id, json.loads(call.request), answer_of(call))
+
+    def request(self, call: CallEvent) -> Fields:
+        """What the engine was asked in `call`, which comes next, as a chat request.
+
+        Of a completion of a plain text it is that. What training asks of every call, and how it is sampled, is
+        not among it.
+
+        Raises:
+            Malformed: it refers to a response that was not added, or was refused as malformed.
+        """
+        return as_sent(self._asked(call), call.rewrites)
 
     def messages(self, call: CallEvent) -> list[Message]:
         """The messages that the engine was asked to continue in `call`, which comes next.
@@ -43,6 +61,27 @@ class Recorded:
         Raises:
             Malformed: it refers to a response that was not added, or was refused as malformed.
         """
+        if not call.rewrites or call.dialect is Dialect.COMPLETIONS:
+            return self._asked_messages(call)
+        if call.dialect is Dialect.CHAT:
+            asked = raw_fields(call.request)
+        else:
+            asked = raw_fields({MESSAGES: self._asked_messages(call)})
+        sent = as_sent(asked, call.rewrites)
+        return json.loads(bytes(sent[MESSAGES])) or []
+
+    def _asked(self, call: CallEvent) -> Fields:
+        """The chat request as the agent's own body says it."""
+        match call.dialect:
+            case Dialect.RESPONSES:
+                request = json.loads(call.request)
+                return raw_fields(responses.chat_request(request, self.responses))
+            case Dialect.ANTHROPIC:
+                return raw_fields(anthropic.chat_request(json.loads(call.request)))
+            case Dialect.COMPLETIONS | Dialect.CHAT:
+                return raw_fields(call.request)
+
+    def _asked_messages(self, call: CallEvent) -> list[Message]:
         request: dict[str, Any] = json.loads(call.request or b"{}")
         match call.dialect:
             case Dialect.RESPONSES:

@@ -227,3 +227,73 @@ def _source(block: Object, where: str) -> str:
             )
         case other:
             raise unknown_value(other, ("base64", "url", "text"), f"{at}.type")
+
+
+# -- a request as a chat request ---------------------------------------------------------------
+
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request as a chat completion; fields that say nothing are not in it.
+
+    Args:
+        request: its fields are of the right types.
+
+    Raises:
+        Malformed: a message, a block, a tool or a choice is malformed.
+    """
+    choice, thinking = request.get("tool_choice"), request.get("thinking")
+    output = request.get("output_config") or {}
+    alone = choice is not None and choice.get("disable_parallel_tool_use")
+    fields: dict[str, Any] = {
+        "model": request.get("model"),
+        "messages": conversation(request),
+        "max_tokens": request.get("max_tokens"),
+        "tools": _tools(request["tools"]) if request.get("tools") else None,
+        "tool_choice": _tool_choice(choice) if choice is not None else None,
+        "parallel_tool_calls": False if alone else None,
+        "temperature": request.get("temperature"),
+        "top_p": request.get("top_p"),
+        "top_k": request.get("top_k"),
+        "stop": request.get("stop_sequences") or None,
+        "response_format": _response_format(output["format"]) if output.get("format") else None,
+        "reasoning_effort": output.get("effort"),
+        "chat_template_kwargs": {"enable_thinking": thinking["type"] != "disabled"}
+        if thinking is not None
+        else None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [_tool(tool, f"tools.{place}") for place, tool in enumerate(tools)]
+
+
+def _tool(tool: Object, where: str) -> dict[str, Any]:
+    if tool.get("type") not in (None, "custom"):
+        raise Malformed(
+            f"{where}: tool type {tool['type']!r} is not supported with this model; it can be given"
+            " tools of type 'custom' alone, with an 'input_schema'",
+            param=where,
+        )
+    function = {"name": text_field(tool, "name", where), "parameters": tool.get("input_schema")}
+    given = {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
+    return {"type": "function", "function": {**function, **given}}
+
+
+def _tool_choice(choice: Object) -> Any:
+    kind = choice["type"]
+    if kind == "tool":
+        if choice.get("name") is None:
+            raise Malformed("tool_choice.name: Field required", param="tool_choice.name")
+        return {"type": "function", "function": {"name": choice["name"]}}
+    if kind not in _CHOICES:
+        raise unknown_value(kind, (*_CHOICES, "tool"), "tool_choice.type")
+    return _CHOICES[kind]
+
+
+def _response_format(given: Object) -> dict[str, Any]:
+    if given["type"] != "json_schema":
+        raise unknown_value(given["type"], ("json_schema",), "output_config.format.type")
+    return {"type": "json_schema", "json_schema": {"name": "output", "schema": given["schema"]}}

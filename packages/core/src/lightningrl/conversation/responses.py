@@ -362,6 +362,89 @@ def conversation(request: Mapping[str, Any], earlier: Responses) -> list[Message
     return messages + chat_messages([*before, *given])
 
 
+# -- a request as a chat request ---------------------------------------------------------------
+
+LOGPROBS = "message.output_text.logprobs"
+"""What a request includes that wants the log-probs of the answer's text."""
+_CHOICES = ("none", "auto", "required")
+
+
+def chat_request(request: Mapping[str, Any], earlier: Responses) -> dict[str, Any]:
+    """The request as a chat completion; fields that say nothing are not in it.
+
+    Args:
+        request: its fields are of the right types.
+        earlier: what it may refer to.
+
+    Raises:
+        Malformed: it refers to what is not there, or an item, a tool or a choice is malformed.
+    """
+    reasoning, text = request.get("reasoning") or {}, request.get("text") or {}
+    top_logprobs = request.get("top_logprobs") or None
+    fields: dict[str, Any] = {
+        "model": request.get("model"),
+        "messages": conversation(request, earlier),
+        "tools": _tools(request["tools"]) if request.get("tools") else None,
+        "tool_choice": _tool_choice(request.get("tool_choice")),
+        "parallel_tool_calls": request.get("parallel_tool_calls"),
+        "response_format": _response_format(text.get("format")),
+        "reasoning_effort": reasoning.get("effort"),
+        "temperature": request.get("temperature"),
+        "top_p": request.get("top_p"),
+        "max_completion_tokens": request.get("max_output_tokens"),
+        "top_logprobs": top_logprobs,
+        "logprobs": LOGPROBS in (request.get("include") or ()) or bool(top_logprobs) or None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [_tool(tool, f"tools[{place}]") for place, tool in enumerate(tools)]
+
+
+def _tool(tool: Object, where: str) -> dict[str, Any]:
+    if tool.get("type") != "function":
+        raise Malformed(
+            f"Tool type {tool.get('type')!r} is not supported with this model; it can be given tools "
+            "of type 'function' alone, which the agent runs.",
+            param=f"{where}.type",
+            code="unsupported_value",
+        )
+    text_field(tool, "name", where)
+    names = ("name", "description", "parameters", "strict")
+    function = {name: tool[name] for name in names if tool.get(name) is not None}
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: str | dict[str, Any] | None) -> Any:
+    if choice is None or (isinstance(choice, str) and choice in _CHOICES):
+        return choice
+    if isinstance(choice, str):
+        raise unknown_value(choice, _CHOICES, "tool_choice")
+    if choice.get("type") != "function":
+        raise Malformed(
+            f"Tool choice {choice.get('type')!r} is not supported with this model; choose 'none', "
+            "'auto', 'required' or a function.",
+            param="tool_choice",
+            code="unsupported_value",
+        )
+    return {"type": "function", "function": {"name": text_field(choice, "name", "tool_choice")}}
+
+
+def _response_format(given: Object | None) -> dict[str, Any] | None:
+    match given.get("type") if given is not None else "text":
+        case "text":
+            return None
+        case "json_object":
+            return {"type": "json_object"}
+        case "json_schema" if given is not None:
+            names = ("name", "schema", "strict", "description")
+            schema = {name: given[name] for name in names if given.get(name) is not None}
+            return {"type": "json_schema", "json_schema": schema}
+        case other:
+            raise unknown_value(other, ("text", "json_object", "json_schema"), "text.format.type")
+
+
 def is_continuation(request: Mapping[str, Any]) -> bool:
     """Whether the request follows an answer: by reference, or by holding one."""
     if request.get("previous_response_id") is not None:

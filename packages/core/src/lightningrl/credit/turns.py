@@ -115,7 +115,7 @@ def _raw_messages(one: Transition, recorded: Recorded) -> tuple[list[bytes], byt
         return [], _NOTHING
     try:
         request = _request.decode(call.request)
-        if call.dialect is Dialect.CHAT:
+        if call.dialect is Dialect.CHAT and not call.rewrites:
             return [bytes(raw) for raw in request.messages], bytes(request.tools)
         plain = recorded.messages(call)
         recorded.add(call)

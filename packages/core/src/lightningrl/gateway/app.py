@@ -200,6 +200,8 @@ class Gateway:
             return await self._reward(route, headers, receive)
         if method == "GET" and route.rest.partition("/")[0] == models.ROUTE:
             return await self._models(route, headers)
+        if method == "GET" and b"upgrade" in headers and route.rest in SPOKEN:
+            raise _no_websockets()
         raise _unserved(method, path)
 
     async def _reward(self, route: AgentRoute, headers: Headers, receive: Receive) -> Answer:
@@ -221,7 +223,12 @@ class Gateway:
         run = context.rollout.run
         await self._policies.load(run)
         anthropic = models.is_anthropic(headers)
-        found = models.models(route.rest, self._policies.aliases(run), anthropic=anthropic)
+        found = models.models(
+            route.rest,
+            self._policies.answered(run),
+            lambda name: self._policies.answering(run, name),
+            anthropic=anthropic,
+        )
         return Answer(200, to_json(found))
 
     def _identified(self) -> Identifier:
@@ -250,6 +257,15 @@ def _error_format(scope: Scope) -> Callable[[Refusal], bytes]:
 def _refusal_of(error: LightningError) -> Refusal:
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     return Refusal(status, error.code, str(error), retry_after=2 if status == 503 else None)
+
+
+def _no_websockets() -> Refusal:
+    return Refusal(
+        426,
+        "websockets_unsupported",
+        "the gateway answers over HTTP, not over WebSockets; send the request by POST, or turn WebSockets off in"
+        " the client (Codex: `supports_websockets = false` of its model provider)",
+    )
 
 
 def _unserved(method: str, path: str) -> Refusal:

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 import msgspec
 
+from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.rewriting import Rewritten
 from lightningrl.errors import LimitReached, StaleAttempt, StoreUnavailable
 from lightningrl.gateway.asgi import (
     EVENT_STREAM,
@@ -23,8 +25,9 @@ from lightningrl.gateway.asgi import (
     Receive,
     Refusal,
 )
-from lightningrl.gateway.dialects.base import Spoken, Written
+from lightningrl.gateway.dialects.base import AgentRequest, Spoken, Written
 from lightningrl.gateway.dialects.engine_reply import EngineReply
+from lightningrl.gateway.dialects.reading import refusal_of
 from lightningrl.gateway.identity import AttemptContext, ended
 from lightningrl.gateway.interrupt import UntilHangup
 from lightningrl.gateway.limits import GatewayLimits
@@ -35,7 +38,7 @@ from lightningrl.gateway.record import Call, choices_of
 from lightningrl.gateway.sync import Drained, GateState
 from lightningrl.gateway.upstream import Upstream, rank, refusal_of_engine
 from lightningrl.machine.clock import Clock
-from lightningrl.schema import CallEvent, CallStatus, EventId, StepId, new_id
+from lightningrl.schema import CallEvent, CallStatus, Dialect, EventId, StepId, new_id
 from lightningrl.store.base import Store
 
 STEP_HEADER = b"x-lightningrl-step"
@@ -101,6 +104,7 @@ class Calls:
             policy=served.policy.name,
             dialect=spoken.dialect,
             request=request,
+            rewritten=await self._rewritten(served, context, agent, request, spoken.dialect),
             sampling=request.engine.effective_sampling(context.rollout.sampling),
             traceparent=_text(headers, _TRACEPARENT),
             started_at=self._clock.now(),
@@ -108,6 +112,23 @@ class Calls:
         )
         with self._slot(context):
             return await self._recorded(call, context, served, headers, receive)
+
+    async def _rewritten(
+        self,
+        served: Served,
+        context: AttemptContext,
+        agent: str | None,
+        request: AgentRequest,
+        dialect: Dialect,
+    ) -> Rewritten:
+        held = None
+        if served.rewriter.remembers:
+            recorded = await self._recollection.of(context.id)
+            held = recorded.held.get((served.policy.name, agent))
+        try:
+            return served.rewriter.rewrite(request.engine.fields, dialect, held)
+        except Malformed as error:
+            raise refusal_of(error) from error
 
     @contextmanager
     def _slot(self, context: AttemptContext) -> Generator[None]:
@@ -159,7 +180,7 @@ class Calls:
         self, call: Call, context: AttemptContext, served: Served, headers: Headers
     ) -> EngineReply:
         """Have the call answered, again after each drain that stopped it."""
-        asked = call.request.engine
+        asked = call.engine
         body = asked.encoded(call.policy, call.sampling)
         sent_headers = _engine_headers(call, headers)
         while True:
@@ -258,7 +279,7 @@ def _read(call: Call, status: int, answer: bytes) -> EngineReply:
     if status != 200:
         raise refusal_of_engine(status, answer, endpoint)
     try:
-        reply = call.request.engine.parse(answer)
+        reply = call.engine.parse(answer)
     except (msgspec.DecodeError, RecursionError) as error:
         raise _unreadable(endpoint, error) from error
     if not reply.choices or any(bytes(one.message)[:1] != b"{" for one in reply.choices):

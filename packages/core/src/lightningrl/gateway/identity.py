@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from lightningrl.errors import AuthError, NotFound
 from lightningrl.gateway.asgi import Headers, Refusal
+from lightningrl.gateway.dialects import SPOKEN
 from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.keys import CheckedKey, check_attempt_key
 from lightningrl.machine.clock import Clock
@@ -40,17 +41,38 @@ class AgentRoute(NamedTuple):
 
 
 def agent_route(path: str) -> AgentRoute | None:
-    """Read an undecoded URL path. `None`: it is no route for agents."""
-    parts = path.strip("/").split("/")
+    """Read an undecoded URL path. `None`: it is no route for agents.
+
+    What can mean one thing alone is taken so: empty parts, a `v1` too few or too many, a route that the base
+    URL names already.
+    """
+    parts = [part for part in path.split("/") if part]
     match [unquote(part) for part in parts] if "%" in path else parts:
-        case ["rollouts", rollout, "attempts", attempt, "v1", *rest] if rest:
-            return AgentRoute("/".join(rest), rollout=rollout, attempt=attempt)
-        case ["keys", key, "v1", *rest] if rest:
-            return AgentRoute("/".join(rest), key=key)
+        case ["rollouts", rollout, "attempts", attempt, *rest] if rest:
+            return AgentRoute(_meant(rest), rollout=rollout, attempt=attempt)
+        case ["keys", key, *rest] if rest:
+            return AgentRoute(_meant(rest), key=key)
         case ["v1", *rest] if rest:
-            return AgentRoute("/".join(rest))
+            return AgentRoute(_meant(rest))
+        case rest if rest and _is_served(rest):
+            return AgentRoute(_meant(rest))
         case _:
             return None
+
+
+def _meant(rest: list[str]) -> str:
+    """The route below `/v1/` that the rest of a path means."""
+    while len(rest) > 1 and rest[0] == "v1":
+        rest = rest[1:]
+    half = len(rest) // 2
+    if half and rest[:half] == rest[half:] and "/".join(rest[:half]) in SPOKEN:
+        rest = rest[:half]
+    return "/".join(rest)
+
+
+def _is_served(rest: list[str]) -> bool:
+    """Whether a path without `v1` and without an attempt is a route of ours all the same."""
+    return _meant(rest) in SPOKEN or rest[0] in ("models", "rewards")
 
 
 def shown_path(path: str) -> str:

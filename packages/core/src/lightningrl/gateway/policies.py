@@ -18,6 +18,7 @@ from typing import Protocol
 
 import msgspec
 
+from lightningrl.conversation.rewriting import Rewriter
 from lightningrl.errors import ConfigError, Conflict, NotFound
 from lightningrl.gateway.asgi import Refusal
 from lightningrl.gateway.identity import Contexts
@@ -38,9 +39,16 @@ class Served:
 
     def __init__(self, policy: Policy, gate: Gate) -> None:
         self.policy = policy
+        self.rewriter = Rewriter(policy.rules)
         self.gate = gate
         self.lock = asyncio.Lock()
         """Held while the policy changes, so that changes reach the store in order."""
+
+    def take(self, policy: Policy) -> None:
+        """Go on as the changed policy says."""
+        if policy.rules != self.policy.rules:
+            self.rewriter = Rewriter(policy.rules)
+        self.policy = policy
 
 
 class Others(Protocol):
@@ -98,7 +106,7 @@ class Policies:
                 policy == served.policy and not afresh
             ):
                 continue
-            served.policy = policy
+            served.take(policy)
             if policy.held_until is None:
                 served.gate.open()
             else:
@@ -150,6 +158,17 @@ class Policies:
         """The names of a run's policies."""
         return sorted(self._served.get(run, {}))
 
+    def answered(self, run: str) -> dict[str, Policy]:
+        """The model names that a run's policies declare to answer, sorted: their own, and what they replace."""
+        policies = [served.policy for served in self._served.get(run, {}).values()]
+        names = {name: one for one in policies for name in (one.name, *one.replaces)}
+        return dict(sorted(names.items()))
+
+    def answering(self, run: str, model: str) -> Policy | None:
+        """The policy that answers a call for `model` by an agent without a name. `None`: none does."""
+        found = self._declared(run, model, None)
+        return None if found is None else found.policy
+
     def _declared(self, run: str, model: str, agent: str | None) -> Served | None:
         served = self._served.get(run, {})
         policies = list(served.values())
@@ -188,7 +207,8 @@ class Policies:
         """Create or replace a policy; a hold that is in force stays in force.
 
         Raises:
-            ConfigError: it has no endpoint or no name, or an endpoint's URL names a user.
+            ConfigError: it has no endpoint or no name, an endpoint's URL names a user, or what it holds
+                still is no regular expression.
             Conflict: its version is lower than the stored one, or another policy of the run
                 answers for the same model or agent name.
         """
@@ -202,6 +222,7 @@ class Policies:
                 f"policy {policy.name!r} of run {policy.run!r} has an endpoint with a user or password in"
                 " its URL, which no engine is sent and every log would show; give its `key` instead"
             )
+        Rewriter(policy.rules)  # raises where its rules can't be followed
         async with self._registering:
             await self.load(policy.run)
             self._refuse_overlap(policy)

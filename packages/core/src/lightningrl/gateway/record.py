@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import msgspec
+
+from lightningrl.conversation.rewriting import Rewritten
 from lightningrl.gateway.dialects.base import AgentRequest
 from lightningrl.gateway.dialects.engine_reply import (
     EngineChoice,
@@ -46,6 +49,7 @@ class Call:
         policy: str,
         dialect: Dialect,
         request: AgentRequest,
+        rewritten: Rewritten,
         sampling: Sampling | None,
         traceparent: str | None = None,
         started_at: datetime,
@@ -59,6 +63,11 @@ class Call:
         self.policy = policy
         self.dialect = dialect
         self.request = request
+        self.engine = request.engine
+        """What the engine is asked."""
+        if rewritten.rewrites:
+            self.engine = msgspec.structs.replace(request.engine, fields=rewritten.fields)
+        self.rewrites = rewritten.rewrites
         self.sampling = sampling
         """What the answer is sampled with. `None`: the agent's own parameters."""
         self.traceparent = traceparent
@@ -121,6 +130,7 @@ class Call:
             version_end=self.version_end,
             dialect=self.dialect,
             request=self.request.body,
+            rewrites=self.rewrites,
             sampling=self.sampling,
             prompt_ids=prompt_ids,
             choices=choices,
@@ -171,7 +181,7 @@ def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: To
         return "the engine gave no prompt token ids"
     if choice.finish_reason == "abort":
         return "the engine broke off the answer"
-    asked = call.request.engine
+    asked = call.engine
     if constraint := asked.constraint():
         return f"sampled under a grammar ({constraint})"
     if call.sampling is None and (own := asked.own_sampling()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from lightningrl.errors import ConfigError
 from lightningrl.recipe.algorithm import Optimiser
 from lightningrl.recipe.section import Section
@@ -47,8 +49,19 @@ class PolicyRecipe(Section, frozen=True):
     tool_parser: str = "none"
     """How tool calls are read from the model's text: `none`, `hermes`, `compact`; of `engine.backend: vllm` one of
     vLLM's own parsers."""
+    unread_messages: Literal["refuse", "accept"] | None = None
+    """Calls with a message that the model's chat template leaves out (a tool's result, where it has no place
+    for tools): `refuse` them, or `accept` that the model never reads it. `None`: refuse; accept of a tiny policy,
+    which reads what it was built to read."""
     max_model_len: int = 2048
     """Longest prompt plus answer, tokens."""
+
+    @property
+    def accepts_unread(self) -> bool:
+        """Whether calls are answered with messages that the chat template leaves out."""
+        if self.unread_messages is None:
+            return self.tiny is not None
+        return self.unread_messages == "accept"
 
     def check(self, alias: str) -> None:
         """Check what types can't say.
@@ -69,6 +82,11 @@ class PolicyRecipe(Section, frozen=True):
         if self.url is not None and self.trainable:
             raise ConfigError(
                 f"policies.{alias}: a policy at a 'url' can't be trained; set 'trainable: false'"
+            )
+        if self.url is not None and self.unread_messages is not None:
+            raise ConfigError(
+                f"policies.{alias}.unread_messages: the chat template of a policy at a 'url' can't be seen from"
+                " here; leave it out"
             )
         if self.vllm is not None:
             self._check_vllm(alias, self.vllm)

@@ -83,3 +83,7 @@ class GatewayRecipe(Section, frozen=True):
     are refused after this time. At least 1.5 times `drain_seconds`."""
     drain_seconds: float = 20.0
     """After this, running calls are aborted and sent again under the new version."""
+    pin: tuple[str, ...] = ()
+    """Regular expressions of what changes from call to call though it says the same, such as the time or a nonce in a
+    system prompt. Before a conversation's first answer, each text that matches stays in all of an agent's calls
+    of an attempt as it was first sent, so that the next prompt continues the last one."""

@@ -22,6 +22,7 @@ from lightningrl.schema.events import (
     LogEvent,
     LogTopic,
     RewardEvent,
+    Rewrite,
     StepEndEvent,
     StepKind,
     StepStartEvent,
@@ -63,6 +64,7 @@ from lightningrl.schema.serving import (
     GatewayProcess,
     LiveTerms,
     Policy,
+    RewriteRules,
     Worker,
 )
 from lightningrl.schema.states import (
@@ -113,6 +115,8 @@ __all__ = [
     "RetryRule",
     "RewardEvent",
     "RewardsFrom",
+    "Rewrite",
+    "RewriteRules",
     "Rollout",
     "RolloutId",
     "RolloutState",

@@ -78,6 +78,15 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why these tokens must not be trained. `None`: they may be."""
 
 
+class Rewrite(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A change that the gateway made to a request before the engine saw it; see `conversation.rewriting`."""
+
+    name: str
+    """What was changed. A name's meaning never changes, so that old records stay readable."""
+    by: Any = None
+    """JSON: what the change depended on beside the request. `None`: nothing."""
+
+
 TOOL_PARSER_ERROR = "tool parser: "
 """How `CallEvent.error` begins where the engine could not read a tool call of the answer."""
 
@@ -104,6 +113,8 @@ class CallEvent(EventBase, frozen=True, tag="call", kw_only=True, gc=False):
     """What `request` is written in; `lightningrl.conversation` reads every one of them."""
     request: bytes
     """JSON: the request as the agent sent it."""
+    rewrites: tuple[Rewrite, ...] = ()
+    """What was changed in it before the engine saw it, in order."""
     sampling: Sampling | None
     """What the answer was sampled with. `None`: the agent's own parameters (in `request`)."""
     prompt_ids: bytes

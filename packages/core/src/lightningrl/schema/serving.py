@@ -28,6 +28,28 @@ class LiveTerms(msgspec.Struct, frozen=True):
     await_seconds: float | None = None
 
 
+class RewriteRules(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is changed in a policy's requests: what its chat template needs, found when its run starts, and pins.
+
+    `conversation.rewriting` finds the former and rewrites by both. Empty rules change no message.
+    """
+
+    roles: dict[str, str] = {}
+    """A role that the template does not have -> the role that its messages get."""
+    merge_instructions: bool = False
+    """The instructions that a conversation begins with become one message."""
+    alone_as_user: bool = False
+    """Instructions that no user's message follows become the user's message."""
+    later_as_user: bool = False
+    """Instructions after the conversation's beginning become a user's messages."""
+    lost: tuple[str, ...] = ()
+    """Places (`conversation.rewriting.Place`) whose messages the template leaves out even so: refused."""
+    pin: tuple[str, ...] = ()
+    """Regular expressions of what is held still over an attempt: its text at first stays."""
+    thinks: bool = False
+    """The template lets the model think unless `enable_thinking: false` is said."""
+
+
 class Policy(msgspec.Struct, frozen=True):
     """A model under an alias: what agents call, what training changes."""
 
@@ -42,8 +64,12 @@ class Policy(msgspec.Struct, frozen=True):
     """Model names of the agent that this policy answers for."""
     agents: tuple[str, ...] = ()
     """Agent names that this policy answers for."""
+    max_model_len: int | None = None
+    """Longest prompt plus answer, tokens. `None`: nobody said."""
     live: LiveTerms | None = None
     """`None`: the run doesn't train on live rollouts, and the agent's own sampling parameters stand."""
+    rules: RewriteRules = RewriteRules()
+    """How requests are rewritten before the engine sees them."""
     held_until: datetime | None = None
     """New calls wait while this instant is in the future. `None`: calls pass."""
     held_since: int | None = None

@@ -5,7 +5,7 @@ as vLLM hands them over: content parts joined to text, tool-call arguments as ma
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -75,20 +75,34 @@ class PromptRenderer:
         variables: Mapping[str, Any],
     ) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                tools=cast("list[dict[Any, Any] | Callable[..., Any]]", tools) or None,
-                add_generation_prompt=True,
-                tokenize=False,
-                **variables,
-            )
+            return templated(self._tokenizer, messages, tools, variables)
         except (
             Exception
         ) as error:  # a template is a program of the model's author: anything may come
             raise BadRequestError(
                 f"the chat template failed: {type(error).__name__}: {error}", param="messages"
             ) from error
-        return cast("str", text)
+
+
+def templated(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any],
+) -> str:
+    """The prompt's text; `messages` are in the template's form.
+
+    Raises:
+        Exception: whatever the template raises.
+    """
+    text = tokenizer.apply_chat_template(
+        cast("list[dict[str, str]]", messages),
+        tools=cast("list[dict[Any, Any] | Callable[..., Any]]", tools) or None,
+        add_generation_prompt=True,
+        tokenize=False,
+        **variables,
+    )
+    return cast("str", text)
 
 
 def _objects(raw: msgspec.Raw, field: str) -> list[dict[str, Any]]:

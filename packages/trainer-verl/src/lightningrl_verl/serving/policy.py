@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.recipe import Recipe
-from lightningrl.schema import Endpoint, LiveTerms, Policy
+from lightningrl.schema import Endpoint, LiveTerms, Policy, RewriteRules
 from lightningrl_verl.serving.engines import Engines
 from lightningrl_verl.serving.hold import Hold
 from lightningrl_verl.serving.probe import ProbeResult, probe
@@ -26,13 +26,19 @@ class ServedPolicy:
     """The engines of one policy, and its registration at the gateway."""
 
     def __init__(
-        self, recipe: Recipe, alias: str, gateway: GatewayClient, engines: Engines
+        self,
+        recipe: Recipe,
+        alias: str,
+        gateway: GatewayClient,
+        engines: Engines,
+        rules: RewriteRules,
     ) -> None:
-        """Nothing is served yet."""
+        """Nothing is served yet; `rules` are what its chat template needs."""
         self._recipe = recipe
         self._alias = alias
         self._gateway = gateway
         self._engines = engines
+        self._rules = rules
         self._hold = Hold(recipe, alias, gateway)
         self.asleep = False
         """Whether it serves nobody before the next `sync`."""
@@ -48,7 +54,8 @@ class ServedPolicy:
         """
         endpoints = await self._engines.open()
         result = await self.probe(learner) if learner is not None else None
-        await register(self._gateway, self._recipe, self._alias, endpoints, self._engines.version)
+        version = self._engines.version
+        await register(self._gateway, self._recipe, self._alias, endpoints, version, self._rules)
         return result
 
     @property
@@ -119,8 +126,18 @@ async def register(
     alias: str,
     endpoints: Sequence[Endpoint],
     version: int,
+    rules: RewriteRules,
 ) -> None:
-    """Make the gateway answer for a policy; a hold that a killed trainer left behind ends here."""
+    """Make the gateway answer for a policy; a hold that a killed trainer left behind ends here.
+
+    Args:
+        gateway: where.
+        recipe: the run's.
+        alias: of the policy.
+        endpoints: what serves it.
+        version: of the weights that they hold.
+        rules: how requests are rewritten; of the chat template of one at a URL nothing is known.
+    """
     settings = recipe.policies[alias]
     await gateway.register(
         Policy(
@@ -131,6 +148,8 @@ async def register(
             trainable=settings.trainable,
             replaces=settings.replaces,
             agents=settings.agents,
+            rules=rules,
+            max_model_len=settings.max_model_len if settings.url is None else None,
             live=_live_terms(recipe),
         )
     )

@@ -7,6 +7,7 @@ curve.png       train and validation reward
 store.db        the LightningStore
 drift.json      what was not trained or did not merge, and why: sums of the run and of each iteration
 drift/          the same of each rollout, a file per iteration
+serving/        ALIAS.json: how a policy's requests are brought to its model, for whoever serves it later
 checkpoints/    iteration-NNNNNN, each whole or absent
 trackers/       what TensorBoard, W&B and MLflow are given, where the recipe names them
 logs/           what the server, the runners and engines print, and when the trainer's phases began

@@ -7,8 +7,12 @@ import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
+
+from lightningrl.deployment import serving_of, serving_path, write_serving
 from lightningrl.gateway.control import GatewayClient
-from lightningrl.schema import Endpoint
+from lightningrl.schema import Endpoint, RewriteRules
+from lightningrl_verl.engine.template import read_template
 from lightningrl_verl.serving.endpoint_key import endpoint_key
 from lightningrl_verl.serving.engines import Trained, load_engines
 from lightningrl_verl.serving.policy import ServedPolicy, register
@@ -46,7 +50,8 @@ async def serve_frozen(
             endpoint = Endpoint(
                 settings.url, endpoint_key(f"policies.{alias}.url_key", settings.url_key)
             )
-            await register(gateway, plan.recipe, alias, (endpoint,), 0)
+            rules = RewriteRules(pin=plan.recipe.gateway.pin)
+            await register(gateway, plan.recipe, alias, (endpoint,), 0, rules)
             continue
         policy = await _served(plan, alias, None, gateway, bases[alias], 0, stack)
         await policy.open(None)
@@ -116,6 +121,19 @@ async def _served(
         logs=folder.logs,
     )
     stack.push_async_callback(in_the_end, engines.close)
-    policy = ServedPolicy(plan.recipe, alias, gateway, engines)
+    rules = await asyncio.to_thread(_rules, plan, alias, model)
+    policy = ServedPolicy(plan.recipe, alias, gateway, engines, rules)
     stack.callback(policy.abandon)
     return policy
+
+
+def _rules(plan: Plan, alias: str, model: Path) -> RewriteRules:
+    """What the model's chat template needs; kept in the run's folder for whoever serves it later."""
+    settings = plan.recipe.policies[alias]
+    template = read_template(model)
+    rules = msgspec.structs.replace(template.rules, pin=plan.recipe.gateway.pin)
+    if settings.accepts_unread:
+        rules = msgspec.structs.replace(rules, lost=())
+    record = serving_of(alias, settings, rules, template.text)
+    write_serving(serving_path(plan.loaded.run_folder, alias), record)
+    return rules

@@ -8,7 +8,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightningrl.deployment import COMPACT_NOTE, ENVIRONMENT, served_name, vllm_command
+from lightningrl.conversation.rewriting.told import told
+from lightningrl.deployment import (
+    COMPACT_NOTE,
+    ENVIRONMENT,
+    read_serving,
+    served_name,
+    serving_path,
+    vllm_command,
+)
 from lightningrl.recipe import PolicyRecipe, Recipe
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.checkpoint import Checkpoints, policy_folder
@@ -70,6 +78,10 @@ def print_summary(
     lines = ["[bold]Put the trained model behind the unchanged agent[/]"]
     for alias, model in models.items():
         lines += _serving(str(model), alias, recipe.policies[alias])
+        serving = read_serving(serving_path(folder.path, alias))
+        if serving is not None and (rewritten := told(serving.rules)):
+            lines.append("  The gateway rewrote requests, which an engine alone does not do:")
+            lines += [f"    {one}" for one in rewritten]
     lines += _next(folder.path, recipe, trained)
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
     return True

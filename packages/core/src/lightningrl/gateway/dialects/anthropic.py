@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from lightningrl.conversation import anthropic
-from lightningrl.conversation.malformed import Malformed, Object, text_field, unknown_value
+from lightningrl.conversation.malformed import Malformed
 from lightningrl.gateway.asgi import Refusal, to_json
 from lightningrl.gateway.dialects.anthropic_fields import ANTHROPIC_FIELDS
 from lightningrl.gateway.dialects.anthropic_reply import event_stream, message
@@ -30,7 +30,6 @@ _ERRORS = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 class _Format(msgspec.Struct, frozen=True):
@@ -54,7 +53,7 @@ class _Choice(msgspec.Struct, frozen=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """The fields of a request that are read; `messages` and `system` are read by `conversation`."""
+    """The types of a request's fields; what they say is read by `conversation`."""
 
     model: str
     max_tokens: int
@@ -86,7 +85,9 @@ class AnthropicRequest(msgspec.Struct, frozen=True):
 
     def write(self, reply: EngineReply, step_id: StepId) -> Written:
         """The message; its id is the step's, prefixed as the service does."""
-        whole = message(self.wanted.model, reply, step_id)
+        asked = self.wanted.thinking
+        thinking = asked is not None and asked.type != "disabled"
+        whole = message(self.wanted.model, reply, step_id, thinking=thinking)
         if self.wanted.stream:
             return Written(event_stream(whole), streams=True)
         return Written(to_json(whole), streams=False)
@@ -98,66 +99,21 @@ async def _read(body: bytes, recall: Recall) -> AnthropicRequest:
     ANTHROPIC_FIELDS.check(fields)
     wanted = decode(_WANTED, body)
     try:
-        engine = _engine_fields(wanted, anthropic.conversation(fields))
+        asked = anthropic.chat_request(fields)
+        _refuse_prefill(asked["messages"])
     except Malformed as error:
         raise refusal_of(error) from error
-    return AnthropicRequest(body, wanted, engine_request(to_json(engine)))
+    return AnthropicRequest(body, wanted, engine_request(to_json(asked)))
 
 
-def _engine_fields(wanted: Wanted, messages: list[anthropic.Message]) -> dict[str, Any]:
-    """The request as a chat completion."""
-    choice, output, thinking = wanted.tool_choice, wanted.output_config, wanted.thinking
-    alone = choice is not None and choice.disable_parallel_tool_use
-    fields: dict[str, Any] = {
-        "model": wanted.model,
-        "messages": messages,
-        "max_tokens": wanted.max_tokens,
-        "tools": _tools(wanted.tools) if wanted.tools else None,
-        "tool_choice": _tool_choice(choice) if choice else None,
-        "parallel_tool_calls": False if alone else None,
-        "temperature": wanted.temperature,
-        "top_p": wanted.top_p,
-        "top_k": wanted.top_k,
-        "stop": wanted.stop_sequences or None,
-        "response_format": _response_format(output.format) if output and output.format else None,
-        "reasoning_effort": output.effort if output else None,
-        "chat_template_kwargs": {"enable_thinking": thinking.type != "disabled"}
-        if thinking
-        else None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [_tool(tool, f"tools.{place}") for place, tool in enumerate(tools)]
-
-
-def _tool(tool: Object, where: str) -> dict[str, Any]:
-    if tool.get("type") not in (None, "custom"):
+def _refuse_prefill(messages: list[anthropic.Message]) -> None:
+    """An engine would begin a new turn after it; newer models of the service refuse it, too."""
+    if messages and messages[-1]["role"] == "assistant":
         raise Malformed(
-            f"{where}: tool type {tool['type']!r} is not supported with this model; it can be given"
-            " tools of type 'custom' alone, with an 'input_schema'",
-            param=where,
+            "This model does not support assistant message prefill. The conversation must end with a user"
+            " message.",
+            param="messages",
         )
-    function = {"name": text_field(tool, "name", where), "parameters": tool.get("input_schema")}
-    given = {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
-    return {"type": "function", "function": {**function, **given}}
-
-
-def _tool_choice(choice: _Choice) -> Any:
-    if choice.type == "tool":
-        if choice.name is None:
-            raise Malformed("tool_choice.name: Field required", param="tool_choice.name")
-        return {"type": "function", "function": {"name": choice.name}}
-    if choice.type not in _CHOICES:
-        raise unknown_value(choice.type, (*_CHOICES, "tool"), "tool_choice.type")
-    return _CHOICES[choice.type]
-
-
-def _response_format(given: _Format) -> dict[str, Any]:
-    if given.type != "json_schema":
-        raise unknown_value(given.type, ("json_schema",), "output_config.format.type")
-    return {"type": "json_schema", "json_schema": {"name": "output", "schema": given.schema}}
 
 
 def error_body(refusal: Refusal) -> bytes:

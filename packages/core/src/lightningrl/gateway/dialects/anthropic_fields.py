@@ -12,6 +12,8 @@ ANTHROPIC_FIELDS = FieldTable(
         passed("messages", "text, images, documents, thinking, tool uses and their results"),
         refused("messages", "search results, server tools' blocks, uploaded files",
                 "other blocks", code=_INVALID),
+        refused("messages", "an answer is never begun by the agent", "an assistant's at the end",
+                code=_INVALID),
         passed("system", "as a `system` message before all others"),
         passed("max_tokens", "the lower of it and the rollout's; required"),
         passed("tools", "as `tools`", "custom"),
@@ -25,7 +27,8 @@ ANTHROPIC_FIELDS = FieldTable(
         passed("stop_sequences", "as `stop`"),
         passed("output_config.format", "as `response_format`; the answer is not trained"),
         passed("output_config.effort", "as `reasoning_effort`"),
-        passed("thinking", "as `chat_template_kwargs.enable_thinking`; budgets are hints"),
+        passed("thinking", "as `chat_template_kwargs.enable_thinking`; budgets are hints; without it no"
+               " thinking is shown"),
         emulated("stream", "the finished answer in the service's events"),
         accepted("metadata", ""),
         accepted("service_tier", ""),

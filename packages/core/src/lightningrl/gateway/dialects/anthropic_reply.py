@@ -24,8 +24,16 @@ _REASONS = {
 """Finish reason of a chat completion -> stop reason of a message; any other is `end_turn`."""
 
 
-def message(model: str, reply: EngineReply, step_id: str) -> dict[str, Any]:
+def message(
+    model: str, reply: EngineReply, step_id: str, *, thinking: bool = True
+) -> dict[str, Any]:
     """The answer's first choice as a message.
+
+    Args:
+        model: the name that the agent asked for.
+        reply: the engine's.
+        step_id: of the call.
+        thinking: whether the agent asked for thinking; else it is shown none, as by the service.
 
     Raises:
         ValueError: the engine's message is no message.
@@ -33,7 +41,7 @@ def message(model: str, reply: EngineReply, step_id: str) -> dict[str, Any]:
     choice = reply.choices[0]
     try:
         said = _MESSAGE.decode(choice.message)
-        blocks = output_blocks(said)
+        blocks = [block for block in output_blocks(said) if thinking or block["type"] != "thinking"]
     except (AttributeError, TypeError) as error:
         raise ValueError(f"its message is none: {error}") from error
     reason, sequence = _stop(choice, bool(said.get("refusal")))

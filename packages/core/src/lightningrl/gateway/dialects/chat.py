@@ -59,7 +59,7 @@ async def _read(body: bytes, recall: Recall) -> ChatRequest:
     del recall  # every request holds its whole conversation
     asked = engine_request(body)
     CHAT_FIELDS.check(asked.fields)
-    for name in CHAT_FIELDS.accepted:
+    for name in (*CHAT_FIELDS.accepted, *CHAT_FIELDS.never):
         asked.fields.pop(name, None)
     return ChatRequest(body, asked)
 

@@ -11,10 +11,13 @@ _UNTRAINED = "the answer is not trained"
 CHAT_FIELDS = FieldTable(
     (
         passed("model", "the policy that answers for it; the reply names the model asked for"),
-        passed("messages", "as they are"),
-        passed("tools", "as they are"),
-        passed("tool_choice", f"`required` or a function: {_UNTRAINED}"),
-        passed("parallel_tool_calls", ""),
+        passed("messages", "but for roles and places that the model's chat template lacks"),
+        passed("tools", "as they are; an empty list is left out"),
+        passed(
+            "tool_choice",
+            f"`required` or a function: {_UNTRAINED}, and without tools it is refused; others are left out then",
+        ),
+        passed("parallel_tool_calls", "left out without tools"),
         passed("response_format", f"but for `text` {_UNTRAINED}"),
         passed("max_tokens", "the lower of it and the rollout's"),
         passed("max_completion_tokens", "as `max_tokens`"),
@@ -35,7 +38,11 @@ CHAT_FIELDS = FieldTable(
         passed("chat_template_kwargs", "(vLLM)"),
         passed("user", ""),
         emulated("stream", "the finished answer in chunks"),
-        emulated("stream_options", "`include_usage`: a last chunk with the token counts"),
+        emulated(
+            "stream_options",
+            "`include_usage`: a chunk of their own for the token counts, which the last"
+            " one has anyway",
+        ),
         accepted("store", "every call is recorded"),
         accepted("metadata", ""),
         accepted("prediction", "a hint"),

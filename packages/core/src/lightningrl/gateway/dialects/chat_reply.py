@@ -40,7 +40,11 @@ class AgentReply(msgspec.Struct, frozen=True):
 
 
 def event_stream(reply: AgentReply, *, include_usage: bool) -> bytes:
-    """The whole stream, `[DONE]` included."""
+    """The whole stream, `[DONE]` included.
+
+    Where no usage was asked for, the last chunk has it beside its choice: clients stop asking when the base
+    URL is not the vendor's, and some count by it all the same.
+    """
     head: dict[str, Any] = {
         "id": reply.id,
         "object": "chat.completion.chunk",
@@ -52,6 +56,8 @@ def event_stream(reply: AgentReply, *, include_usage: bool) -> bytes:
     chunks = [{**head, "choices": [part], **tail} for one in reply.choices for part in _parts(one)]
     if include_usage:
         chunks.append({**head, "choices": [], "usage": reply.usage})
+    else:
+        chunks[-1]["usage"] = reply.usage
     events = [b"data: %s\n\n" % _ENCODER.encode(chunk) for chunk in chunks]
     return b"".join(events) + b"data: [DONE]\n\n"
 

@@ -158,8 +158,8 @@ class CompletionsRequest(msgspec.Struct, frozen=True):
         if not wanted.stream:
             whole = {**head, "choices": choices, "usage": reply.usage}
             return Written(to_json(whole), streams=False)
-        usage = bool(wanted.stream_options and wanted.stream_options.include_usage)
-        chunks = list(_chunks(head, choices, reply.usage if usage else None))
+        asked = bool(wanted.stream_options and wanted.stream_options.include_usage)
+        chunks = list(_chunks(head, choices, reply.usage, asked=asked))
         events = b"".join(b"data: %s\n\n" % to_json(chunk) for chunk in chunks)
         return Written(events + b"data: [DONE]\n\n", streams=True)
 
@@ -174,15 +174,16 @@ def _agent_choice(one: EngineChoice, logprobs: bool) -> dict[str, Any]:
 
 
 def _chunks(
-    head: Mapping[str, Any], choices: list[dict[str, Any]], usage: msgspec.Raw | None
+    head: Mapping[str, Any], choices: list[dict[str, Any]], usage: msgspec.Raw, *, asked: bool
 ) -> Iterator[dict[str, Any]]:
-    """Per choice its text, then its end; then the token counts, where they were asked for."""
-    tail = {"usage": None} if usage is not None else {}
-    for choice in choices:
+    """Per choice its text, then its end; the token counts last, in a chunk of their own where they were asked for."""
+    tail = {"usage": None} if asked else {}
+    for place, choice in enumerate(choices, start=1):
         ending = {**choice, "text": "", "logprobs": None}
-        for part in ({**choice, "finish_reason": None}, ending):
-            yield {**head, "choices": [part], **tail}
-    if usage is not None:
+        last = {} if asked or place < len(choices) else {"usage": usage}
+        yield {**head, "choices": [{**choice, "finish_reason": None}], **tail}
+        yield {**head, "choices": [ending], **tail, **last}
+    if asked:
         yield {**head, "choices": [], "usage": usage}
 
 

@@ -92,24 +92,28 @@ class FieldTable:
             row.name for row in self.rows if row.handling is Handling.ACCEPTED and not row.value
         )
         """Fields that need not reach an engine."""
-        self._never = {
+        self.never = {
             row.name: row for row in self.rows if row.handling is Handling.REFUSED and not row.value
         }
+        """Fields that are refused, unless they say nothing; then they need not reach one either."""
 
     def check(self, fields: Mapping[str, Any]) -> None:
         """Refuse what no row knows, and what a row refuses whatever its value.
 
         Raises:
-            Refusal: the first such field; `null` is the same as leaving a field away.
+            Refusal: the first such field; `null` and empty lists are the same as leaving a field away.
         """
         for name, value in fields.items():
             if self.closed and name not in self._known:
                 message = self._unknown.format(name=name)
                 raise Refusal(400, "unknown_parameter", message, param=name)
-            if name in self._never and not _is_null(value):
-                row = self._never[name]
+            if name in self.never and not _says_nothing(value):
+                row = self.never[name]
                 raise Refusal(row.status, row.code or "", f"'{name}': {row.note}.", param=name)
 
 
-def _is_null(value: Any) -> bool:
-    return value is None or (isinstance(value, msgspec.Raw) and bytes(value) == b"null")
+def _says_nothing(value: Any) -> bool:
+    return value in (None, []) or (isinstance(value, msgspec.Raw) and bytes(value) in _NOTHING)
+
+
+_NOTHING = (b"null", b"[]")

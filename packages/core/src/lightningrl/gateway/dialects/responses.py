@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from lightningrl.conversation import Recorded, responses
-from lightningrl.conversation.malformed import Malformed, Object, text_field, unknown_value
+from lightningrl.conversation.malformed import Malformed, unknown_value
 from lightningrl.gateway.asgi import Refusal, to_json
 from lightningrl.gateway.dialects.base import Recall, Spoken, Written
 from lightningrl.gateway.dialects.engine_reply import EngineReply
@@ -23,9 +23,8 @@ from lightningrl.gateway.dialects.responses_reply import response
 from lightningrl.gateway.dialects.responses_stream import event_stream
 from lightningrl.schema import Dialect, StepId
 
-LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = (
-    LOGPROBS,
+    responses.LOGPROBS,
     "reasoning.encrypted_content",
     "file_search_call.results",
     "web_search_call.results",
@@ -34,7 +33,6 @@ _INCLUDABLE = (
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 )
-_CHOICES = ("none", "auto", "required")
 
 
 class _Format(msgspec.Struct, frozen=True):
@@ -56,7 +54,7 @@ class _Reasoning(msgspec.Struct, frozen=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """The fields of a request that are read."""
+    """The types of a request's fields; what they say is read by `conversation`."""
 
     model: str
     input: str | list[dict[str, Any]]
@@ -97,7 +95,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True):
 
     def write(self, reply: EngineReply, step_id: StepId) -> Written:
         """The response; its id is the step's, prefixed as the service does."""
-        logprobs = LOGPROBS in (self.wanted.include or ())
+        logprobs = responses.LOGPROBS in (self.wanted.include or ())
         whole = response(self.fields, reply, step_id, logprobs=logprobs)
         if self.wanted.stream:
             return Written(event_stream(whole), streams=True)
@@ -117,11 +115,11 @@ async def _read(body: bytes, recall: Recall) -> ResponsesRequest:
         )
     try:
         earlier = await recall() if _refers(wanted) else Recorded()
-        messages = responses.conversation(fields, earlier.responses)
-        engine = _engine_fields(wanted, messages)
+        asked = responses.chat_request(fields, earlier.responses)
+        _check_include(wanted.include or [])
     except Malformed as error:
         raise refusal_of(error) from error
-    return ResponsesRequest(body, fields, wanted, engine_request(to_json(engine)))
+    return ResponsesRequest(body, fields, wanted, engine_request(to_json(asked)))
 
 
 def _refers(wanted: Wanted) -> bool:
@@ -132,83 +130,10 @@ def _refers(wanted: Wanted) -> bool:
     )
 
 
-def _engine_fields(wanted: Wanted, messages: list[responses.Message]) -> dict[str, Any]:
-    """The request as a chat completion."""
-    _check_include(wanted.include or [])
-    logprobs = LOGPROBS in (wanted.include or ()) or bool(wanted.top_logprobs)
-    fields: dict[str, Any] = {
-        "model": wanted.model,
-        "messages": messages,
-        "tools": _tools(wanted.tools) if wanted.tools else None,
-        "tool_choice": _tool_choice(wanted.tool_choice),
-        "parallel_tool_calls": wanted.parallel_tool_calls,
-        "response_format": _response_format(wanted.text.format if wanted.text else None),
-        "reasoning_effort": wanted.reasoning.effort if wanted.reasoning else None,
-        "temperature": wanted.temperature,
-        "top_p": wanted.top_p,
-        "max_completion_tokens": wanted.max_output_tokens,
-        "top_logprobs": wanted.top_logprobs or None,
-        "logprobs": logprobs or None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
-
-
 def _check_include(include: list[str]) -> None:
     for place, one in enumerate(include):
         if one not in _INCLUDABLE:
             raise unknown_value(one, _INCLUDABLE, f"include[{place}]")
-
-
-def _tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [_tool(tool, f"tools[{place}]") for place, tool in enumerate(tools)]
-
-
-def _tool(tool: Object, where: str) -> dict[str, Any]:
-    if tool.get("type") != "function":
-        raise Malformed(
-            f"Tool type {tool.get('type')!r} is not supported with this model; it can be given tools "
-            "of type 'function' alone, which the agent runs.",
-            param=f"{where}.type",
-            code="unsupported_value",
-        )
-    text_field(tool, "name", where)
-    names = ("name", "description", "parameters", "strict")
-    function = {name: tool[name] for name in names if tool.get(name) is not None}
-    return {"type": "function", "function": function}
-
-
-def _tool_choice(choice: str | dict[str, Any] | None) -> Any:
-    if choice is None or (isinstance(choice, str) and choice in _CHOICES):
-        return choice
-    if isinstance(choice, str):
-        raise unknown_value(choice, _CHOICES, "tool_choice")
-    if choice.get("type") != "function":
-        raise Malformed(
-            f"Tool choice {choice.get('type')!r} is not supported with this model; choose 'none', "
-            "'auto', 'required' or a function.",
-            param="tool_choice",
-            code="unsupported_value",
-        )
-    return {"type": "function", "function": {"name": text_field(choice, "name", "tool_choice")}}
-
-
-def _response_format(given: _Format | None) -> dict[str, Any] | None:
-    match given.type if given is not None else "text":
-        case "text":
-            return None
-        case "json_object":
-            return {"type": "json_object"}
-        case "json_schema" if given is not None:
-            parts = {
-                "name": given.name,
-                "schema": given.schema,
-                "strict": given.strict,
-                "description": given.description,
-            }
-            schema = {name: value for name, value in parts.items() if value is not None}
-            return {"type": "json_schema", "json_schema": schema}
-        case other:
-            raise unknown_value(other, ("text", "json_object", "json_schema"), "text.format.type")
 
 
 RESPONSES = Spoken(Dialect.RESPONSES, _read, Refusal.body)

@@ -1,0 +1,151 @@
+"""What is changed in a request before an engine sees it: pure, in one fixed order, each change named.
+
+The gateway decides by a policy's rules (`Rewriter`); whoever reads a record does the recorded changes again
+(`as_sent`). Invariants:
+
+- `as_sent(asked, rewritten.rewrites)` is `rewritten.fields`: the agent's own body and the recorded rewrites
+  say what the engine was asked, whatever the rules are by then.
+- A rewrite that changes nothing, now or later, is not named. What a name means never changes; a new meaning gets
+  a new name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lightningrl.conversation.rewriting import pins, values
+from lightningrl.conversation.rewriting import roles as places
+from lightningrl.conversation.rewriting.fields import Fields, raw, roles_of
+from lightningrl.schema import Dialect, Rewrite, RewriteRules
+
+LEFT_OUT = "left_out"
+"""Fields that say nothing are left out; `by` names them."""
+NO_THINKING = "no_thinking"
+"""`enable_thinking: false`, the service's default, is said to a template that thinks by its own."""
+HELD_STILL = "held_still"
+"""Texts that match a pattern are what they were at first; `by` has them, pattern -> texts."""
+ROLES = "roles"
+"""Messages get a role that the template has; `by` maps the old to the new."""
+ONE_INSTRUCTION = "one_instruction"
+"""The instructions that a conversation begins with are one message."""
+ALONE_AS_USER = "alone_as_user"
+"""The last of those is the user's message, since none follows."""
+LATER_AS_USER = "later_as_user"
+"""Instructions after the beginning are the user's messages."""
+
+
+def _without_thinking(fields: Fields, by: Any = None) -> Fields:
+    del by
+    return {**fields, _VARIABLES: raw({"enable_thinking": False})}
+
+
+_VARIABLES = "chat_template_kwargs"
+
+_STEPS: Mapping[str, Callable[[Fields, Any], Fields]] = {
+    LEFT_OUT: values.without,
+    NO_THINKING: _without_thinking,
+    HELD_STILL: pins.hold,
+    ROLES: places.with_roles,
+    ONE_INSTRUCTION: places.with_one_instruction,
+    ALONE_AS_USER: places.with_user_alone,
+    LATER_AS_USER: places.with_user_later,
+}
+"""Name -> what is done, in the order in which it is done."""
+
+
+class Rewritten(NamedTuple):
+    """A request as the engine gets it."""
+
+    fields: Fields
+    rewrites: tuple[Rewrite, ...]
+    """What was changed, in order."""
+
+
+class Rewriter:
+    """Rewrites the requests to one policy."""
+
+    def __init__(self, rules: RewriteRules) -> None:
+        """Get ready to rewrite.
+
+        Raises:
+            ConfigError: what should be held still is no regular expression.
+        """
+        self.rules = rules
+        self._pins = pins.compiled(rules.pin)
+        self._reads_roles = rules != RewriteRules(thinks=rules.thinks, pin=rules.pin)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a request's rewrites depend on the agent's calls before, in the same attempt."""
+        return bool(self._pins)
+
+    def rewrite(self, asked: Fields, dialect: Dialect, held: pins.Held | None = None) -> Rewritten:
+        """A chat request, which was read from `dialect`, as the engine is to get it.
+
+        Args:
+            asked: the request.
+            dialect: what the agent speaks.
+            held: what the agent's calls before held still (`hold_also`). `None`: there were none.
+
+        Raises:
+            Malformed: the template would leave out a message, or a tool must be chosen and there is none.
+        """
+        rewrites = self._decided(asked, dialect, held or {})
+        return Rewritten(as_sent(asked, rewrites), rewrites)
+
+    def _decided(self, asked: Fields, dialect: Dialect, held: pins.Held) -> tuple[Rewrite, ...]:
+        found: list[Rewrite] = []
+        if idle := values.idle(asked):
+            found.append(Rewrite(LEFT_OUT, idle))
+        if self.rules.thinks and dialect is Dialect.ANTHROPIC and _VARIABLES not in asked:
+            found.append(Rewrite(NO_THINKING))
+        if self._pins and (texts := pins.held(asked, self._pins, held)):
+            found.append(Rewrite(HELD_STILL, texts))
+        if self._reads_roles and (roles := roles_of(asked)) is not None:
+            found += self._placed(roles)
+        return tuple(found)
+
+    def _placed(self, roles: list[str]) -> list[Rewrite]:
+        """The rewrites of roles and places; each sees the roles as the former ones left them."""
+        rules, found = self.rules, list[Rewrite]()
+        if names := places.renamed(roles, rules):
+            found.append(Rewrite(ROLES, names))
+            roles = [names.get(role, role) for role in roles]
+        if places.is_merged(roles, rules):
+            found.append(Rewrite(ONE_INSTRUCTION))
+            roles = [roles[0], *roles[places.beginning(roles) :]]
+        if places.is_alone(roles, rules):
+            found.append(Rewrite(ALONE_AS_USER))
+            roles = places.alone_as_user(roles)
+        if places.has_later(roles, rules):
+            found.append(Rewrite(LATER_AS_USER))
+            roles = places.later_as_user(roles)
+        if rules.lost:
+            places.refuse_lost(roles, rules.lost)
+        return found
+
+
+def hold_also(held: pins.Held, rewrites: Iterable[Rewrite]) -> None:
+    """Add to what an agent's calls hold still what the next of them does; what was first stays."""
+    for rewrite in rewrites:
+        if rewrite.name == HELD_STILL:
+            for pattern, texts in rewrite.by.items():
+                kept = held.setdefault(pattern, [])
+                kept += texts[len(kept) :]
+
+
+def as_sent(asked: Fields, rewrites: Iterable[Rewrite]) -> Fields:
+    """A chat request with its recorded rewrites done again.
+
+    Raises:
+        ValueError: a rewrite is of a later version of LightningRL.
+    """
+    for rewrite in rewrites:
+        step = _STEPS.get(rewrite.name)
+        if step is None:
+            raise ValueError(
+                f"the rewrite {rewrite.name!r} is unknown here; read this record with a newer LightningRL"
+            )
+        asked = step(asked, rewrite.by)
+    return asked

@@ -1,0 +1,58 @@
+"""Values that say nothing are left out: engines differ in which of them they refuse.
+
+Invariant: what is left out changes no answer of an engine that takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.rewriting.fields import Fields
+
+_CHOICE = "tool_choice"
+_NULL = b"null"
+_IDLE_CHOICES = frozenset({b'"auto"', b'"none"'})
+
+
+def idle(fields: Fields) -> list[str]:
+    """The names of the fields that say nothing.
+
+    Raises:
+        Malformed: a tool must be chosen, and there is none.
+    """
+    found = ["stop"] if "stop" in fields and _is_blank(fields["stop"]) else []
+    tools = fields.get("tools")
+    if tools is not None and not _is_null(tools):
+        if not _is_empty_list(tools):
+            return found
+        found.append("tools")
+    if _CHOICE in fields and not _is_null(fields[_CHOICE]):
+        if bytes(fields[_CHOICE]) not in _IDLE_CHOICES:
+            raise Malformed(
+                "'tool_choice' is only allowed when 'tools' are specified.", param=_CHOICE
+            )
+        found.append(_CHOICE)
+    if "parallel_tool_calls" in fields:
+        found.append("parallel_tool_calls")
+    return found
+
+
+def without(fields: Fields, names: Sequence[str]) -> Fields:
+    """The request without the fields that say nothing."""
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+def _is_null(value: msgspec.Raw) -> bool:
+    return bytes(value) == _NULL
+
+
+def _is_empty_list(value: msgspec.Raw) -> bool:
+    text = bytes(value)
+    return text[:1] == b"[" and not text[1:-1].strip()
+
+
+def _is_blank(stop: msgspec.Raw) -> bool:
+    return bytes(stop) in (b'""', b'[""]')

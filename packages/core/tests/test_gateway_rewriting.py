@@ -1,0 +1,106 @@
+"""The gateway rewrites requests by the policy's rules, and the record says how."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from lightningrl.conversation import messages_of
+from lightningrl.credit.turns import Conversations
+from lightningrl.errors import ConfigError
+from lightningrl.experience.transition import assemble
+from lightningrl.schema import Claim, RewriteRules
+from lightningrl_testkit.gateway import GatewayRig, open_rig
+from lightningrl_testkit.model_server import ModelServer
+
+HI: list[Any] = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[GatewayRig]:
+    async with open_rig(tmp_path) as rig:
+        yield rig
+
+
+def agent(rig: GatewayRig, claim: Claim, name: str = "") -> openai.AsyncOpenAI:
+    headers = {"x-lightningrl-agent": name} if name else {}
+    return openai.AsyncOpenAI(
+        base_url=rig.attempt_url(claim), api_key=claim.key, max_retries=0, default_headers=headers
+    )
+
+
+async def test_the_record_keeps_the_agents_own_body_and_names_the_rewrites(
+    rig: GatewayRig,
+) -> None:
+    rules = RewriteRules(roles={"developer": "system"}, merge_instructions=True)
+    with ModelServer() as engine:
+        await rig.register(engine.url, rules=rules)
+        claim = await rig.claim()
+        async with agent(rig, claim) as client:
+            await client.responses.create(
+                model="m", instructions="a", input=[{"role": "developer", "content": "b"}, *HI]
+            )
+        [arrival] = engine.arrivals
+    sent = [{"role": "system", "content": "a\n\nb"}, *HI]
+    assert arrival.body["messages"] == sent
+    [call] = await rig.calls(claim)
+    assert b'"developer"' in call.request
+    assert [(one.name, one.by) for one in call.rewrites] == [
+        ("roles", {"developer": "system"}),
+        ("one_instruction", None),
+    ]
+    assert messages_of(call) == sent
+    assert call.choices[0].untrainable is None
+
+
+async def test_a_message_that_the_model_would_not_read_is_refused_before_the_engine_is_asked(
+    rig: GatewayRig,
+) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url, rules=RewriteRules(lost=("tool",)))
+        claim = await rig.claim()
+        history = [*HI, {"role": "tool", "tool_call_id": "c", "content": "t"}]
+        async with agent(rig, claim) as client:
+            with pytest.raises(openai.BadRequestError, match=r"leaves out .* role 'tool'") as told:
+                await client.chat.completions.create(model="m", messages=history)
+        assert engine.calls == 0
+    assert told.value.param == "messages[1].role"
+
+
+async def test_what_changes_from_call_to_call_is_held_still_and_the_turns_continue(
+    tmp_path: Path,
+) -> None:
+    """A gateway that was started anew reads what it holds still from the record."""
+
+    async def ask(rig: GatewayRig, claim: Claim, who: str, nonce: str, *more: Any) -> Any:
+        system = {"role": "system", "content": f"Be. nonce={nonce}"}
+        async with agent(rig, claim, who) as client:
+            reply = await client.chat.completions.create(model="m", messages=[system, *HI, *more])
+        return {"role": "assistant", "content": reply.choices[0].message.content}
+
+    with ModelServer() as engine:
+        async with open_rig(tmp_path) as rig:
+            await rig.register(engine.url, rules=RewriteRules(pin=(r"nonce=\w+",)))
+            claim = await rig.claim()
+            answer = await ask(rig, claim, "a", "1")
+            await ask(rig, claim, "b", "2")
+        async with open_rig(tmp_path) as rig:
+            await ask(rig, claim, "a", "3", answer, *HI)
+            calls = await rig.calls(claim)
+            found = await rig.store.attempt(claim.attempt.id)
+    systems = [one.body["messages"][0]["content"] for one in engine.arrivals]
+    assert systems == ["Be. nonce=1", "Be. nonce=2", "Be. nonce=1"]
+    assert [messages_of(call)[0]["content"] for call in calls] == systems
+    one, _, three = calls
+    assert three.prompt_ids.startswith(one.prompt_ids + one.choices[0].token_ids)
+    turns = Conversations().read(assemble(*found, calls))
+    assert [turn.continues for turn in turns] == [None, None, 0]
+
+
+async def test_a_policy_with_a_pattern_that_cannot_be_matched_is_refused(rig: GatewayRig) -> None:
+    with pytest.raises(ConfigError, match="no regular expression"):
+        await rig.register("http://127.0.0.1:9/v1", rules=RewriteRules(pin=("(",)))

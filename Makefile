@@ -77,17 +77,21 @@ docs: setup ## write the generated references anew
 	$(RUN) python scripts/settings_reference.py
 	$(RUN) python scripts/algorithms_reference.py
 	$(RUN) python scripts/gateway_fields_reference.py
+	$(RUN) python scripts/checks_reference.py
 
 clean: ## remove what the targets above made, runs excepted
 	rm -rf dist .pytest_cache .ruff_cache .venv .uv
 
-.PHONY: bench-credit bench-assembly bench-ray
+.PHONY: bench-credit bench-assembly bench-doctor bench-ray
 bench-credit: setup ## compare credit assigners on controlled tasks (about ten minutes on two cores)
 	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory run
 	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory report
 
 bench-assembly: setup ## measure the way from stored events to packed rows
 	$(RUN) python benchmarks/performance/assembly.py $(ARGS)
+
+bench-doctor: setup ## measure `lightningrl doctor` on a run of 100,000 rollouts
+	$(RUN) python benchmarks/performance/doctor.py $(ARGS)
 
 bench-ray: setup ## measure what Ray costs on this machine: start-up and memory
 	$(RUN) python benchmarks/performance/ray_cost.py $(ARGS)

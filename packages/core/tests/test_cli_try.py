@@ -1,5 +1,6 @@
 """`lightningrl try` runs a real agent against an endpoint, by the real server and worker."""
 
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from lightningrl_testkit.model_server import ModelServer
 pytest.importorskip("openai")
 
 AGENT = """
+import contextlib
+import os
+import urllib.request
+
 import openai
 
 async def ask(model, question):
@@ -33,6 +38,17 @@ async def solve_silently(task):
 async def ask_two(task):
     await ask("gpt-y", task["question"])
     return await ask("gpt-x", task["question"])
+
+said = []
+
+async def remember(task):
+    said.append({"role": "user", "content": task["question"]})
+    client = openai.AsyncOpenAI()
+    answer = await client.chat.completions.create(model="gpt-x", messages=said)
+    said.append({"role": "assistant", "content": answer.choices[0].message.content})
+    url = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+    with contextlib.suppress(urllib.error.HTTPError):  # of a client that nobody knows
+        urllib.request.urlopen(urllib.request.Request(url, b"{}", {"authorization": "Bearer x"}))
 
 async def fail(task):
     raise ValueError("the agent's own mistake")
@@ -68,21 +84,42 @@ def attempt(recipe: Path, url: str, *options: str) -> Result:
 def test_an_agent_that_is_wired_up_exits_with_0(recipe: Path) -> None:
     with ModelServer() as engine:
         result = attempt(recipe, engine.url, "--tasks", "2", "--model", "big")
+        calls = engine.calls
         asked = {arrival.body["model"] for arrival in engine.arrivals}
     assert result.exit_code == 0, result.output
-    assert re.findall(r"task (\w+) #0 · succeeded · reward 1\.000", result.output) == ["a", "b"]
+    # The first task once more at the end.
+    rollouts = re.findall(r"task (\w+) #(\d) · succeeded · reward 1\.000", result.output)
+    assert rollouts == [("a", "0"), ("b", "0"), ("a", "1")]
     assert "call gpt-x 1+1" in result.output
-    assert "2 of 2 rollouts have a reward, 2 a joined model call" in result.output
-    assert "redirected: 2 calls for model 'gpt-x' to policy 'big'" in result.output
-    assert "trainable: 2 calls" in result.output
+    assert "3 of 3 rollouts have a reward, 3 a joined model call" in result.output
+    assert "redirected: 3 calls for model 'gpt-x' to policy 'big'" in result.output
+    assert "trainable: 3 calls" in result.output
+    assert "✓ the agent is wired up, with warnings" in result.output
+    assert "! all rewards equal\n  all 3 rollouts, of 2 tasks, earned 1" in result.output
+    assert calls == 3
     assert asked == {"big"}  # what the endpoint calls its model
+
+
+def test_state_and_a_lost_call_are_told_to_programs_as_well(recipe: Path) -> None:
+    with ModelServer() as engine:
+        result = attempt(
+            recipe, engine.url, "--tasks", "1", "--json", "agent=agent_of_the_trial:remember"
+        )
+    assert result.exit_code == 1, result.output
+    said = json.loads(result.stdout)
+    assert (said["wired"], said["rollouts"], said["trainable"]) == (False, 2, 2)
+    assert said["redirected"] == [{"model": "gpt-x", "policy": "policy", "calls": 2}]
+    kinds = {one["kind"]: one["level"] for one in said["findings"]}
+    assert kinds == {"refused requests": "problem", "carried-over state": "problem"}
 
 
 def test_rewards_that_come_later_are_not_waited_for(recipe: Path) -> None:
     with ModelServer() as engine:
-        feedback = attempt(recipe, engine.url, "--tasks", "2", "await_rewards=[user]")
+        feedback = attempt(
+            recipe, engine.url, "--tasks", "2", "--no-repeat", "await_rewards=[user]"
+        )
         final = attempt(
-            recipe, engine.url, "--tasks", "1", "await_rewards=[final]", "await_seconds=60",
+            recipe, engine.url, "--tasks", "1", "--no-repeat", "await_rewards=[final]", "await_seconds=60",
             "reward=null", "agent=agent_of_the_trial:solve_silently",
         )  # fmt: skip
     assert feedback.exit_code == 0, feedback.output
@@ -97,7 +134,10 @@ def test_several_models_of_which_none_is_declared_are_listed(recipe: Path) -> No
     with ModelServer() as engine:
         result = attempt(recipe, engine.url, "--tasks", "1", "agent=agent_of_the_trial:ask_two")
     assert result.exit_code == 1
-    assert "the agent asks for 2 models (gpt-x, gpt-y) and no policy says" in result.output
+    assert "✗ several models" in result.output
+    assert "no policy says which of them it answers for: 'gpt-y' (2 calls), 'gpt-x' (2 calls)" in (
+        " ".join(result.output.split())
+    )
 
 
 def test_an_agent_that_raises_is_shown_with_its_traceback(recipe: Path) -> None:
@@ -106,7 +146,8 @@ def test_an_agent_that_raises_is_shown_with_its_traceback(recipe: Path) -> None:
     assert result.exit_code == 1
     assert "agent: ValueError: the agent's own mistake" in result.output
     assert 'agent_of_the_trial.py", line' in result.output
-    assert "1 of 1 rollouts have no reward: ValueError: the agent's own mistake" in result.output
+    assert "0 of 1 rollouts have a reward" in result.output  # nothing succeeded: it is not repeated
+    assert "✗ rollouts fail\n  1 of the last 1 rollout failed" in result.output
 
 
 def test_an_agent_that_is_not_there_is_a_wrong_recipe(recipe: Path) -> None:

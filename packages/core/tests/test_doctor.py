@@ -1,6 +1,7 @@
 """`lightningrl doctor` names each problem that a real store shows, and nothing else."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -11,9 +12,9 @@ import pytest
 import pytest_asyncio
 from click.testing import CliRunner
 
+from lightningrl.checks import CHECKS, Evidence, Finding, Place, examine
 from lightningrl.cli import commands
-from lightningrl.cli.diagnosis import CHECKS, Problem, Snapshot, diagnose
-from lightningrl.cli.doctor import take_snapshot
+from lightningrl.cli.doctor import gather_evidence
 from lightningrl.cli.stored_run import StoredRun
 from lightningrl.schema import (
     AttemptId,
@@ -42,15 +43,15 @@ async def store(tmp_path: Path) -> AsyncGenerator[SqliteStore]:
     await store.close()
 
 
-async def snapshot(store: SqliteStore) -> Snapshot:
-    return await take_snapshot(StoredRun("run", store, None))
+async def evidence(store: SqliteStore) -> Evidence:
+    return await gather_evidence(StoredRun("run", store, None))
 
 
-async def problems(store: SqliteStore) -> list[Problem]:
-    return diagnose(await snapshot(store))
+async def problems(store: SqliteStore) -> list[Finding]:
+    return examine(await evidence(store), Place.DOCTOR)
 
 
-async def only_problem(store: SqliteStore) -> Problem:
+async def only_problem(store: SqliteStore) -> Finding:
     (problem,) = await problems(store)
     return problem
 
@@ -94,8 +95,10 @@ async def test_a_run_that_has_ended_needs_no_runner_no_engine_and_no_open_gatewa
     await store.enqueue(group(2))
     for value, one in enumerate(await store.claim("worker", limit=2)):
         await score(store, one, float(value))
-    found = await snapshot(store)
-    assert diagnose(replace(found, workers=())) == []
+    found = await evidence(store)
+    assert found.operations is not None
+    nobody = replace(found.operations, workers=())
+    assert examine(replace(found, operations=nobody), Place.DOCTOR) == []
 
 
 # -- one test for each check --------------------------------------------------------------------
@@ -104,7 +107,7 @@ async def test_a_run_that_has_ended_needs_no_runner_no_engine_and_no_open_gatewa
 async def test_no_runner(store: SqliteStore) -> None:
     await store.enqueue(group(2))
     problem = await only_problem(store)
-    assert problem.name == "no runner"
+    assert problem.kind == "no runner"
     assert problem.evidence.startswith("2 rollouts of run 'run' are queued")
     assert "lightningrl runner RECIPE" in problem.remedy
 
@@ -119,7 +122,7 @@ async def test_expired_lease(store: SqliteStore) -> None:
     await store.enqueue(group(1))
     (claim,) = await store.claim("worker-7", lease_seconds=0)
     problem = await only_problem(store)
-    assert problem.name == "expired lease"
+    assert problem.kind == "expired lease"
     assert problem.evidence.startswith(
         f"1 running attempt without a lease; that of attempt {claim.attempt.id!r}"
     )
@@ -140,7 +143,7 @@ async def test_engine_down(store: SqliteStore, closed_url: str) -> None:
         endpoints = (Endpoint(engine.url), Endpoint(closed_url))
         await store.put_policy(Policy("policy", "run", 0, endpoints))
         problem = await only_problem(store)
-    assert problem.name == "engine down"
+    assert problem.kind == "engine down"
     assert problem.evidence.startswith(f"endpoint {closed_url!r} of policy 'policy': it can't be")
 
 
@@ -153,7 +156,7 @@ async def test_gateway_held(store: SqliteStore) -> None:
         ran_out = msgspec.structs.replace(policy, held_until=now - timedelta(seconds=60))
         await store.put_policy(ran_out)
         problem = await only_problem(store)
-        assert problem.name == "gateway held"
+        assert problem.kind == "gateway held"
         assert "(version 3) ran out 60 s ago, and calls are refused since" in problem.evidence
         held = msgspec.structs.replace(policy, held_until=now + timedelta(seconds=60))
         await store.put_policy(held)
@@ -165,7 +168,7 @@ async def test_all_rewards_equal(store: SqliteStore) -> None:
     for one in await store.claim("worker", limit=4):
         await score(store, one, 0.0)
     problem = await only_problem(store)
-    assert problem.name == "all rewards equal"
+    assert problem.kind == "all rewards equal"
     assert "within each of the last 2 training groups all rewards are equal (2 times 0)" in (
         problem.evidence
     )
@@ -184,7 +187,7 @@ async def test_missing_reward(store: SqliteStore) -> None:
     (claim,) = await store.claim("worker")
     await score(store, claim, None)
     problem = await only_problem(store)
-    assert problem.name == "missing reward"
+    assert problem.kind == "missing reward"
     assert claim.rollout.id in problem.evidence
 
 
@@ -192,7 +195,7 @@ async def test_an_agent_that_returned_no_reward_is_named_as_such(store: SqliteSt
     await store.enqueue(group(1, retry=ONCE))
     (claim,) = await store.claim("worker")
     await fail(store, claim, "in whatever words", FailureKind.NO_REWARD)
-    assert [one.name for one in await problems(store)] == ["missing reward", "rollouts fail"]
+    assert [one.kind for one in await problems(store)] == ["missing reward", "rollouts fail"]
 
 
 async def test_rollouts_fail(store: SqliteStore) -> None:
@@ -203,7 +206,7 @@ async def test_rollouts_fail(store: SqliteStore) -> None:
     assert await problems(store) == []  # one of two is not most
     await fail(store, third, "ValueError: no\n  File agent.py, line 3")
     problem = await only_problem(store)
-    assert problem.name == "rollouts fail"
+    assert problem.kind == "rollouts fail"
     assert problem.evidence.startswith("2 of the last 3 rollouts failed")
     assert problem.evidence.endswith("(agent): ValueError: no")
 
@@ -219,7 +222,7 @@ UNREAD = [
 async def test_tool_parser_off(store: SqliteStore, text: str) -> None:
     problem = await after_answer(store, text, b'{"tools":[{}]}')
     assert problem is not None
-    assert problem.name == "tool parser off"
+    assert problem.kind == "tool parser off"
     assert f"it answered {text[:80]!r} and no tool call was read from it" in problem.evidence
 
 
@@ -273,7 +276,7 @@ def answer(
 
 async def after_answer(
     store: SqliteStore, text: str, request: bytes, error: str | None = None
-) -> Problem | None:
+) -> Finding | None:
     """The problem after a rollout in which the model answered `text`."""
     await store.enqueue(group(1))
     (claim,) = await store.claim("worker")
@@ -309,12 +312,22 @@ def test_the_command_reports_evidence_and_remedy_and_exits_1(tmp_path: Path) -> 
     assert remedy.startswith("  → start one: lightningrl runner RECIPE --server URL")
 
 
+def test_the_command_tells_programs_the_same(tmp_path: Path) -> None:
+    in_folder(tmp_path, lambda store: store.enqueue(group(2)))
+    result = CliRunner().invoke(commands, ["doctor", str(tmp_path), "--json"])
+    assert result.exit_code == 1
+    (finding,) = json.loads(result.output)["run"]
+    assert (finding["kind"], finding["level"]) == ("no runner", "problem")
+    assert set(finding) == {"kind", "level", "evidence", "remedy"}
+
+
 def test_the_command_exits_0_where_nothing_is_wrong(tmp_path: Path) -> None:
     in_folder(tmp_path, lambda store: store.enqueue([]))
     result = CliRunner().invoke(commands, ["doctor", str(tmp_path)])
+    checks = sum(Place.DOCTOR in check.places for check in CHECKS)
     assert (result.exit_code, result.output) == (
         0,
-        f"run: nothing wrong found ({len(CHECKS)} checks)\n",
+        f"run: nothing wrong found ({checks} checks)\n",
     )
 
 

@@ -19,6 +19,7 @@ from lightningrl.runner.attempt import AttemptRunner
 from lightningrl.runner.flush import EventFlusher
 from lightningrl.runner.outcome import AttemptTrace
 from lightningrl.runner.resolve import ResolvedAgent, agent_call, awaitable
+from lightningrl.runner.swallowed import heard
 from lightningrl.schema import (
     Attempt,
     AttemptState,
@@ -26,6 +27,7 @@ from lightningrl.schema import (
     Event,
     FailureKind,
     LogEvent,
+    LogTopic,
     RewardEvent,
     RewardsFrom,
     RolloutState,
@@ -47,7 +49,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[GatewayRig]:
     uninstall_client_patch()
 
 
-async def ask() -> str | None:
+async def ask(_: Any = None) -> str | None:
     async with openai.AsyncOpenAI(base_url="http://127.0.0.1:9/v1", api_key="none") as client:
         reply = await client.chat.completions.create(
             model="policy", messages=[{"role": "user", "content": "hello"}]
@@ -75,7 +77,7 @@ def make_runner(
         call=None if agent is None else agent_call(agent, (), what="agent"),
         command=command,
         make_input=make_input and awaitable(make_input, "input"),
-        score=reward and awaitable(reward, "reward"),
+        score=reward and awaitable(heard(reward), "reward"),
     )
     return AttemptRunner(
         store=rig.store,
@@ -207,6 +209,25 @@ async def test_an_emitted_final_reward_needs_no_other(rig: GatewayRig) -> None:
     attempt, events = await attempt_of(rig, agent)
     assert (attempt.state, attempt.output) == (AttemptState.SUCCEEDED, "hello")
     assert rewards(events) == [(0.75, None, "agent")]
+
+
+def _caught(value: float) -> Callable[..., float]:
+    def score(*_: Any) -> float:
+        try:
+            raise ValueError("signal only works in main thread")
+        except ValueError:
+            return value
+
+    return score
+
+
+async def test_a_zero_that_stands_for_a_caught_error_is_noted(rig: GatewayRig) -> None:
+    _, events = await attempt_of(rig, ask, reward=_caught(0.0))
+    (note,) = [one for one in events if isinstance(one, LogEvent)]
+    assert note.topic is LogTopic.REWARD_ERROR
+    assert "ValueError: signal only works in main thread, in line " in note.message
+    _, events = await attempt_of(rig, ask, reward=_caught(0.5))
+    assert not any(isinstance(one, LogEvent) for one in events)
 
 
 # -- failures --------------------------------------------------------------------------------------

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import aiohttp
 import click
 from rich.text import Text
 
-from lightningrl.cli.diagnosis import CHECKS, Engine, Problem, Snapshot, diagnose
+from lightningrl.checks import CHECKS, Engine, Evidence, Finding, Operations, Place, examine
+from lightningrl.cli.findings import any_problem, as_json, counts_text, findings_text
 from lightningrl.cli.stored_run import StoredRun, open_runs, server_options
 from lightningrl.cli.terminal import console
 from lightningrl.gateway import GatewayClient
+from lightningrl.metrics import read_metrics
 from lightningrl.schema import AttemptState, Policy, RolloutState
 from lightningrl.store import RolloutQuery
+from lightningrl.store.urls import Kind, kind_of
 from lightningrl.traces import read_attempts
 
 RECENT = 64
@@ -26,68 +31,90 @@ _PROBE_SECONDS = 3.0
 
 @click.command()
 @click.argument("run", metavar="[RUN]", required=False)
+@click.option("--json", "as_object", is_flag=True, help="Print one JSON object: run -> findings.")
 @server_options
-def doctor(run: str | None, server: str | None, key: str | None) -> None:
+def doctor(run: str | None, as_object: bool, server: str | None, key: str | None) -> None:
     """Say what is wrong with a run.
 
-    Exits with 1 if something is.
+    Looks at the 64 rollouts that were made last and have ended. Exits with 1 if there is a problem; warnings alone
+    exit with 0.
 
     RUN is a run's folder or its name in runs/; with --server its name, or nothing for all of them.
     """
     found = asyncio.run(_examine(run, server, key))
-    terminal = console()
-    for name, problems in found.items():
-        terminal.print(_report(name, problems))
-    if any(found.values()):
+    if as_object:
+        click.echo(json.dumps({name: as_json(findings) for name, findings in found.items()}))
+    else:
+        terminal = console()
+        for name, findings in found.items():
+            terminal.print(_report(name, findings))
+    if any(map(any_problem, found.values())):
         raise SystemExit(1)
 
 
 async def _examine(
     run: str | None, server: str | None, key: str | None
-) -> dict[str, list[Problem]]:
-    """Run -> its problems."""
+) -> dict[str, list[Finding]]:
+    """Run -> what is wrong with it."""
     async with open_runs(run, server, key) as runs:
-        return {one.name: diagnose(await take_snapshot(one, server, key)) for one in runs}
+        return {
+            one.name: examine(await gather_evidence(one, server, key), Place.DOCTOR) for one in runs
+        }
 
 
-async def take_snapshot(
+async def gather_evidence(
     run: StoredRun, server: str | None = None, key: str | None = None
-) -> Snapshot:
+) -> Evidence:
     """What the run's store says now, and how its engines answer.
 
     With `server` the engines' state is what that server's gateway found; else they are asked from
     here, but only while rollouts are to be run: a run that has ended needs no engine.
     """
     store = run.store
-    queued = await store.rollouts(RolloutQuery(run=run.name, states=(RolloutState.QUEUED,)))
+    summary = await store.summary(run.name)
     now_running = await store.rollouts(RolloutQuery(run=run.name, states=(RolloutState.RUNNING,)))
     attempts = await store.attempts([one.id for one in now_running])
     ended = await store.rollouts(
         RolloutQuery(run=run.name, states=_ENDED, descending=True, limit=RECENT)
     )
     policies = await store.policies(run.name)
-    if server is not None:
-        engines = await _engines_of_gateway(server, key, run.name)
-    elif queued or now_running:
+    waiting = summary.rollouts.get(RolloutState.QUEUED, 0)
+    unidentified = _unidentified_in_newest(run.folder)
+    if server is not None and kind_of(server) is Kind.HTTP:
+        engines, unidentified = await _told_by_gateway(server, key, run.name)
+    elif waiting or now_running:
         engines = await _asked_engines(policies)
     else:
         engines = []
-    return Snapshot(
+    return Evidence(
         run=run.name,
-        now=await store.now(),
-        waiting=len(queued),
-        running=tuple(one for one in attempts if one.state is AttemptState.RUNNING),
-        workers=tuple(one for one in await store.workers() if one.run in (None, run.name)),
-        policies=tuple(policies),
-        engines=tuple(engines),
-        recent=tuple(tuple(records) for records in await read_attempts(store, ended)),
+        rollouts=tuple(tuple(records) for records in await read_attempts(store, ended)),
+        recipe=run.recipe.recipe if run.recipe is not None else None,
+        unidentified=unidentified,
+        operations=Operations(
+            now=await store.now(),
+            waiting=waiting,
+            running=tuple(one for one in attempts if one.state is AttemptState.RUNNING),
+            workers=tuple(one for one in await store.workers() if one.run in (None, run.name)),
+            policies=tuple(policies),
+            engines=tuple(engines),
+        ),
     )
 
 
-async def _engines_of_gateway(server: str, key: str | None, run: str) -> list[Engine]:
+def _unidentified_in_newest(folder: Path | None) -> int:
+    """What the newest iteration's line in the metrics says of it; 0 where there is none."""
+    metrics = None if folder is None else folder / "metrics.jsonl"
+    lines = read_metrics(metrics) if metrics is not None and metrics.is_file() else []
+    return int(lines[-1].get("train/unidentified_calls") or 0) if lines else 0
+
+
+async def _told_by_gateway(server: str, key: str | None, run: str) -> tuple[list[Engine], int]:
+    """The run's engines, and how many calls of any run were refused since nothing said whose they are."""
     async with GatewayClient(server, key) as gateway:
         policies = await gateway.status()
-    return [
+        refused = await gateway.refused()
+    engines = [
         Engine(
             policy.name,
             endpoint.url,
@@ -97,6 +124,7 @@ async def _engines_of_gateway(server: str, key: str | None, run: str) -> list[En
         if policy.run == run
         for endpoint in policy.endpoints
     ]
+    return engines, refused.unidentified
 
 
 async def _asked_engines(policies: Sequence[Policy]) -> list[Engine]:
@@ -120,14 +148,9 @@ async def _ask(session: aiohttp.ClientSession, policy: str, url: str, key: str |
     return Engine(policy, url, problem)
 
 
-def _report(run: str, problems: Sequence[Problem]) -> Text:
+def _report(run: str, findings: Sequence[Finding]) -> Text:
     report = Text(f"{run}: ", "bold")
-    if not problems:
-        report.append(f"nothing wrong found ({len(CHECKS)} checks)", "green")
-        return report
-    report.append(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", "red")
-    for problem in problems:
-        report.append(f"\n\n✗ {problem.name}\n", "bold red")
-        report.append(f"  {problem.evidence}\n")
-        report.append(f"  → {problem.remedy}", "cyan")
-    return report
+    if not findings:
+        checks = sum(Place.DOCTOR in check.places for check in CHECKS)
+        return report.append(f"nothing wrong found ({checks} checks)", "green")
+    return report.append_text(counts_text(findings)).append_text(findings_text(findings))

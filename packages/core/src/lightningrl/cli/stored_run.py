@@ -40,6 +40,8 @@ class StoredRun:
     store: Store
     recipe: LoadedRecipe | None
     """`None`: only a server is known, and servers don't hold recipes."""
+    folder: Path | None = None
+    """`None`: only a server is known."""
 
 
 def server_options(command: F) -> F:
@@ -112,13 +114,13 @@ async def open_runs(
         store = open_store(folder / "store.db", read_only=True)
         names = [recipe.recipe.name]
     else:
-        recipe = None
+        recipe = folder = None
         store = _open_remote(server, key, read_only=True)
         names = [run] if run is not None else []
     try:
         if server is not None:
             names = _held(await store.runs(), names, server)
-        yield [StoredRun(name, store, recipe) for name in names]
+        yield [StoredRun(name, store, recipe, folder) for name in names]
     finally:
         await store.close()
 

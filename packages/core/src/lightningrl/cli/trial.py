@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.gateway import Gateway
@@ -48,6 +51,8 @@ class Trial:
     """In the order of the tasks."""
     records: tuple[tuple[AttemptRecord, ...], ...]
     """The attempts of each."""
+    unidentified: int
+    """Model calls that were refused since nothing showed them to be of any attempt."""
 
 
 def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> list[Policy]:
@@ -97,29 +102,42 @@ async def run_trial(
     mode: Mode,
     store_path: Path,
     overrides: Sequence[str] = (),
+    repeat: bool = False,
 ) -> Trial:
     """Run the agent once on each task.
+
+    Args:
+        loaded: the recipe.
+        tasks: ids and rows, at least one.
+        policies: who answers.
+        mode: of the rollouts.
+        store_path: of the store that is made.
+        overrides: `key=value` texts for the recipe.
+        repeat: run the first task once more when the others have ended and one succeeded: state that outlives a
+            rollout, and a cache that answers a second one, show in that alone.
 
     Raises:
         ConfigError: the agent can't be loaded; its worker has said why on stderr.
         RunError: the worker ended before the rollouts had.
     """
     recipe = loaded.recipe
-    new = _new_rollouts(recipe, tasks, mode)
+    first = _new_rollouts(recipe, tasks, mode)
+    again = [structs.replace(first[0], id=rollout_id(first[0].group_id, 1), member=1)]
     store = SqliteStore.open(store_path)
     try:
         for policy in policies:
             await store.put_policy(policy)
-        await store.enqueue(new)
-        async with _serving(store) as url:
-            await _work(store, loaded, url, mode, len(new), overrides)
-        query = RolloutQuery(ids=tuple(one.id for one in new))
+        gateway = Gateway(store, clock=SystemClock(), require_keys=False)
+        async with _serving(store, gateway) as url:
+            batches = [first, again] if repeat else [first]
+            await _work(store, loaded, url, mode, batches, overrides)
+        query = RolloutQuery(ids=tuple(one.id for one in [*first, *again]))
         by_id = {rollout.id: rollout for rollout in await store.rollouts(query)}
-        rollouts = tuple(by_id[one.id] for one in new)
+        rollouts = tuple(by_id[one.id] for one in [*first, *again] if one.id in by_id)
         records = await read_attempts(store, rollouts)
     finally:
         await store.close()
-    return Trial(rollouts, tuple(tuple(attempts) for attempts in records))
+    return Trial(rollouts, tuple(tuple(attempts) for attempts in records), gateway.unidentified)
 
 
 def _new_rollouts(
@@ -151,10 +169,9 @@ def _new_rollouts(
 
 
 @asynccontextmanager
-async def _serving(store: SqliteStore) -> AsyncGenerator[str]:
-    """Serve the store and a gateway on a loopback port; give its URL."""
+async def _serving(store: SqliteStore, gateway: Gateway) -> AsyncGenerator[str]:
+    """Serve the store and the gateway on a loopback port; give its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    gateway = Gateway(store, clock=SystemClock(), require_keys=False)
     stop, ready = asyncio.Event(), asyncio.Event()
     server = asyncio.create_task(run(Application(store, gateway), listener, stop, ready.set))
     answers = asyncio.create_task(ready.wait())
@@ -175,27 +192,50 @@ async def _work(
     loaded: LoadedRecipe,
     url: str,
     mode: Mode,
-    rollouts: int,
+    batches: Sequence[Sequence[NewRollout]],
     overrides: Sequence[str],
 ) -> None:
-    """Run worker processes until the rollouts have ended; nobody is there to give what they still await."""
-    ended = complete = 0
-    while ended < rollouts:
+    """Run worker processes until the rollouts have ended, one batch after the other, in one of them if it lives.
+
+    Nobody is there to give what they still await. A batch after one in which nothing succeeded is not run.
+    """
+    left = deque(batches)
+    await store.enqueue(left.popleft())
+    done = False
+    while not done:
         worker = await _start_worker(loaded, url, overrides)
         try:
-            while ended < rollouts and worker.returncode is None:
-                progress = await store.progress(
-                    loaded.recipe.name, mode, 0, seen=complete, wait_seconds=_LOOK_SECONDS
-                )
-                complete = progress.ended
-                ended = complete + progress.awaiting
-                await store.expire()
+            done = await _all_end(store, loaded.recipe.name, mode, left, worker)
         finally:
             if worker.returncode is None:
                 worker.kill()  # nothing runs any more, so there is nothing that it could lose
             status = await worker.wait()
-        if ended < rollouts and status != EXIT_REPLACE:
+        if not done and status != EXIT_REPLACE:
             _raise_early_end(status)
+
+
+async def _all_end(
+    store: SqliteStore,
+    run: str,
+    mode: Mode,
+    left: deque[Sequence[NewRollout]],
+    worker: asyncio.subprocess.Process,
+) -> bool:
+    """Whether all rollouts ended while the worker lived; takes the next batch from `left` when the last has."""
+    complete = 0
+    while True:
+        alive = worker.returncode is None
+        progress = await store.progress(
+            run, mode, 0, seen=complete, wait_seconds=_LOOK_SECONDS if alive else 0.0
+        )
+        complete = progress.ended
+        if complete + progress.awaiting == progress.total:
+            if not left or not progress.succeeded:
+                return True
+            await store.enqueue(left.popleft())
+        elif not alive:
+            return False
+        await store.expire()
 
 
 def _raise_early_end(status: int) -> None:

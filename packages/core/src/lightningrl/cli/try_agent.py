@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.text import Text
 
+from lightningrl.checks import Evidence, Finding, Place, examine
+from lightningrl.cli.findings import any_problem, as_json, counts_text, findings_text
 from lightningrl.cli.terminal import console
 from lightningrl.cli.tree import SHORT, rollout_tree
 from lightningrl.cli.trial import Trial, run_trial, trial_policies
-from lightningrl.cli.wiring import Wiring, judge_wiring
+from lightningrl.cli.wiring import Wiring, count_wiring
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import LoadedRecipe, load_recipe
 from lightningrl.schema import Endpoint, Mode
@@ -32,7 +38,14 @@ _SPLITS = ("train", "val", "test")
 @click.option("--model", metavar="NAME", help="What the endpoint calls its model.")
 @click.option("--tasks", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--split", type=click.Choice(_SPLITS), default="val", show_default=True)
+@click.option(
+    "--repeat/--no-repeat",
+    default=True,
+    show_default=True,
+    help="Run the first task once more when the others have ended: it shows state that outlives a rollout, and caches.",
+)
 @click.option("--full", is_flag=True, help="Don't shorten texts.")
+@click.option("--json", "as_object", is_flag=True, help="Print one JSON object, and no trees.")
 def try_agent(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -41,13 +54,15 @@ def try_agent(
     model: str | None,
     tasks: int,
     split: str,
+    repeat: bool,
     full: bool,
+    as_object: bool,
 ) -> None:
     """Check that an agent is wired up.
 
-    Runs the agent of RECIPE on a few tasks against an endpoint, and says what was seen. Exits with 0 only if
-    every rollout has a reward, or awaits its final one, and a model call that joined its step, it is clear which
-    models are trained, and enough of their calls could be (guards.min_trainable_share). An endpoint's API key is read from LIGHTNINGRL_POLICY_KEY.
+    Runs the agent of RECIPE on a few tasks against an endpoint, and says what was seen and what is wrong with it, by
+    the checks that `train` and `doctor` have as well. Exits with 0 only if there is no problem; warnings alone exit
+    with 0. An endpoint's API key is read from LIGHTNINGRL_POLICY_KEY.
     """
     loaded = load_recipe(recipe, overrides)
     chosen = _tasks(loaded, split, tasks)
@@ -61,13 +76,21 @@ def try_agent(
                 mode=Mode(split),
                 store_path=Path(folder) / "store.db",
                 overrides=overrides,
+                repeat=repeat,
             )
         )
-    terminal = console()
-    _print_trees(terminal, trial, None if full else SHORT)
-    wiring = judge_wiring(loaded.recipe, trial.records)
-    terminal.print(report(wiring))
-    if wiring.problems:
+    wiring = count_wiring(trial.records)
+    evidence = Evidence(
+        loaded.recipe.name, trial.records, loaded.recipe, unidentified=trial.unidentified
+    )
+    findings = examine(evidence, Place.TRY)
+    if as_object:
+        click.echo(json.dumps(_summary(wiring, findings)))
+    else:
+        terminal = console()
+        _print_trees(terminal, trial, None if full else SHORT)
+        terminal.print(report(wiring, findings))
+    if any_problem(findings):
         raise SystemExit(1)
 
 
@@ -84,7 +107,7 @@ def _print_trees(terminal: Console, trial: Trial, limit: int | None) -> None:
         terminal.print(rollout_tree(rollout, attempts, None, limit=limit))
 
 
-def report(wiring: Wiring) -> Text:
+def report(wiring: Wiring, findings: Sequence[Finding]) -> Text:
     """What was seen, and what is wrong, for the terminal."""
     text = Text()
     text.append(f"\n{wiring.rewarded} of {wiring.rollouts} rollouts have a reward, ")
@@ -93,15 +116,26 @@ def report(wiring: Wiring) -> Text:
         text.append(f"awaited: rewards {', '.join(wiring.awaited)}, which nobody gives here\n")
     for (model, policy), calls in sorted(wiring.redirected.items()):
         text.append(f"redirected: {calls} calls for model {model!r} to policy {policy!r}\n")
-    for message in wiring.untouched:
-        text.append(f"untouched: {message}\n")
-    if not wiring.untouched:
-        text.append("untouched: nothing that went through the openai client\n", "dim")
     text.append(f"trainable: {wiring.trainable} calls\n", "green" if wiring.trainable else "")
     for reason, calls in sorted(wiring.untrainable.items()):
         text.append(f"not trainable: {calls} calls, {reason}\n", "yellow")
-    for problem in wiring.problems:
-        text.append(f"✗ {problem}\n", "bold red")
-    if not wiring.problems:
+    if not any_problem(findings):
         text.append("✓ the agent is wired up", "bold green")
-    return text
+        text.append(", with warnings" if findings else "", "bold yellow")
+    else:
+        text.append_text(counts_text(findings))
+    return text.append_text(findings_text(findings))
+
+
+def _summary(wiring: Wiring, findings: Sequence[Finding]) -> dict[str, Any]:
+    """What `report` says, for programs."""
+    redirected = [
+        {"model": model, "policy": policy, "calls": calls}
+        for (model, policy), calls in sorted(wiring.redirected.items())
+    ]
+    return {
+        "wired": not any_problem(findings),
+        **asdict(replace(wiring, redirected={})),
+        "redirected": redirected,
+        "findings": as_json(findings),
+    }

@@ -1,7 +1,8 @@
 """Which calls train which policy.
 
 Invariant: a call trains the policy that answered it and no other; none where that policy is frozen, doesn't
-train the agent, or sampled it with weights that are too old. What is left out has the reason.
+train the agent, or sampled it with weights that are too old. What is left out has the reason; that the recipe
+leaves it out comes before what else is against it.
 """
 
 from __future__ import annotations
@@ -41,11 +42,10 @@ class Lens:
             return one
         if one.call.policy != self.alias:
             return msgspec.structs.replace(one, prompt_bytes=b"", token_bytes=b"")
-        if one.untrainable is None:
-            if self.agents and one.agent not in self.agents:
-                return msgspec.structs.replace(one, untrainable=UNTRAINED_AGENT)
-            if one.call.version_start < self.oldest:
-                return msgspec.structs.replace(one, untrainable=STALE)
+        if self.agents and one.agent not in self.agents:
+            return msgspec.structs.replace(one, untrainable=UNTRAINED_AGENT)
+        if one.untrainable is None and one.call.version_start < self.oldest:
+            return msgspec.structs.replace(one, untrainable=STALE)
         return one
 
 
@@ -75,22 +75,23 @@ def lenses(
 
 def as_trained(groups: Sequence[Group], lenses: Mapping[str, Lens]) -> list[Group]:
     """The groups with every call that trains no policy marked untrainable, as credit assigners are given them."""
-
-    def look(one: Transition) -> Transition:
-        if one.call is None:
-            return one
-        lens = lenses.get(one.call.policy)
-        if lens is not None:
-            return lens.look(one)
-        return msgspec.structs.replace(one, untrainable=one.untrainable or UNTRAINED_POLICY)
-
     return [
         replace(
             group,
             traces=tuple(
-                replace(trace, transitions=tuple(map(look, trace.transitions)))
+                replace(trace, transitions=tuple(as_seen(one, lenses) for one in trace.transitions))
                 for trace in group.traces
             ),
         )
         for group in groups
     ]
+
+
+def as_seen(one: Transition, lenses: Mapping[str, Lens]) -> Transition:
+    """The transition as the policy looks at it that answered it; untrainable where none of `lenses` did."""
+    if one.call is None:
+        return one
+    lens = lenses.get(one.call.policy)
+    if lens is not None:
+        return lens.look(one)
+    return msgspec.structs.replace(one, untrainable=UNTRAINED_POLICY)

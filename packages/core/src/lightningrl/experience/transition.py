@@ -36,6 +36,9 @@ from lightningrl.schema import (
     StepStartEvent,
 )
 
+NO_CALL = "no call of this step reached the gateway"
+"""Why a model step that an adapter saw, and the gateway did not, is not trained."""
+
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -335,7 +338,7 @@ def _without_call(is_model_step: bool, last: CallEvent | None) -> str:
     if not is_model_step:
         return "not a model call"
     if last is None:
-        return "no call of this step reached the gateway"
+        return NO_CALL
     return f"the call was {last.status.value}: {last.error or f'status {last.http_status}'}"
 
 

@@ -41,6 +41,7 @@ from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.gateway.metrics import CONTENT_TYPE, Metrics
 from lightningrl.gateway.observe import Observer
 from lightningrl.gateway.policies import Policies
+from lightningrl.gateway.refusals import Refusals
 from lightningrl.gateway.replicas import Replicas
 from lightningrl.gateway.rewards import post_reward
 from lightningrl.gateway.sync import closing
@@ -113,12 +114,18 @@ class Gateway:
             upstream=self._upstream,
             observers=(self._metrics, *observers),
         )
-        self._control = ControlRoutes(self._policies, self._upstream.health, keys)
+        self._refusals = Refusals(store, clock)
+        self._control = ControlRoutes(self._policies, self._upstream.health, keys, self._refusals)
         self._identifier: Identifier | None = None
         self._closing = False
         self._requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def unidentified(self) -> int:
+        """Model calls since the start that nothing showed to be of any attempt: they were refused."""
+        return self._refusals.unidentified
 
     async def start(self) -> None:
         """Read the secret and the policies from the store."""
@@ -202,7 +209,7 @@ class Gateway:
             return await self._models(route, headers)
         if method == "GET" and b"upgrade" in headers and route.rest in SPOKEN:
             raise _no_websockets()
-        raise _unserved(method, path)
+        raise await self._unserved(method, path, route, headers)
 
     async def _reward(self, route: AgentRoute, headers: Headers, receive: Receive) -> Answer:
         context = await self._identified().identify(route, headers)
@@ -214,9 +221,29 @@ class Gateway:
     ) -> Answer:
         if self._closing:
             raise closing()
-        context = await self._identified().identify(route, headers)
-        body = await read_body(receive, headers, self._limits.body_bytes)
-        return await self._calls.answer(spoken, context, headers, body, receive)
+        try:
+            context = await self._identified().identify(route, headers)
+        except Refusal as refusal:
+            self._refusals.count(refusal)
+            raise
+        try:
+            body = await read_body(receive, headers, self._limits.body_bytes)
+            return await self._calls.answer(spoken, context, headers, body, receive)
+        except Refusal as refusal:
+            await self._refusals.tell(context, refusal)
+            raise
+
+    async def _unserved(
+        self, method: str, path: str, route: AgentRoute, headers: Headers
+    ) -> Refusal:
+        """The refusal of an agent's request of a kind that is not served, such as embeddings."""
+        refusal = _unserved(method, path if route.attempt is None else f"/v1/{route.rest}")
+        try:
+            context = await self._identified().identify(route, headers)
+        except Refusal:
+            return refusal  # whose it is does not matter: nobody's would be served
+        await self._refusals.tell(context, refusal)
+        return refusal
 
     async def _models(self, route: AgentRoute, headers: Headers) -> Answer:
         context = await self._identified().identify(route, headers)

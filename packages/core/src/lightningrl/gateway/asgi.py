@@ -65,6 +65,8 @@ class Refusal(Exception):
         self.param = param
         self.retry_after = retry_after
         """Seconds after which trying again may help. `None`: it won't."""
+        self.recorded = False
+        """Whether the record of a call tells of it."""
 
     def answer(self, write: Callable[[Refusal], bytes] | None = None) -> Answer:
         """The refusal as an HTTP response, its body as `write` has it; `None`: OpenAI's format."""

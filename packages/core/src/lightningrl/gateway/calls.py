@@ -171,6 +171,7 @@ class Calls:
         except Refusal as refusal:
             event = self._failed(call, CallStatus.FAILED, refusal.status, refusal.message)
             await self._commit(event, call, context)
+            refusal.recorded = True
             raise
         await self._commit(event, call, context)
         context.tokens += event.prompt_tokens + event.completion_tokens

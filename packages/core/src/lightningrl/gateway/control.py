@@ -81,6 +81,13 @@ class PolicyStatus(msgspec.Struct, frozen=True):
         return self.state != "open"
 
 
+class Refused(msgspec.Struct, frozen=True):
+    """What one gateway has refused since its start; what is known to be of an attempt is in that one's log."""
+
+    unidentified: int
+    """Model calls that nothing showed to be of any attempt, of whichever run."""
+
+
 class ErrorDetail(msgspec.Struct, frozen=True):
     """What went wrong."""
 
@@ -165,6 +172,10 @@ class GatewayClient:
     async def status(self) -> list[PolicyStatus]:
         """All policies at the gateway."""
         return await self._request("GET", "/status", None, list[PolicyStatus], _ANSWER_SECONDS)
+
+    async def refused(self) -> Refused:
+        """What the gateway has refused."""
+        return await self._request("GET", "/refused", None, Refused, _ANSWER_SECONDS)
 
     async def _post(
         self, path: str, body: Any, answer: type[T], *, seconds: float = _ANSWER_SECONDS

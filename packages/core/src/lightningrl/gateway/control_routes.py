@@ -18,10 +18,12 @@ from lightningrl.gateway.control import (
     Hold,
     PolicyStatus,
     Publish,
+    Refused,
 )
 from lightningrl.gateway.health import Health
 from lightningrl.gateway.identity import bearer
 from lightningrl.gateway.policies import Policies, Served
+from lightningrl.gateway.refusals import Refusals
 from lightningrl.keys import AccessKeys, Scope
 from lightningrl.schema import Policy
 from lightningrl.user_input.names import suggest
@@ -32,10 +34,13 @@ T = TypeVar("T", bound=msgspec.Struct)
 class ControlRoutes:
     """Answers what follows `/gateway/v1/`."""
 
-    def __init__(self, policies: Policies, health: Health, keys: AccessKeys) -> None:
+    def __init__(
+        self, policies: Policies, health: Health, keys: AccessKeys, refusals: Refusals
+    ) -> None:
         self._policies = policies
         self._health = health
         self._keys = keys
+        self._refusals = refusals
 
     async def answer(self, method: str, path: str, headers: Headers, body: bytes) -> Answer:
         """Answer one request; `path` is undecoded and without the prefix.
@@ -47,6 +52,8 @@ class ControlRoutes:
         match method, [unquote(part) for part in path.strip("/").split("/")]:
             case "GET", ["status"]:
                 return _ok([self._status(served) for served in self._policies])
+            case "GET", ["refused"]:
+                return _ok(Refused(self._refusals.unidentified))
             case "GET", ["policies", run, name]:
                 return _ok(self._status(self._policies.get(run, name)))
             case "POST", ["policies", run, name]:
@@ -60,7 +67,7 @@ class ControlRoutes:
                 return _ok(await self._policies.release(run, name))
             case _:
                 raise NotFound(
-                    f"policy control has no route {method} {path}; it has GET status and"
+                    f"policy control has no route {method} {path}; it has GET status, refused and"
                     " policies/{run}/{name}, POST policies/{run}/{name} and below it hold, publish,"
                     " release"
                 )

@@ -25,6 +25,8 @@ HOW_TO_IDENTIFY = (
     "Set the client's base_url to the environment variable LIGHTNINGRL_ATTEMPT_URL and its api_key to "
     "the attempt key (inside a rollout, LightningRL's runner and capture do both)"
 )
+UNIDENTIFIED = "unidentified"
+"""Code of the refusal of a request that nothing shows to be of any attempt."""
 _KEY_PREFIX = "lrk1."
 _KEYS = 65536
 """Keys whose signature is remembered."""
@@ -116,6 +118,8 @@ class AttemptContext:
         """Prompt and answer tokens of delivered calls at this gateway so far."""
         self.exhausted: str | None = None
         """What the store said when the attempt's calls, those elsewhere counted, had reached a limit."""
+        self.refusals = 0
+        """Requests refused at this gateway that the attempt's log tells of."""
         self.extended_seconds = 0.0
         """Hold time by which this gateway pushed back the attempt's deadline."""
 
@@ -255,5 +259,5 @@ class Identifier:
 
 def _unidentified(reason: str) -> Refusal:
     return Refusal(
-        401, "unidentified", f"{reason}, so the call belongs to no rollout. {HOW_TO_IDENTIFY}"
+        401, UNIDENTIFIED, f"{reason}, so the call belongs to no rollout. {HOW_TO_IDENTIFY}"
     )

@@ -22,6 +22,7 @@ from lightningrl.runner.command import run_command
 from lightningrl.runner.flush import EventFlusher
 from lightningrl.runner.outcome import AttemptTrace, failure_of, judge
 from lightningrl.runner.resolve import ResolvedAgent
+from lightningrl.runner.swallowed import swallowed
 from lightningrl.schema import (
     FINAL,
     AttemptState,
@@ -30,6 +31,7 @@ from lightningrl.schema import (
     Event,
     Failure,
     FailureKind,
+    LogTopic,
     RewardsFrom,
 )
 from lightningrl.store.base import Store
@@ -133,15 +135,13 @@ class AttemptRunner:
             await until_available(self.flusher.flush)
             events = tuple(await self._stored_events(context))
             if not any(isinstance(event, CallEvent) for event in events):
-                raise AgentError(
-                    f"the agent made no model call in attempt {context.attempt_id!r}. Its client must "
-                    "use OPENAI_BASE_URL, or call a model that a policy names or `replaces`"
-                )
+                raise AgentError(_no_model_call(context))
+        caught: list[str] = []
         returned, what = output, f"rollout {context.rollout_id!r}"
         score = self.agent.score
         if score is not None:
             # Outside the rollout: a judge's own model calls are not the agent's.
-            with in_rollout(None):
+            with in_rollout(None), swallowed() as caught:
                 returned = await score(spec.task, output, AttemptTrace(events))
         given = judge(
             returned,
@@ -150,6 +150,9 @@ class AttemptRunner:
             what=what,
             required=FINAL not in spec.await_rewards,
         )
+        if caught and given is not None and given.final == 0:
+            told = f"the reward function caught an error and gave 0: {caught[0]}"
+            context.log("warning", told, LogTopic.REWARD_ERROR)
         if given is not None:
             emit_rewards(context, given, source="agent" if score is None else "recipe")
 
@@ -169,6 +172,16 @@ class AttemptRunner:
             )
         except (StaleAttempt, NotFound) as error:
             _log.info("attempt %r ended elsewhere: %s", attempt_id, error)
+
+
+def _no_model_call(context: RolloutContext) -> str:
+    went = (f"{model!r} at {host!r}" for host, model in sorted(context.named_outside))
+    called = f"; it called {', '.join(went)} instead" if context.named_outside else ""
+    return (
+        f"the agent made no model call in attempt {context.attempt_id!r}{called}. Its client must "
+        "use OPENAI_BASE_URL, or call a model that a policy names or `replaces`; a cache that answers in the"
+        " model's place must be off"
+    )
 
 
 async def until_available(call: Callable[[], Awaitable[T]]) -> T:

@@ -15,6 +15,7 @@ from lightningrl.capture.adapter import Adapter, AgentCall, describe
 from lightningrl.capture.adapters import adapted_modules
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import LoadedRecipe
+from lightningrl.runner.swallowed import heard
 from lightningrl.runner.threads import run_in_thread
 from lightningrl.user_input.references import load_object
 
@@ -52,7 +53,7 @@ def resolve_agent(loaded: LoadedRecipe, adapters: Sequence[Adapter]) -> Resolved
         call=call,
         command=recipe.command,
         make_input=awaitable(make_input, "input") if make_input else None,
-        score=awaitable(score, "reward") if score else None,
+        score=awaitable(heard(score), "reward") if score else None,
     )
 
 

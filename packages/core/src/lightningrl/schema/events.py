@@ -183,6 +183,10 @@ class LogTopic(StrEnum):
 
     OUTSIDE = "outside"
     """The agent called a model that is not of the run; the call was not recorded."""
+    REFUSED = "refused"
+    """A request of the attempt was refused before it was a call."""
+    REWARD_ERROR = "reward_error"
+    """The reward function caught an error of its own."""
 
 
 class LogEvent(EventBase, frozen=True, tag="log", kw_only=True, gc=False):

@@ -93,7 +93,8 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._note(text)
-        self._console.print(text, highlight=False)
+        # Texts quote the user's own words, in which brackets are no markup.
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def rollouts(self, progress: Progress) -> None:
         """The rollouts of this phase moved on."""

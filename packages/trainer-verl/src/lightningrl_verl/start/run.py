@@ -148,6 +148,7 @@ async def _loop(
         recipe,
         folder,
         store=here.store,
+        gateway=here.gateway,
         trainees=trainees,
         study=Study(recipe, plan.assigner, trainees, plan.scorer),
         splits=plan.splits,

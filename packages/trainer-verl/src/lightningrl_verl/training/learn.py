@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lightningrl.checks import undeclared_models
 from lightningrl.credit import Credit
 from lightningrl.errors import NothingTrainable, RunError
 from lightningrl.experience.drift import Drift, RolloutDrift, rollout_drift, total
@@ -101,17 +101,9 @@ def check_models(
     Raises:
         RunError: the agents named several models, and no policy says which ones it replaces.
     """
-    if any(policy.replaces or policy.agents for policy in policies.values()):
-        return
-    seen = Counter(
-        one.call.model
-        for trace in traces
-        for one in trace
-        # An alias says which policy is meant.
-        if one.call is not None and one.call.model not in policies
-    )
-    if len(seen) > 1:
-        listing = ", ".join(f"{model!r} ({count} calls)" for model, count in seen.most_common())
+    seen = undeclared_models((one for trace in traces for one in trace), policies)
+    if seen:
+        listing = ", ".join(f"{model!r} ({count} calls)" for model, count in seen.items())
         raise RunError(
             f"the agent called several models: {listing}. Say which of them are trained with"
             " 'policies.NAME.replaces: [MODEL]' or 'policies.NAME.agents: [AGENT]'"

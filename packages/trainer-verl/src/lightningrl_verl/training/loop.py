@@ -17,20 +17,21 @@ from lightningrl.curve import draw_curve
 from lightningrl.errors import NotFound
 from lightningrl.experience.drift import Gap
 from lightningrl.experience.transition import Group
+from lightningrl.gateway.control import GatewayClient
 from lightningrl.machine.clock import Clock
 from lightningrl.recipe import Algorithm, Recipe
-from lightningrl.schema import AttemptState, Mode, NewRollout, Progress
+from lightningrl.schema import AttemptState, Mode, NewRollout, Progress, RolloutState
 from lightningrl.store.base import RolloutQuery, Store
 from lightningrl.traces import read_attempts, read_traces
 from lightningrl_verl.serving.probe import ProbeResult
 from lightningrl_verl.training.batches import GREEDY, SAMPLED, Splits, scoring_rollouts
 from lightningrl_verl.training.checkpoint import Checkpoints, State, policy_folder
+from lightningrl_verl.training.checkup import SAMPLE, Checkup
 from lightningrl_verl.training.collect import Collected, collect, collect_training
 from lightningrl_verl.training.drift import with_gaps, write_drift
 from lightningrl_verl.training.files import RunFiles
 from lightningrl_verl.training.guards import check_guards
 from lightningrl_verl.training.learn import (
-    Lesson,
     check_models,
     check_trainable,
     digest,
@@ -77,6 +78,7 @@ class TrainingLoop:
         files: RunFiles,
         *,
         store: Store,
+        gateway: GatewayClient,
         trainees: Sequence[Trainee],
         study: Study,
         splits: Splits,
@@ -102,7 +104,10 @@ class TrainingLoop:
         self._checkpoints = Checkpoints(files.checkpoints, keep=recipe.trainer.keep_checkpoints)
         self._history: tuple[tuple[int, str], ...] = ()
         self._credit_state: dict[str, Any] = {}
-        self._warned = False
+        self._checkup = Checkup(recipe, watcher.say)
+        self._looked = False
+        self._gateway = gateway
+        self._unidentified = 0
 
     async def run(self, probed: Mapping[str, ProbeResult]) -> None:
         """Go on from the newest checkpoint to the last iteration.
@@ -173,14 +178,17 @@ class TrainingLoop:
                 failure_reward=self._algorithm.failure_reward,
             )
             groups = await read_traces(self._store, taken)
+            await self._look(iteration)
             check_models(
                 [trace.transitions for group in groups for trace in group.traces],
                 self._recipe.policies,
             )
             credited = await self._study.credit(groups, self._credit_state, first=iteration == 1)
-        self._check_trainable(credited.lesson, iteration)
+        self._checkup.calls(credited.lesson.calls)
+        check_trainable(credited.lesson, iteration)
         metrics = dict(credited.lesson.metrics) | self._of_groups(groups, collected) | live.metrics
         metrics["train/failed"] = await self._failed(iteration)
+        metrics["train/unidentified_calls"] = await self._count_unidentified()
         with self._phase(watch, "update", verl=True):
             changed, gaps, updated = await self._update(credited, iteration)
         metrics |= updated
@@ -194,16 +202,31 @@ class TrainingLoop:
             metrics |= await self._sync(changed)
         return metrics | watch.metrics(await self._attempts(iteration))
 
-    def _check_trainable(self, lesson: Lesson, iteration: int) -> None:
-        """End the run where nothing may be trained; say, once in a start, where much may not."""
-        check_trainable(lesson, iteration)
-        share, least = lesson.calls.share, self._recipe.guards.min_trainable_share
-        if share is not None and share < least and not self._warned:
-            self._warned = True
-            self._watcher.say(
-                f"only {share:.0%} of iteration {iteration}'s model calls may be trained"
-                f" (guards.min_trainable_share: {least:g}): {lesson.calls.reasons}"
-            )
+    async def _look(self, iteration: int) -> None:
+        """Examine the first training rollouts of this start, those that failed included."""
+        if self._looked:
+            return
+        self._looked = True
+        query = RolloutQuery(
+            run=self._recipe.name,
+            iteration=iteration,
+            mode=Mode.TRAIN,
+            states=(RolloutState.SUCCEEDED, RolloutState.FAILED),
+            descending=True,
+            limit=SAMPLE,
+        )
+        found = await self._store.rollouts(query)
+        self._checkup.rollouts(await read_attempts(self._store, found))
+
+    async def _count_unidentified(self) -> int:
+        """Model calls refused since the last iteration of this start, as nothing showed whose they are."""
+        before, self._unidentified = (
+            self._unidentified,
+            (await self._gateway.refused()).unidentified,
+        )
+        self._checkup.rollouts((), unidentified=self._unidentified)
+        # A server that was started again counts from zero.
+        return self._unidentified - (before if before <= self._unidentified else 0)
 
     def _of_groups(self, groups: Sequence[Group], collected: Collected) -> Metrics:
         """What the rewards of all groups say, those that dynamic sampling left out included."""
@@ -318,13 +341,14 @@ class TrainingLoop:
         rollouts = scoring_rollouts(self._recipe, tasks, mode, iteration, variant)
         progress = await collect(self._store, rollouts, on_progress=self._watcher.rollouts)
         if iteration == 0:
-            await self._check_models(rollouts)
+            await self._examine(rollouts)
         return {name: progress.mean_reward, f"{name}_failed": progress.failed}
 
-    async def _check_models(self, rollouts: Sequence[NewRollout]) -> None:
-        """Find out before the first iteration whether the agents call several models."""
+    async def _examine(self, rollouts: Sequence[NewRollout]) -> None:
+        """Find out before the first iteration what is wrong, such as agents that call several models."""
         found = await self._store.rollouts(RolloutQuery(ids=tuple(one.id for one in rollouts)))
         records = await read_attempts(self._store, found)
+        self._checkup.rollouts(records[::-1])
         check_models(
             [record.transitions for of_one in records for record in of_one], self._recipe.policies
         )

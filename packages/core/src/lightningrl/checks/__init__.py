@@ -1,0 +1,85 @@
+"""What can be wrong with a run, as one list of checks that `try`, `train` and `doctor` judge by.
+
+Invariants:
+- Pure: a check looks at an `Evidence` alone, and says of a call what the gateway recorded of it; nothing is
+  inferred from the agent's code.
+- Whoever examines a run uses this list: a kind has one check, one wording and one remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from lightningrl.checks import calls, conversations, operations, rewards
+from lightningrl.checks.calls import few_trainable, undeclared_models
+from lightningrl.checks.evidence import (
+    Engine,
+    Evidence,
+    Finding,
+    Level,
+    Operations,
+    Place,
+)
+
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Engine",
+    "Evidence",
+    "Finding",
+    "Level",
+    "Operations",
+    "Place",
+    "examine",
+    "few_trainable",
+    "undeclared_models",
+]
+
+_EVERYWHERE = frozenset(Place)
+_TRAINING = frozenset({Place.TRAIN, Place.DOCTOR})
+_TRY = frozenset({Place.TRY})
+_DOCTOR = frozenset({Place.DOCTOR})
+
+
+@dataclass(frozen=True)
+class Check:
+    """One kind of thing that can be wrong."""
+
+    kind: str
+    """Of its findings; several checks may share one, each in its own place."""
+    look: Callable[[Evidence], Iterator[Finding]]
+    places: frozenset[Place] = _EVERYWHERE
+    """Who asks it."""
+
+
+CHECKS = (
+    Check("no runner", operations.no_runner, _DOCTOR),
+    Check("expired lease", operations.expired_lease, _DOCTOR),
+    Check("engine down", operations.engine_down, _DOCTOR),
+    Check("gateway held", operations.gateway_held, _DOCTOR),
+    Check("no model call", calls.no_model_call),
+    Check("refused requests", calls.refused_requests),
+    Check("other host", calls.other_hosts),
+    Check("unanswered steps", calls.unanswered_steps),
+    Check("unjoined calls", calls.unjoined_calls),
+    Check("several models", calls.several_models),
+    Check("untrainable calls", calls.untrainable_calls),
+    Check("tool parser off", calls.tool_parser_off),
+    Check("broken conversations", conversations.broken_conversations),
+    Check("carried-over state", conversations.carried_over),
+    Check("same prompt", conversations.same_prompt),
+    Check("all rewards equal", rewards.all_rewards_equal, _TRAINING),
+    Check("all rewards equal", rewards.one_reward, _TRY),
+    Check("reward errors", rewards.swallowed_errors),
+    Check("unknown steps", rewards.unknown_steps),
+    Check("missing reward", rewards.missing_reward),
+    Check("rollouts fail", rewards.some_fail, _TRY),
+    Check("rollouts fail", rewards.most_fail, _TRAINING),
+)
+
+
+def examine(found: Evidence, place: Place, checks: Sequence[Check] = CHECKS) -> list[Finding]:
+    """What is wrong, problems before warnings; nothing gives an empty list."""
+    findings = [one for check in checks if place in check.places for one in check.look(found)]
+    return sorted(findings, key=lambda one: one.level is not Level.PROBLEM)

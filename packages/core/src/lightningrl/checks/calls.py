@@ -1,0 +1,301 @@
+"""Checks of model calls: which were answered and recorded, and which of them may be trained."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from lightningrl.checks.evidence import Evidence, Finding, Level, counted, delivered, logs
+from lightningrl.experience.trainable import TrainableCalls, count_calls
+from lightningrl.experience.trained_calls import as_seen, lenses
+from lightningrl.experience.transition import NO_CALL, Transition
+from lightningrl.recipe import Guards, PolicyRecipe
+from lightningrl.schema import (
+    TOOL_PARSER_ERROR,
+    AttemptState,
+    CallEvent,
+    CallStatus,
+    LogEvent,
+    LogTopic,
+    StepKind,
+    StepStartEvent,
+)
+from lightningrl.traces import AttemptRecord
+
+_OF_ADAPTERS = (StepKind.LLM, StepKind.AGENT)
+"""Kinds of steps that only an adapter opens; tools and retrievals may be opened by hand."""
+
+_TOOL_CALL_TEXT = re.compile(
+    r"<tool_call>|<function=|<\|tool_call|\[TOOL_CALLS\]"
+    r'|\{\s*"(?:name|function|tool)"\s*:.{0,200}"(?:arguments|parameters)"\s*:',
+    re.DOTALL,
+)
+"""How models write tool calls in their text: Hermes, Llama, Mistral, and bare JSON."""
+
+_CAUGHT = "the agent caught the error and went on, so nothing else shows it"
+
+
+def untrainable_calls(found: Evidence) -> Iterator[Finding]:
+    """Too few of the calls that the recipe would train could be."""
+    guards = found.recipe.guards if found.recipe is not None else Guards()
+    finding = few_trainable(count_calls(_as_trained(found)), guards)
+    if finding is not None:
+        yield finding
+
+
+def few_trainable(seen: TrainableCalls, guards: Guards) -> Finding | None:
+    """The finding where less than `guards.min_trainable_share` of the calls could be trained."""
+    if seen.share is None or seen.share >= guards.min_trainable_share:
+        return None
+    calls = seen.trainable + sum(seen.lost.values())
+    return Finding(
+        "untrainable calls",
+        Level.PROBLEM,
+        f"only {seen.share:.0%} of the {counted(calls, 'model call')} could be trained"
+        f" (guards.min_trainable_share: {guards.min_trainable_share:g}): {seen.reasons}",
+        _remedy(" ".join(seen.lost)),
+    )
+
+
+def _as_trained(found: Evidence) -> Iterator[Transition]:
+    """Calls as the recipe's policies look at them; of a policy that it doesn't have as they are."""
+    policies = found.recipe.policies if found.recipe is not None else {}
+    seen_by = lenses(policies)
+    for record in found.decisive:
+        for one in record.transitions:
+            known = one.call is not None and one.call.policy in policies
+            yield as_seen(one, seen_by) if known else one
+
+
+def _remedy(reasons: str) -> str:
+    if "grammar" in reasons:
+        return (
+            "an answer that a grammar forces is not what the policy would say. Ask for the format in the"
+            " prompt and read it from the text: in LangChain leave out response_format and"
+            " with_structured_output, in the OpenAI Agents SDK output_type and tool_choice other than"
+            " 'auto', in PydanticAI use a text output, in AutoGen leave out output_content_type, in"
+            " smolagents use CodeAgent"
+        )
+    if "token ids" in reasons or "log-probs" in reasons:
+        return (
+            "the endpoint must give the token ids and log-probs of its answers: vLLM from 0.10 on does,"
+            " hosted models don't. What `lightningrl train` starts itself does"
+        )
+    return "the reasons name what to change in the agent's requests"
+
+
+def is_joined(record: AttemptRecord) -> bool:
+    """Whether a delivered call has a step that an adapter opened; without an adapter, whether there is a call.
+
+    Where no adapter spoke of models or agents, the gateway's record alone is the step: such an agent trains
+    too, without agent names and tools.
+    """
+    called = {call.step_id for call in delivered(record)}
+    opened = {
+        event.step_id
+        for event in record.events
+        if isinstance(event, StepStartEvent) and event.kind in _OF_ADAPTERS
+    }
+    return bool(called & opened if opened else called)
+
+
+def no_model_call(found: Evidence) -> Iterator[Finding]:
+    """Rollouts ended well without an answered call; in one that failed early, that means nothing."""
+    without = [one for one in _well(found) if not delivered(one)]
+    if without:
+        hosts = _outside(without)
+        yield Finding(
+            "no model call",
+            Level.PROBLEM,
+            f"in {counted(len(without), 'rollout')}, such as {without[0].rollout.id!r}, no model call was"
+            f" answered{': ' + '; '.join(hosts) if hosts else ''}",
+            "the agent's client must use OPENAI_BASE_URL or ANTHROPIC_BASE_URL, or ask for a model that a policy"
+            " names or `replaces`; a cache of the framework's (LangChain's, DSPy's) must be off while training",
+        )
+
+
+def unjoined_calls(found: Evidence) -> Iterator[Finding]:
+    """An adapter's steps and the gateway's calls never meet."""
+    without = [one for one in _well(found) if delivered(one) and not is_joined(one)]
+    if without:
+        yield Finding(
+            "unjoined calls",
+            Level.PROBLEM,
+            f"in {counted(len(without), 'rollout')}, such as {without[0].rollout.id!r}, an adapter saw steps and"
+            " the gateway saw calls, and none belong together",
+            "a client was built that the adapter does not know; build it the way that the adapter's page shows",
+        )
+
+
+def _well(found: Evidence) -> list[AttemptRecord]:
+    return [one for one in found.decisive if one.attempt.state is AttemptState.SUCCEEDED]
+
+
+def several_models(found: Evidence) -> Iterator[Finding]:
+    """Several models are called, and nothing says which of them the policy stands for."""
+    if found.recipe is None:
+        return
+    seen = undeclared_models(
+        (one for record in found.decisive for one in record.transitions), found.recipe.policies
+    )
+    if seen:
+        listing = ", ".join(f"{model!r} ({counted(n, 'call')})" for model, n in seen.items())
+        yield Finding(
+            "several models",
+            Level.PROBLEM,
+            f"the agent called several models, and no policy says which of them it answers for: {listing}",
+            "say which of them are trained with 'policies.NAME.replaces: [MODEL]' or 'policies.NAME.agents:"
+            " [AGENT]'",
+        )
+
+
+def undeclared_models(
+    transitions: Iterable[Transition], policies: Mapping[str, PolicyRecipe]
+) -> dict[str, int]:
+    """Model -> calls, the most frequent first, where there are several and no policy says which it stands for."""
+    if any(policy.replaces or policy.agents for policy in policies.values()):
+        return {}
+    seen = Counter(
+        one.call.model
+        for one in transitions
+        # An alias says which policy is meant.
+        if one.call is not None and one.call.model not in policies
+    )
+    return dict(seen.most_common()) if len(seen) > 1 else {}
+
+
+def other_hosts(found: Evidence) -> Iterator[Finding]:
+    """A client went to another host: what it was answered is not recorded and not trained."""
+    named = _outside(found.attempts)
+    if named:
+        yield Finding(
+            "other host",
+            Level.WARNING,
+            "; ".join(named),
+            "right for a judge or a helper model of your own. Else list the model under"
+            " 'policies.NAME.replaces', or build the client without a base URL of its own",
+        )
+
+
+def _outside(records: Iterable[AttemptRecord]) -> list[str]:
+    """What went past the gateway, as capture named it; each once."""
+    named = (one.message for record in records for one in logs(record, LogTopic.OUTSIDE))
+    return list(dict.fromkeys(named))
+
+
+def refused_requests(found: Evidence) -> Iterator[Finding]:
+    """Requests that got an error for an answer, while the agent went on."""
+    if found.unidentified:
+        yield Finding(
+            "refused requests",
+            Level.PROBLEM,
+            f"{counted(found.unidentified, 'model call')} came without a rollout and got status 401: nobody"
+            f" could say whose they are; {_CAUGHT}",
+            "a thread or pool that the agent starts needs `lightningrl.bind(function)`; a child process needs"
+            " the attempt's own URL and key; a client in the reward function needs a base URL and key of its"
+            " own; a client that is neither openai's nor anthropic's needs the agent to be a `command`",
+        )
+    refused: Counter[str] = Counter()
+    for record in _well(found):
+        refused.update(_refusal(event) for event in record.events if _is_refused(event))
+    if refused:
+        listing = "; ".join(f"{times} x {why}" for why, times in refused.most_common(3))
+        yield Finding(
+            "refused requests",
+            Level.WARNING,
+            f"{counted(sum(refused.values()), 'request')} of rollouts that succeeded got an error for an"
+            f" answer: {listing}; {_CAUGHT}",
+            "mend what the errors name; lightningrl show RUN has them in their place",
+        )
+
+
+def _is_refused(event: object) -> bool:
+    if isinstance(event, LogEvent):
+        return event.topic is LogTopic.REFUSED
+    # 5xx are the engine's, and are sent again by the client; 499 is a client that hung up.
+    failed = isinstance(event, CallEvent) and event.status is CallStatus.FAILED
+    return failed and event.http_status < 500  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _refusal(event: Any) -> str:
+    """What requests that are refused for the same reason have in common."""
+    if isinstance(event, CallEvent):
+        return f"status {event.http_status}: {_first_sentence(event.error or 'no reason given')}"
+    return _first_sentence(event.message)
+
+
+def _first_sentence(text: str) -> str:
+    return text.split(". ")[0].splitlines()[0][:160]
+
+
+def unanswered_steps(found: Evidence) -> Iterator[Finding]:
+    """Model steps that an adapter saw end well, and for which no call reached the gateway."""
+    # A call to another host leaves such a step too, and is told as that.
+    seen = [one for one in found.decisive if not _outside([one])]
+    steps = [step for one in seen for step in one.transitions if step.kind is StepKind.LLM]
+    silent = [step for step in steps if _is_silent(step)]
+    if silent:
+        yield Finding(
+            "unanswered steps",
+            Level.PROBLEM,
+            f"{len(silent)} of {counted(len(steps), 'model step')} reached no model, such as"
+            f" {silent[0].step_id!r} of rollout {silent[0].rollout_id!r}: a cache answered, or a client that"
+            " goes past the gateway",
+            "turn caches off while training (LangChain: set_llm_cache(None); DSPy:"
+            " dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False); LiteLLM: litellm.cache ="
+            " None): rollouts of one task would all get one answer",
+        )
+
+
+def _is_silent(step: Transition) -> bool:
+    ended_well = step.error is None and not step.interrupted
+    return step.call is None and step.untrainable == NO_CALL and ended_well
+
+
+def tool_parser_off(found: Evidence) -> Iterator[Finding]:
+    """The policy writes tool calls, and the agent gets most of them as text.
+
+    Some unreadable ones are how a policy learns the form, so they must outnumber those that were read.
+    An answer that was cut off by its token limit says nothing about the parser.
+    """
+    whole = [call for call in found.calls if _is_whole(call)]
+    unread = [call for call in whole if _unread_tool_call(call)]
+    read = [call for call in whole if _message(call).get("tool_calls")]
+    if len(unread) <= len(read):
+        return
+    last = unread[0]
+    shown = last.error or f"it answered {_content(last)[:80]!r} and no tool call was read from it"
+    yield Finding(
+        "tool parser off",
+        Level.PROBLEM,
+        f"{len(unread)} of the last {counted(len(unread) + len(read), 'tool call')} were not read,"
+        f" such as in step {last.step_id!r} of attempt {last.attempt_id!r}: {shown}",
+        "set policies.NAME.tool_parser to the form that the model writes (or start vLLM with"
+        " --enable-auto-tool-choice --tool-call-parser NAME)",
+    )
+
+
+def _is_whole(call: CallEvent) -> bool:
+    answered = call.status is CallStatus.DELIVERED and bool(call.choices)
+    return answered and call.choices[0].finish_reason != "length"
+
+
+def _unread_tool_call(call: CallEvent) -> bool:
+    if (call.error or "").startswith(TOOL_PARSER_ERROR):
+        return True
+    message = _message(call)
+    if message.get("tool_calls") or not _TOOL_CALL_TEXT.search(_content(call)):
+        return False
+    return bool(json.loads(call.request or b"{}").get("tools"))
+
+
+def _message(call: CallEvent) -> dict[str, Any]:
+    return json.loads(call.choices[0].message or b"{}")
+
+
+def _content(call: CallEvent) -> str:
+    content = _message(call).get("content")
+    return content if isinstance(content, str) else ""

@@ -1,0 +1,145 @@
+"""Checks of what agents send: whether turns continue each other, and whether rollouts are apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from lightningrl.checks.differences import Difference, difference
+from lightningrl.checks.evidence import Evidence, Finding, Level, counted, delivered
+from lightningrl.conversation import Message, answer_of, is_continuation, messages_of
+from lightningrl.conversation.malformed import Malformed
+from lightningrl.experience.trajectory import Merge, merge
+from lightningrl.schema import CallEvent
+from lightningrl.traces import AttemptRecord
+
+_MOST = 0.5
+"""Share of the continuing calls from which on beginning anew is the rule, and not a shortened history."""
+_EXPLAINED = 16
+"""Rollouts whose messages are compared, at most: they are long."""
+_FIRST_CALLS = 8
+"""Calls of an attempt whose answers are looked for in other attempts."""
+
+
+def broken_conversations(found: Evidence) -> Iterator[Finding]:
+    """Calls that follow an earlier answer begin a row of their own: T rows for T turns."""
+    merges = [(record, merge(record.transitions)) for record in found.decisive]
+    broken = [(record, merged) for record, merged in merges if merged.breaks][:_EXPLAINED]
+    meant = [(*one, why) for one in broken if (why := _why(*one)) is not None]
+    breaks = sum(len(merged.breaks) for _, merged, _ in meant)
+    calls = breaks + sum(merged.continued for _, merged in merges)
+    if not breaks or breaks < _MOST * calls:
+        return
+    record, merged, why = meant[0]
+    limit = found.recipe.guards.min_merged_share if found.recipe is not None else None
+    beyond = limit is not None and 1 - breaks / calls < limit
+    yield Finding(
+        "broken conversations",
+        Level.PROBLEM if beyond else Level.WARNING,
+        f"{breaks} of {counted(calls, 'call')} that follow an earlier answer begin a row of their own, so the"
+        " tokens to train over grow with every turn. In step"
+        f" {merged.breaks[0].step_id!r} of rollout {record.rollout.id!r} {why.words}",
+        why.remedy,
+    )
+
+
+def _why(record: AttemptRecord, merged: Merge) -> Difference | None:
+    calls = [one.call for one in record.transitions if one.call is not None]
+    places = {call.step_id: place for place, call in enumerate(calls)}
+    return difference(calls, places[merged.breaks[0].step_id])
+
+
+def carried_over(found: Evidence) -> Iterator[Finding]:
+    """The first call of an attempt holds answers that another attempt got: state outlives a rollout."""
+    firsts = [(record, calls[0]) for record in found.attempts if (calls := delivered(record))]
+    holding = [(record, call) for record, call in firsts if is_continuation(call)]
+    if not holding:
+        return
+    given = _given(found)
+    seen = [(record, whose) for record, call in holding if (whose := _owner(record, call, given))]
+    if seen:
+        record, whose = seen[0]
+        yield Finding(
+            "carried-over state",
+            Level.PROBLEM,
+            f"the first call of {counted(len(seen), 'attempt')} already holds answers that it never got: in"
+            f" rollout {record.rollout.id!r} one that rollout {whose!r} was given",
+            "begin each rollout with an empty history: a thread id or session id of its own (LangGraph's"
+            " thread_id, SQLiteSession), no list of messages at module level, an agent built within the"
+            " function that runs it",
+        )
+
+
+_Turn = tuple[str, str]
+"""What was said last before an answer, and the answer."""
+
+
+def _given(found: Evidence) -> dict[_Turn, list[AttemptRecord]]:
+    """Turn -> the attempts that took it."""
+    given: dict[_Turn, list[AttemptRecord]] = defaultdict(list)
+    for record in found.attempts:
+        for call in delivered(record)[:_FIRST_CALLS]:
+            asked = _messages(call)
+            if asked:
+                given[_turn(asked[-1], answer_of(call))].append(record)
+    return given
+
+
+def _owner(
+    record: AttemptRecord, call: CallEvent, given: dict[_Turn, list[AttemptRecord]]
+) -> str | None:
+    """The rollout of another attempt that was given an answer which the call holds."""
+    messages = _messages(call)
+    for asked, answer in pairwise(messages):
+        if answer.get("role") == "assistant":
+            for other in given.get(_turn(asked, answer), ()):
+                if other.attempt.id != record.attempt.id:
+                    return other.rollout.id
+    return None
+
+
+def _turn(asked: Message, answer: Message) -> _Turn:
+    said = [answer.get("content") or None, answer.get("tool_calls") or None]
+    return json.dumps(asked.get("content")), json.dumps(said, sort_keys=True)
+
+
+def same_prompt(found: Evidence) -> Iterator[Finding]:
+    """Rollouts of distinct tasks begin with the same prompt, so the policy can't tell them apart."""
+    tasks: dict[bytes, dict[str, str]] = defaultdict(dict)
+    for record in found.decisive:
+        asked = next((_messages(call) for call in delivered(record)), [])
+        if asked:
+            spec = record.rollout.spec
+            row = {key: value for key, value in spec.task.items() if key != "id"}
+            tasks[_digest(asked)].setdefault(_canonical(row), spec.task_id)
+    shared = [list(of_prompt.values()) for of_prompt in tasks.values() if len(of_prompt) > 1]
+    if shared:
+        most = max(shared, key=len)
+        named = ", ".join(map(repr, most[:3])) + (", ..." if len(most) > 3 else "")
+        yield Finding(
+            "same prompt",
+            Level.WARNING,
+            f"{len(most)} distinct tasks ({named}) begin with the same prompt",
+            "pass what is asked on to the model: the agent, or the recipe's `input`, gets the task's row. Right"
+            " only where the task shows in later turns, as in a game",
+        )
+
+
+def _messages(call: CallEvent) -> list[Message]:
+    """What was asked; empty where only earlier calls would tell."""
+    try:
+        return messages_of(call)
+    except Malformed:
+        return []
+
+
+def _digest(messages: Sequence[Message]) -> bytes:
+    return hashlib.blake2b(_canonical(messages).encode(), digest_size=16).digest()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

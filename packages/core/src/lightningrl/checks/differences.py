@@ -1,0 +1,194 @@
+"""Why a call does not continue an earlier one, in words, with the text that differs.
+
+Invariant: pure, and by what was recorded alone: what the agent sent, and what the model had answered it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from lightningrl.conversation import Message, Recorded, answer_of
+from lightningrl.conversation.malformed import Malformed
+from lightningrl.schema import CallEvent
+
+_REASONING = ("reasoning", "reasoning_content")
+_LONGEST = 48
+"""Characters shown of a text that differs."""
+_BEFORE = 24
+"""Characters shown of it, at most, before the first that differs."""
+
+
+class Difference(NamedTuple):
+    """What keeps two conversations apart."""
+
+    words: str
+    remedy: str
+
+
+class _Said(NamedTuple):
+    """What a message says, whatever form its client gives it."""
+
+    role: str
+    text: str
+    tool_calls: tuple[tuple[str, str], ...]
+    """Name and arguments of each."""
+
+
+_HOLD_STILL = (
+    "keep what comes early in the prompt equal over a rollout: take clocks, ids and counters out of it, or"
+    " move them to its end"
+)
+_SEND_BACK = (
+    "send the model's answer back as it was, its spacing and its tool calls' arguments included"
+)
+
+
+def difference(calls: Sequence[CallEvent], index: int) -> Difference | None:
+    """Why call `index` does not continue any call before it; `None` where it was not meant to.
+
+    Meant to is one that holds an answer to one of the calls before, or more answers than the call that it is
+    most like: examples in a prompt are answers as well, and are in both.
+
+    Args:
+        calls: an attempt's delivered calls, in order.
+        index: of a call whose prompt continues none before it token by token.
+    """
+    try:
+        earlier, now = _conversations(calls, index)
+    except Malformed:
+        return None
+    said = [_said(message) for message in now]
+    spoken = [[*map(_said, messages), _said(answer)] for messages, answer in earlier]
+    if not spoken:
+        return None
+    shared = [_shared(one, said) for one in spoken]
+    place = max(range(len(spoken)), key=lambda one: (shared[one], one))
+    if not _is_meant(said, spoken, spoken[place][:-1]):
+        return None
+    messages, answer = earlier[place]
+    tools = [json.loads(one.request).get("tools") for one in (calls[place], calls[index])]
+    if shared[place] > len(messages):
+        return _unseen(answer, now[len(messages)], same_tools=tools[0] == tools[1])
+    return _seen(spoken[place], said, shared[place])
+
+
+def _conversations(
+    calls: Sequence[CallEvent], index: int
+) -> tuple[list[tuple[list[Message], Message]], list[Message]]:
+    """Of each call before what was asked and answered; and what was asked in call `index`."""
+    recorded = Recorded()
+    earlier: list[tuple[list[Message], Message]] = []
+    for call in calls[:index]:
+        earlier.append((recorded.messages(call), answer_of(call)))
+        recorded.add(call)
+    return earlier, recorded.messages(calls[index])
+
+
+def _is_meant(
+    said: Sequence[_Said], spoken: Sequence[Sequence[_Said]], like: Sequence[_Said]
+) -> bool:
+    if _answers(said) > _answers(like):
+        return True
+    given = {conversation[-1] for conversation in spoken}
+    return any(one in given and one not in like for one in said)
+
+
+def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items from the first on are the same in both."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _answers(said: Sequence[_Said]) -> int:
+    return sum(one.role == "assistant" for one in said)
+
+
+def _unseen(answer: Message, sent_back: Message, *, same_tools: bool) -> Difference:
+    """The texts are the same, and yet the tokens are not."""
+    if any(answer.get(key) for key in _REASONING) and not any(map(sent_back.get, _REASONING)):
+        return Difference(
+            "the client left the model's reasoning out of the answer that it sent back",
+            "use a client that sends reasoning back (openai's Responses, anthropic's), or turn thinking off in"
+            " the chat template: each turn shows the model an empty thought of its own",
+        )
+    if not same_tools:
+        return Difference(
+            "the tools that are offered differ", "offer the same tools, in the same order"
+        )
+    return Difference(
+        "the messages are equal, so the chat template or the tool parser renders the earlier answer otherwise"
+        " than it was sampled",
+        "use a chat template that keeps earlier answers as they were, thoughts included, and the tool parser of"
+        " the model's own form",
+    )
+
+
+def _seen(earlier: Sequence[_Said], now: Sequence[_Said], place: int) -> Difference:
+    """Message `place` is the first that differs."""
+    if place == len(now):
+        return Difference(
+            f"the request ends after message {place}, within the earlier conversation",
+            "keep the history whole; shortening it is right only where it grows too long",
+        )
+    then, sent = earlier[place], now[place]
+    is_answer = place == len(earlier) - 1
+    if is_answer and sent.role != then.role:
+        return Difference(
+            f"the model's answer is missing: where it was, message {place + 1} is of the {sent.role}",
+            _SEND_BACK,
+        )
+    name = "the answer that was sent back" if is_answer else _name(then, place)
+    remedy = _SEND_BACK if is_answer else _HOLD_STILL
+    if then.role != sent.role:
+        return Difference(f"{name} was of the {then.role} and is of the {sent.role}", remedy)
+    if then.text != sent.text:
+        line, before, after = _first_difference(then.text, sent.text)
+        return Difference(f"line {line} of {name} differs: {before!r} became {after!r}", remedy)
+    calls = [json.dumps(one.tool_calls, ensure_ascii=False) for one in (then, sent)]
+    _, before, after = _first_difference(*calls)
+    return Difference(f"a tool call in {name} differs: {before!r} became {after!r}", remedy)
+
+
+def _name(said: _Said, place: int) -> str:
+    return (
+        "the system prompt"
+        if said.role in ("system", "developer")
+        else f"message {place + 1} ({said.role})"
+    )
+
+
+def _first_difference(then: str, now: str) -> tuple[int, str, str]:
+    """The line, and the words of both texts around the first character that differs."""
+    at = _shared(then, now)
+    start = max(then.rfind(" ", 0, at), then.rfind("\n", 0, at), at - _BEFORE - 1) + 1
+    return then.count("\n", 0, at) + 1, _words(then, start, at), _words(now, start, at)
+
+
+def _words(text: str, start: int, at: int) -> str:
+    """From `start` to the end of the word at `at`."""
+    rest = text[at : start + _LONGEST]
+    return text[start:at] + (rest.split(maxsplit=1)[0] if rest[:1].strip() else rest[:1])
+
+
+def _said(message: Message) -> _Said:
+    calls = message.get("tool_calls") or ()
+    functions = [one.get("function") or {} for one in calls if isinstance(one, dict)]
+    return _Said(
+        str(message.get("role")),
+        _text(message.get("content")),
+        tuple((str(one.get("name")), str(one.get("arguments"))) for one in functions),
+    )
+
+
+def _text(content: Any) -> str:
+    """A content's text, in one part or in many."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = content if isinstance(content, list) else [content]
+    return "".join(
+        str(one["text"]) if isinstance(one, dict) and "text" in one else json.dumps(one)
+        for one in parts
+    )

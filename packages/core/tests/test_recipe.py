@@ -408,3 +408,9 @@ def test_engines_may_be_managed_by_verl(tree: dict[str, Any]) -> None:
 def test_engines_that_cannot_be_placed_are_refused(tree: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         parse_recipe({"name": "x", "agent": "a:b", **tree})
+
+
+def test_a_chat_template_is_for_a_model() -> None:
+    policy = {"tiny": "m:spec", "chat_template": "hermes"}
+    with pytest.raises(ConfigError, match=r"policies\.policy\.chat_template: is for a policy"):
+        parse_recipe({"name": "r", "agent": "m:f", "policies": {"policy": policy}})

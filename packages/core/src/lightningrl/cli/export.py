@@ -144,8 +144,7 @@ def export_checkpoint(
         RunError: the run's metrics can't be read.
     """
     recipe = load_run_recipe(folder).recipe
-    alias = _trained(recipe, policy)
-    found, model = _find_model(folder, iteration, alias if len(_all_trained(recipe)) > 1 else ".")
+    found, alias, model = find_checkpoint(folder, iteration=iteration, policy=policy)
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
         raise ConfigError(
             f"{str(target)!r} is there and not empty; choose another --out, or --force to write into"
@@ -153,7 +152,6 @@ def export_checkpoint(
         )
     # Read before anything is written: a run that can't be described is not exported by half.
     curve = folder / "curve.png"
-    tiny = model / "tiny_policy.json"
     serving = read_serving(serving_path(folder, alias))
     rewritten = told(serving.rules) if serving is not None else []
     facts = CardFacts(
@@ -162,7 +160,8 @@ def export_checkpoint(
         iteration=found,
         metrics=read_metrics(folder / "metrics.jsonl"),
         origin=read_origin(folder),
-        tiny_record=tiny.read_text(encoding="utf-8") if tiny.is_file() else None,
+        tiny_record=_record(model / "tiny_policy.json"),
+        base_record=_record(model / "pretrained_model.json"),
         has_curve=curve.is_file(),
         rewritten=rewritten,
     )
@@ -173,6 +172,30 @@ def export_checkpoint(
         write_serving(target / SERVING, serving)
     (target / "README.md").write_text(model_card(facts), encoding="utf-8")
     return found
+
+
+def find_checkpoint(
+    folder: Path, *, iteration: int | None, policy: str | None
+) -> tuple[int, str, Path]:
+    """Find what a run has trained: iteration, alias, and the checkpoint's Hugging Face folder.
+
+    Args:
+        folder: the run's.
+        iteration: the checkpoint's. `None`: the newest.
+        policy: the trained policy's alias. `None`: the only one's.
+
+    Raises:
+        ConfigError: there is no such checkpoint or policy.
+    """
+    recipe = load_run_recipe(folder).recipe
+    alias = _trained(recipe, policy)
+    inside = alias if len(_all_trained(recipe)) > 1 else "."
+    return _find_model(folder, iteration, alias, inside)
+
+
+def _record(file: Path) -> str | None:
+    """A file by which a model tells where it came from. `None`: it isn't there."""
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _all_trained(recipe: Recipe) -> list[str]:
@@ -191,8 +214,10 @@ def _trained(recipe: Recipe, policy: str | None) -> str:
     return policy or (trained[0] if trained else "policy")
 
 
-def _find_model(folder: Path, iteration: int | None, inside: str) -> tuple[int, Path]:
-    """Iteration and Hugging Face folder of the checkpoint that is asked for."""
+def _find_model(
+    folder: Path, iteration: int | None, alias: str, inside: str
+) -> tuple[int, str, Path]:
+    """See `find_checkpoint`; `inside` is the policy's place in a checkpoint."""
     models: dict[int, Path] = {}
     for path in (folder / "checkpoints").iterdir() if (folder / "checkpoints").is_dir() else ():
         name = _CHECKPOINT.fullmatch(path.name)
@@ -211,4 +236,4 @@ def _find_model(folder: Path, iteration: int | None, inside: str) -> tuple[int, 
             f"run {str(folder)!r} has no checkpoint of iteration {wanted}; it keeps those of {kept}"
             " (trainer.keep_checkpoints)"
         )
-    return wanted, models[wanted]
+    return wanted, alias, models[wanted]

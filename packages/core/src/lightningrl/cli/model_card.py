@@ -5,6 +5,7 @@ Invariant: pure, and every number in it is one of the run's metrics.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,8 @@ class CardFacts:
     """`run.json`."""
     tiny_record: str | None
     """`tiny_policy.json` as text: how a tiny policy was built. `None`: the checkpoint has none."""
+    base_record: str | None
+    """`pretrained_model.json` as text: the pretrained model that was trained on. `None`: the checkpoint has none."""
     has_curve: bool
     """Whether `curve.png` lies beside the card."""
     rewritten: Sequence[str]
@@ -53,7 +56,7 @@ def model_card(facts: CardFacts) -> str:
     policy = facts.recipe.policies.get(alias, PolicyRecipe(model="."))
     is_tiny = policy.tiny is not None or facts.tiny_record is not None
     parts = [
-        _front_matter(),
+        _front_matter(_licence(facts)),
         f"# {facts.recipe.name}, iteration {facts.iteration}",
         *([_TINY] if is_tiny else []),
         f"Trained by LightningRL {_version(facts.origin)}:"
@@ -69,13 +72,26 @@ def model_card(facts: CardFacts) -> str:
             if facts.tiny_record is not None
             else []
         ),
+        *(
+            [f"## Base model\n\n```json\n{facts.base_record.rstrip()}\n```"]
+            if facts.base_record is not None
+            else []
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter() -> str:
+def _front_matter(licence: str | None) -> str:
     tags = "\n".join(f"- {tag}" for tag in ("lightningrl", "reinforcement-learning", "agents"))
-    return f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n{tags}\n---"
+    known = f"license: {licence}\n" if licence else ""
+    return (
+        f"---\n{known}library_name: transformers\npipeline_tag: text-generation\ntags:\n{tags}\n---"
+    )
+
+
+def _licence(facts: CardFacts) -> str | None:
+    """The base model's, which holds for what was trained on it."""
+    return json.loads(facts.base_record).get("licence") if facts.base_record is not None else None
 
 
 def _version(origin: Mapping[str, Any]) -> str:

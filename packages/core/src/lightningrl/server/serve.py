@@ -192,7 +192,8 @@ def _collecting_rarely() -> Generator[None]:
         gc.unfreeze()
 
 
-def _url(listener: socket.socket) -> str:
+def url_of(listener: socket.socket) -> str:
+    """Where a listening socket can be reached from this machine."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -209,7 +210,7 @@ async def _serve(
     clock = SystemClock()
     store = open_database(store_url, synchronous=options.synchronous)
     try:
-        url = _url(listener)
+        url = url_of(listener)
         store.announce(url)
         _LOG.info("serving %s at %s", store.name, url)
         application = _application(store, clock, keys, options, observers)

@@ -34,6 +34,7 @@ import yaml
 from lightningrl.errors import ConfigError, StoreLocked
 from lightningrl.machine.durable import write_text
 from lightningrl.recipe import LoadedRecipe, changed_keys, dump_recipe, parse_recipe
+from lightningrl_verl.machine.built_folder import file_digest, weights_digest
 from lightningrl_verl.training.files import RunFiles
 
 _CHANGEABLE = (
@@ -150,34 +151,43 @@ class RunFolder(RunFiles):
             )
 
     def check_base(self, models: Mapping[str, Path]) -> None:
-        """Remember the weights that the run starts from, or check that they are still the same.
+        """Remember the weights and chat templates that the run starts from, or check that they are still the same.
 
         Args:
             models: alias of each trained policy -> Hugging Face folder.
 
         Raises:
             ConfigError: the folder's run started from other weights, which would be a second set
-                under version 0.
+                under version 0, or with another chat template.
         """
         origin = json.loads(self.info.read_text(encoding="utf-8"))
         known: dict[str, str] = origin.setdefault("base_weights", {})
+        templates: dict[str, str] = origin.setdefault("chat_templates", {})
         for alias, model in models.items():
-            digest = _weights_digest(model)
+            digest = weights_digest(model)
             if known.setdefault(alias, digest) != digest:
                 raise ConfigError(
                     f"{str(self.path)!r} holds a run whose policy {alias!r} started from other weights"
                     f" than those in {str(model)!r}; bring those back, or give the new run another"
                     " 'name'"
                 )
+            template = _template_digest(model)
+            if templates.setdefault(alias, template) != template:
+                raise ConfigError(
+                    f"{str(self.path)!r} holds a run whose policy {alias!r} started with another chat template"
+                    f" than that of {str(model)!r}; bring it back, or give the new run another 'name'"
+                )
         write_text(self.info, json.dumps(origin, indent=2) + "\n")
 
 
-def _weights_digest(model: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(model.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _template_digest(model: Path) -> str:
+    template = model / "chat_template.jinja"
+    if template.is_file():
+        return file_digest(template)
+    # Where folders of earlier versions of transformers keep it.
+    settings = model / "tokenizer_config.json"
+    told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    return hashlib.sha256(json.dumps(told.get("chat_template")).encode()).hexdigest()
 
 
 def _origin(loaded: LoadedRecipe) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Where a policy's initial weights come from: a folder that the recipe names, or a tiny policy."""
+"""Where a policy's initial weights come from: a model that the recipe names, or a tiny policy."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ from pathlib import Path
 from rich.console import Console
 
 from lightningrl.errors import ConfigError
-from lightningrl.recipe import LoadedRecipe, PolicyRecipe
+from lightningrl.recipe import LoadedRecipe
 from lightningrl.settings import cache_folder
 from lightningrl.user_input.references import load_object
-from lightningrl_verl.start.preflight import model_folder
+from lightningrl_verl.pretrained.describe import load_tokenizer, writes_tools
+from lightningrl_verl.pretrained.prepare import prepare, summary
+from lightningrl_verl.start.preflight import find_model
 from lightningrl_verl.tiny import TinySpec, build_tiny
 
 
-async def initial_model(loaded: LoadedRecipe, policy: PolicyRecipe, console: Console) -> Path:
-    """The Hugging Face folder that a policy starts from; a tiny policy is built if need be.
+async def initial_model(loaded: LoadedRecipe, alias: str, console: Console) -> Path:
+    """The Hugging Face folder that a policy starts from; it is built or converted if need be.
 
     Cancelling it stops a warm start at its next update.
 
     Raises:
-        ConfigError: the folder isn't there or holds no model.
+        ConfigError: the model isn't there, or can't be used.
+        RunError: a folder in the cache is damaged.
     """
+    policy = loaded.recipe.policies[alias]
     if policy.tiny is not None:
         stopped = threading.Event()
         try:
             return await asyncio.to_thread(_tiny, loaded, policy.tiny, console, stopped)
         finally:
             stopped.set()
-    return model_folder(loaded, policy)
+    return await asyncio.to_thread(_pretrained, loaded, alias, console)
 
 
 async def build_policy(loaded: LoadedRecipe, alias: str | None, console: Console) -> Path:
@@ -53,7 +57,7 @@ async def build_policy(loaded: LoadedRecipe, alias: str | None, console: Console
         )
     if len(chosen) > 1:
         raise ConfigError(f"policies: name one of {tiny} by --policy")
-    return await initial_model(loaded, loaded.recipe.policies[chosen[0]], console)
+    return await initial_model(loaded, chosen[0], console)
 
 
 def copy_policy(model: Path, out: Path) -> None:
@@ -65,6 +69,24 @@ def copy_policy(model: Path, out: Path) -> None:
     if out.exists():
         raise ConfigError(f"{str(out)!r} exists; name a new folder")
     shutil.copytree(model, out)
+
+
+def _pretrained(loaded: LoadedRecipe, alias: str, console: Console) -> Path:
+    source, template = find_model(loaded, alias)
+    with console.status(f"preparing the model {source.reference!r}"):
+        prepared = prepare(source, template)
+        parser = loaded.recipe.policies[alias].tool_parser
+        deaf = parser != "none" and not writes_tools(load_tokenizer(prepared.path))
+    if deaf:
+        console.print(
+            f"[yellow]policies.{alias}: the chat template leaves tools out, so the model never sees them, though"
+            f" tool_parser is {parser!r}. Give it one that has them, such as chat_template: hermes[/]",
+            soft_wrap=True,
+        )
+    # A folder of the user's own, used as it is, is no news.
+    if prepared.path != source.path:
+        console.print(summary(prepared), highlight=False, soft_wrap=True)
+    return prepared.path
 
 
 class _Stopped(Exception):

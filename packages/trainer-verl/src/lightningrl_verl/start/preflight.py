@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
 from lightningrl.conversation.rewriting.pins import compiled
 from lightningrl.credit import CreditAssigner, StatefulAssigner, find_assigner
 from lightningrl.errors import ConfigError
-from lightningrl.recipe import Data, DataSource, LoadedRecipe, PolicyRecipe, Recipe
+from lightningrl.recipe import Data, DataSource, LoadedRecipe, Recipe
 from lightningrl.schema import Sampling
 from lightningrl.scoring import Scorer
 from lightningrl.tasks import load_tasks
 from lightningrl.user_input.references import load_object
+from lightningrl_verl.pretrained.prepare import Template
+from lightningrl_verl.pretrained.reference import Source, locate
+from lightningrl_verl.pretrained.template_text import template_text
 from lightningrl_verl.start.combinations import check_combinations
 from lightningrl_verl.training.batches import Splits, Task
 from lightningrl_verl.worker.backend_config import check_overrides
@@ -109,20 +111,35 @@ def trained_aliases(recipe: Recipe) -> tuple[str, ...]:
     return trainable
 
 
-def model_folder(loaded: LoadedRecipe, policy: PolicyRecipe) -> Path:
-    """The Hugging Face folder that a policy's `model` names.
+def find_model(loaded: LoadedRecipe, alias: str) -> tuple[Source, Template | None]:
+    """What a policy's `model` and `chat_template` name.
 
     Raises:
-        ConfigError: it isn't there, or holds no model.
+        ConfigError: one of them isn't there.
     """
+    policy = loaded.recipe.policies[alias]
     assert policy.model is not None
-    path = (loaded.folder / policy.model).resolve()
-    if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"policies: {policy.model!r} is no Hugging Face model folder: {str(path)!r} has no"
-            " config.json"
-        )
-    return path
+    try:
+        source = locate(policy.model, folder=loaded.folder, policy=alias)
+        name = policy.chat_template
+        template = None if name is None else Template(name, template_text(name, loaded.folder))
+    except ConfigError as error:
+        raise ConfigError(f"policies.{alias}: {error}") from error
+    return source, template
+
+
+def model_alias(recipe: Recipe, policy: str | None) -> str:
+    """The policy that is asked for among those given by a `model`.
+
+    Raises:
+        ConfigError: there is none of that name, or several.
+    """
+    given = [alias for alias, one in recipe.policies.items() if one.model is not None]
+    if policy is not None and policy not in given:
+        raise ConfigError(f"policies: {policy!r} has no 'model'; those that do: {given}")
+    if policy is None and len(given) != 1:
+        raise ConfigError(f"policies: name one by --policy; those with a 'model': {given}")
+    return policy or given[0]
 
 
 def _check_model(loaded: LoadedRecipe, alias: str) -> None:
@@ -130,7 +147,7 @@ def _check_model(loaded: LoadedRecipe, alias: str) -> None:
     if policy.tiny is not None:
         load_object(policy.tiny, what=f"policies.{alias}.tiny", folder=loaded.folder)
     elif policy.model is not None:
-        model_folder(loaded, policy)
+        find_model(loaded, alias)
 
 
 def _check_sampling(recipe: Recipe) -> None:

@@ -17,6 +17,7 @@ from lightningrl.cli import terminal
 from lightningrl.curve import draw_curve
 from lightningrl.machine.clock import SystemClock
 from lightningrl_verl.engine import tool_parser
+from lightningrl_verl.pretrained.record import RECORD as PRETRAINED
 from lightningrl_verl.serving.probe import ProbeResult
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.launching import prepare_ground
@@ -26,7 +27,7 @@ from lightningrl_verl.start.preflight import Plan
 from lightningrl_verl.start.progress import Display
 from lightningrl_verl.start.site import Site, site
 from lightningrl_verl.start.summary import print_summary
-from lightningrl_verl.tiny.build import RECORD
+from lightningrl_verl.tiny.build import RECORD as TINY
 from lightningrl_verl.training.checkpoint import Checkpoints
 from lightningrl_verl.training.loop import TrainingLoop
 from lightningrl_verl.training.metrics import MetricsLog
@@ -105,7 +106,7 @@ async def first(work: Coroutine[Any, Any, None], *watches: Coroutine[Any, Any, N
 
 async def _work(plan: Plan, folder: RunFolder, here: Site, console: Console) -> None:
     bases = {
-        alias: await initial_model(plan.loaded, policy, console)
+        alias: await initial_model(plan.loaded, alias, console)
         for alias, policy in plan.recipe.policies.items()
         if policy.url is None
     }
@@ -152,7 +153,7 @@ async def _loop(
         trainees=trainees,
         study=Study(recipe, plan.assigner, trainees, plan.scorer),
         splits=plan.splits,
-        records={alias: bases[alias] / RECORD for alias in plan.trained},
+        records={alias: _records(bases[alias]) for alias in plan.trained},
         watcher=display,
         trackers=shown,
         clock=SystemClock(),
@@ -161,3 +162,8 @@ async def _loop(
     async with here.runners:
         watches = (ground.launcher.watch(), *(engine.watch() for engine in engines))
         await first(loop.run(probed), *watches)
+
+
+def _records(base: Path) -> list[Path]:
+    """The files by which a model tells where it came from."""
+    return [base / name for name in (TINY, PRETRAINED) if (base / name).is_file()]

@@ -1,0 +1,146 @@
+"""A model in use, not in training: calls in every dialect are answered by one engine, and nothing is recorded.
+
+Invariant: what a client says of sampling counts, whatever model name it asks for; there is no rollout, no key
+and no policy version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import msgspec
+
+from lightningrl.conversation import Recorded
+from lightningrl.errors import LightningError
+from lightningrl.gateway.app import error_format, raw_path, refusal_of
+from lightningrl.gateway.asgi import (
+    EVENT_STREAM,
+    JSON,
+    Answer,
+    ClientGone,
+    Headers,
+    Receive,
+    Refusal,
+    Scope,
+    Send,
+    read_body,
+    send_answer,
+    to_json,
+)
+from lightningrl.gateway.dialects import SPOKEN, models
+from lightningrl.gateway.dialects.base import Spoken
+from lightningrl.gateway.identity import agent_route
+from lightningrl.gateway.interrupt import UntilHangup
+from lightningrl.gateway.limits import GatewayLimits
+from lightningrl.gateway.upstream import Sending, Upstream, refusal_of_engine
+from lightningrl.machine.clock import Clock
+from lightningrl.schema import Endpoint, StepId, new_id
+
+_LOG = logging.getLogger(__name__)
+
+
+class DirectGateway:
+    """Answers model calls by one engine; an ASGI app with a beginning and an end."""
+
+    def __init__(
+        self, endpoint: Endpoint, model: str, *, clock: Clock, limits: GatewayLimits | None = None
+    ) -> None:
+        """Make a gateway that is not started.
+
+        Args:
+            endpoint: the engine's.
+            model: the name by which the engine is asked.
+            clock: where the time comes from.
+            limits: bounds; `None` means the defaults.
+        """
+        self._endpoint = endpoint
+        self._model = model
+        self._limits = limits or GatewayLimits()
+        self._upstream = Upstream(clock, self._limits)
+        self._requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def start(self) -> None:
+        """Get ready to answer."""
+        self._upstream.start()
+
+    async def stop(self) -> None:
+        """Let running calls finish for `close_seconds`, then close the connections to the engine."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), self._limits.close_seconds)
+        await self._upstream.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"the gateway answers http, not {scope['type']!r}")
+        self._requests += 1
+        self._idle.clear()
+        try:
+            await send_answer(send, await self._guarded(scope, receive))
+        except ClientGone:
+            return
+        finally:
+            self._requests -= 1
+            if not self._requests:
+                self._idle.set()
+
+    async def _guarded(self, scope: Scope, receive: Receive) -> Answer:
+        """The answer, whatever happens."""
+        try:
+            return await self._routed(scope, receive)
+        except ClientGone:
+            raise
+        except Refusal as refused:
+            refusal = refused
+        except LightningError as error:
+            refusal = refusal_of(error)
+        except Exception:  # noqa: BLE001 - the outermost boundary: clients get an answer
+            _LOG.exception("%s %s failed", scope["method"], raw_path(scope))
+            refusal = Refusal(500, "gateway_failed", "the gateway failed; its log says why")
+        return refusal.answer(error_format(scope))
+
+    async def _routed(self, scope: Scope, receive: Receive) -> Answer:
+        method, path = scope["method"], raw_path(scope)
+        headers: Headers = dict(scope["headers"])
+        route = agent_route(path)
+        rest = "" if route is None else route.rest
+        if method == "GET" and path == "/healthz":
+            return Answer(200, b'{"ok":true}')
+        if method == "POST" and rest in SPOKEN:
+            return await self._call(SPOKEN[rest], headers, receive)
+        if method == "GET" and rest.partition("/")[0] == models.ROUTE:
+            anthropic = models.is_anthropic(headers)
+            return Answer(200, to_json(models.models(rest, [self._model], anthropic=anthropic)))
+        served = ", ".join(f"POST /v1/{one}" for one in SPOKEN)
+        raise Refusal(404, "no_such_route", f"here are {served} and GET /v1/models")
+
+    async def _call(self, spoken: Spoken, headers: Headers, receive: Receive) -> Answer:
+        body = await read_body(receive, headers, self._limits.body_bytes)
+        request = await spoken.read(body, _nothing_recorded)
+        asked = request.engine
+        step = StepId(new_id("s"))
+        with UntilHangup(receive):
+            status, answer = await self._upstream.post(
+                (self._endpoint,),
+                asked.path,
+                asked.encoded(self._model, None),
+                {"content-type": "application/json", "x-request-id": step},
+                Sending(),
+            )
+        if status != 200:
+            raise refusal_of_engine(status, answer, self._endpoint.url)
+        try:
+            written = request.write(asked.parse(answer), step)
+        except (ValueError, RecursionError, msgspec.DecodeError) as error:
+            raise Refusal(
+                502, "engine_failed", f"the engine's answer can't be read: {error}"
+            ) from error
+        return Answer(200, written.body, EVENT_STREAM if written.streams else JSON)
+
+
+async def _nothing_recorded() -> Recorded:
+    return Recorded()

@@ -1,0 +1,113 @@
+"""A model in use: the real clients of OpenAI and Anthropic are answered by one engine, without a store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+from click.testing import CliRunner
+
+from lightningrl.cli import commands
+from lightningrl.gateway.direct import DirectGateway
+from lightningrl.keys import OPEN
+from lightningrl.machine.clock import SystemClock
+from lightningrl.schema import Endpoint
+from lightningrl.server.serve import listen, run, url_of
+from lightningrl_testkit.model_server import Answer, ModelServer, ToolCall, in_turn
+
+HI: list[Any] = [{"role": "user", "content": "Hi"}]
+LOOK = Answer("", tool_calls=(ToolCall("call-1", "weather", '{"city": "Bern"}'),))
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+
+
+@asynccontextmanager
+async def serving(engine: ModelServer) -> AsyncIterator[str]:
+    """The URL of a gateway before an engine."""
+    listener = listen("127.0.0.1", 0, OPEN)
+    stop, answers = asyncio.Event(), asyncio.Event()
+    app = DirectGateway(Endpoint(engine.url, None), "small", clock=SystemClock())
+    task = asyncio.create_task(run(app, listener, stop, answers.set))
+    await answers.wait()
+    try:
+        yield url_of(listener)
+    finally:
+        stop.set()
+        await task
+        listener.close()
+
+
+async def test_openais_client_is_answered_whatever_model_it_asks_for() -> None:
+    with ModelServer(in_turn("Yo")) as engine:
+        async with (
+            serving(engine) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-") as client,
+        ):
+            reply = await client.chat.completions.create(
+                model="gpt-4o-mini", messages=HI, temperature=0.3
+            )
+            names = [one.id async for one in await client.models.list()]
+        asked = engine.arrivals[0].body
+    assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == ("Yo", "stop")
+    assert (asked["model"], asked["temperature"]) == ("small", 0.3)
+    assert names == ["small"]
+    assert "token_ids" not in reply.choices[0].to_dict()
+
+
+async def test_a_stream_and_a_response_are_answered_too() -> None:
+    with ModelServer(in_turn("One")) as engine:
+        async with (
+            serving(engine) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-") as client,
+        ):
+            stream = await client.chat.completions.create(model="m", messages=HI, stream=True)
+            parts = [part.choices[0].delta.content or "" async for part in stream if part.choices]
+            response = await client.responses.create(model="m", input="Hi")
+    assert ("".join(parts), response.output_text) == ("One", "One")
+
+
+async def test_anthropics_client_gets_tool_calls() -> None:
+    tool: Any = {"name": "weather", "input_schema": PARAMETERS}
+    with ModelServer(in_turn(LOOK)) as engine:
+        async with (
+            serving(engine) as url,
+            anthropic.AsyncAnthropic(base_url=url, api_key="-") as client,
+        ):
+            reply = await client.messages.create(
+                model="claude", max_tokens=500, messages=HI, tools=[tool]
+            )
+    assert reply.stop_reason == "tool_use"
+    [block] = reply.content
+    assert (block.type, block.to_dict()["input"]) == ("tool_use", {"city": "Bern"})
+
+
+async def test_what_the_engine_refuses_and_unknown_routes_are_errors_of_the_dialect() -> None:
+    with ModelServer(in_turn("Yo")) as engine:
+        async with (
+            serving(engine) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client,
+        ):
+            engine.fail_next(1, status=400)
+            with pytest.raises(openai.BadRequestError):
+                await client.chat.completions.create(model="m", messages=HI)
+            with pytest.raises(openai.NotFoundError, match="here are POST /v1/chat/completions"):
+                await client.embeddings.create(model="m", input="Hi")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "give a STORE to serve, or a model by --policy"),
+        (["s.db", "--chat-template", "hermes"], "--chat-template is of the latter"),
+        (["s.db", "--policy", "m"], "not a store; leave out: store"),
+        (["--policy", "m", "--delete-down-to", "9"], "leave out: delete_down_to"),
+    ],
+)  # fmt: skip
+def test_a_store_and_a_model_are_not_served_at_once(arguments: list[str], reason: str) -> None:
+    done = CliRunner().invoke(commands, ["serve", *arguments])
+    assert done.exit_code == 2
+    assert reason in done.output

@@ -38,7 +38,7 @@ _OWN = {
     "show": "lightningrl.cli.show:show",
     "try": "lightningrl.cli.try_agent:try_agent",
 }
-_TRAINER = ("tiny", "train")
+_TRAINER = ("sft", "tiny", "train")
 """Commands that the distribution `lightningrl-verl` brings."""
 
 

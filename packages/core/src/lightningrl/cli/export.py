@@ -137,7 +137,7 @@ def export_checkpoint(
         )
     # Read before anything is written: a run that can't be described is not exported by half.
     curve = folder / "curve.png"
-    tiny = model / "tiny_policy.json"
+    tiny, warm_start = model / "tiny_policy.json", model / "warm_start.json"
     facts = CardFacts(
         recipe=recipe,
         policy=alias,
@@ -145,6 +145,9 @@ def export_checkpoint(
         metrics=read_metrics(folder / "metrics.jsonl"),
         origin=read_origin(folder),
         tiny_record=tiny.read_text(encoding="utf-8") if tiny.is_file() else None,
+        warm_start_record=(
+            warm_start.read_text(encoding="utf-8") if warm_start.is_file() else None
+        ),
         has_curve=curve.is_file(),
     )
     shutil.copytree(model, target, dirs_exist_ok=True)

@@ -1,16 +1,12 @@
 """Build a tiny policy once, and find it again.
 
-Invariant: a folder with a policy's final name is whole. It is written under a temporary name, synced,
-and renamed; `tiny_policy.json` holds the digest of every other file, and a folder that does not match
-it is an error, never a policy.
+Invariant: a folder with a policy's final name is whole (`machine/built_folder.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-from lightningrl.errors import RunError
-from lightningrl.machine.durable import publish
+from lightningrl_verl.machine.built_folder import build_once, code_digest
 from lightningrl_verl.machine.quiet import without_progress_bars
 from lightningrl_verl.tiny.model import build_model
 from lightningrl_verl.tiny.spec import TinySpec
@@ -28,7 +23,7 @@ from lightningrl_verl.tiny.tokenizer import build_tokenizer
 from lightningrl_verl.tiny.warm_start import Progress, WarmStart, warm_start
 
 RECORD = "tiny_policy.json"
-"""The file that says what the folder is; written last."""
+"""The file that says what the folder is."""
 
 DESCRIPTION = (
     "A tiny policy, warm-started on noisy demonstrations for demonstration purposes. It knows the"
@@ -77,25 +72,28 @@ def build_tiny(
     Raises:
         RunError: if the policy found is damaged, or the warm start fails.
     """
-    root = Path(directory)
-    root.mkdir(parents=True, exist_ok=True)
     digest = _digest(spec, seed)
-    path = root / f"{spec.name}-{digest[:16]}"
-    if path.exists():
-        return _found(path, digest)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=root))
-    try:
-        _write(draft, spec, seed, threads, digest, progress)
-        built = _publish(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return _found(path, digest, built=built)
+    found = build_once(
+        Path(directory) / f"{spec.name}-{digest[:16]}",
+        what="tiny policy",
+        record=RECORD,
+        digest=digest,
+        write=lambda draft: _write(draft, spec, seed, threads, progress),
+    )
+    return TinyPolicy(
+        path=found.path,
+        parameters=found.record["parameters"],
+        seconds=found.record["seconds"],
+        action_loss=found.record["action_loss"],
+        demonstrations=found.record["demonstrations"],
+        built=found.built,
+    )
 
 
 def _write(
-    draft: Path, spec: TinySpec, seed: int, threads: int, digest: str, progress: Progress | None
-) -> None:
-    """Build the policy of `spec` and `seed` in the folder `draft`."""
+    draft: Path, spec: TinySpec, seed: int, threads: int, progress: Progress | None
+) -> dict[str, Any]:
+    """Build the policy of `spec` and `seed` in the folder `draft`; return what its record says."""
     started = time.perf_counter()
     tokenizer = build_tokenizer(spec.words, context=spec.context)
     model = build_model(spec, len(tokenizer), seed=seed)
@@ -103,9 +101,8 @@ def _write(
     with without_progress_bars():
         model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
-    record = {
+    return {
         "what": DESCRIPTION,
-        "digest": digest,
         "seed": seed,
         "threads": threads,
         "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -113,9 +110,7 @@ def _write(
         **_figures(result),
         "spec": spec.figures(),
         "versions": _versions(),
-        "files": {file.name: _file_digest(file) for file in sorted(draft.iterdir())},
     }
-    (draft / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _figures(result: WarmStart) -> dict[str, float | int]:
@@ -127,53 +122,14 @@ def _figures(result: WarmStart) -> dict[str, float | int]:
     }
 
 
-def _publish(draft: Path, path: Path) -> bool:
-    """Give `draft` its final name; False if another build was first."""
-    try:
-        publish(draft, path)
-    except OSError:
-        # A folder that is not empty can't be replaced: another process has built the same policy.
-        if not path.is_dir():
-            raise
-        return False
-    return True
-
-
-def _found(path: Path, digest: str, *, built: bool = False) -> TinyPolicy:
-    """Return the policy in `path`, after a check that the folder is whole."""
-    try:
-        record: dict[str, Any] = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        whole = record["digest"] == digest and all(
-            _file_digest(path / name) == wanted for name, wanted in record["files"].items()
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"tiny policy {str(path)!r} is damaged: delete the folder") from error
-    if not whole:
-        raise RunError(f"tiny policy {str(path)!r} does not match its {RECORD}: delete the folder")
-    return TinyPolicy(
-        path=path,
-        parameters=record["parameters"],
-        seconds=record["seconds"],
-        action_loss=record["action_loss"],
-        demonstrations=record["demonstrations"],
-        built=built,
-    )
-
-
 def _digest(spec: TinySpec, seed: int) -> str:
     """Return the digest of everything that decides what is built."""
     content = hashlib.sha256()
     content.update(json.dumps([spec.digest(), seed, _versions()]).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        content.update(source.read_bytes())
+    content.update(code_digest(Path(__file__).parent.glob("*.py")).encode())
     return content.hexdigest()
 
 
 def _versions() -> dict[str, str]:
     """Return the versions of the libraries that compute the weights."""
     return {"torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def _file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

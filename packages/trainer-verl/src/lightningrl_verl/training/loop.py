@@ -80,12 +80,12 @@ class TrainingLoop:
         trainees: Sequence[Trainee],
         study: Study,
         splits: Splits,
-        records: Mapping[str, Path],
+        records: Mapping[str, Sequence[Path]],
         watcher: Watcher,
         trackers: Trackers,
         clock: Clock,
     ) -> None:
-        """Prepare a run; `records` are the files that say what tiny policies are, by alias."""
+        """Prepare a run; `records` are the files that say where the models came from, by alias."""
         assert recipe.algorithm is not None
         self._recipe = recipe
         self._algorithm: Algorithm = recipe.algorithm
@@ -281,8 +281,8 @@ class TrainingLoop:
                 for one in self._trainees:
                     own = policy_folder(folder, one.alias, aliases)
                     one.learner.save(own)
-                    if self._records[one.alias].exists():
-                        shutil.copy(self._records[one.alias], own / "huggingface")
+                    for record in self._records[one.alias]:
+                        shutil.copy(record, own / "huggingface")
 
         await self._trainees[0].learner.call(lambda _: self._checkpoints.write(state, save))
         await self._store.commit(self._recipe.name, iteration)

@@ -79,6 +79,7 @@ MEANINGS = {
 
 _BELOW: dict[str, list[tuple[str, type[msgspec.Struct]]]] = {
     "data": [("data.SPLIT", recipe.DataSource)],
+    "policies": [("policies.NAME.warm_start", recipe.WarmStart)],
     "sampling": [("sampling.MODE", schema.Sampling)],
     "runner": [("runner.retry", schema.RetryPolicy)],
 }

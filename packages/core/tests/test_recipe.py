@@ -414,3 +414,48 @@ def test_a_chat_template_is_for_a_model() -> None:
     policy = {"tiny": "m:spec", "chat_template": "hermes"}
     with pytest.raises(ConfigError, match=r"policies\.policy\.chat_template: is for a policy"):
         parse_recipe({"name": "r", "agent": "m:f", "policies": {"policy": policy}})
+
+
+@pytest.mark.parametrize(
+    ("warm_start", "complaint"),
+    [
+        ({"demonstration": "d.jsonl"}, "Did you mean 'demonstrations'"),
+        ({"demonstrations": "d.jsonl"}, "learning_rate"),
+        ({"min_reward": 1.0}, "warm_start.min_reward: only rollouts have rewards"),
+        ({"demonstrations": "run:old"}, "warm_start.min_reward: say which rollouts of 'run:old'"),
+        (
+            {"demonstrations": "run:old", "min_reward": 1.0, "args": {"a": 1}},
+            "warm_start.args: a run takes none",
+        ),
+        ({"epochs": 0}, r"policies\.policy\.warm_start\.epochs: must be at least 1"),
+        ({"learning_rate": 0.0}, r"warm_start\.learning_rate: must be more than 0"),
+        ({"held_out": 1.5}, "held_out"),
+    ],
+)
+def test_a_warm_start_that_can_not_be_made_is_refused(
+    warm_start: dict[str, Any], complaint: str
+) -> None:
+    given = {"demonstrations": "d.jsonl", "learning_rate": 1e-4, **warm_start}
+    if complaint == "learning_rate":
+        del given["learning_rate"]
+    policy = {"model": "m", "warm_start": given}
+    with pytest.raises(ConfigError, match=complaint):
+        parse_recipe({"name": "demo", "agent": "a:b", "policies": {"policy": policy}})
+
+
+def test_a_policy_that_is_not_trained_has_no_warm_start() -> None:
+    warm_start = {"demonstrations": "d.jsonl", "learning_rate": 1e-4}
+    policy = {"model": "m", "trainable": False, "warm_start": warm_start}
+    with pytest.raises(ConfigError, match="a policy that is not trained stays as it is"):
+        parse_recipe({"name": "demo", "agent": "a:b", "policies": {"policy": policy}})
+
+
+def test_a_recipe_that_only_fine_tunes_needs_no_agent() -> None:
+    warm_start = {"demonstrations": "d.jsonl", "learning_rate": 1e-4}
+    tree: dict[str, Any] = {
+        "name": "demo", "policies": {"policy": {"model": "m", "warm_start": warm_start}},
+    }  # fmt: skip
+    assert parse_recipe(tree).agent is None
+    tree["algorithm"] = {"iterations": 1, "tasks_per_iteration": 1, "group_size": 2}
+    with pytest.raises(ConfigError, match="exactly one of 'agent' and 'command'"):
+        parse_recipe(tree)

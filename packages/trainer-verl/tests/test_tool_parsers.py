@@ -4,12 +4,15 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from lightningrl_verl.engine import (
     TOOL_PARSERS,
     ParsedMessage,
     ToolCall,
     UnknownToolParserError,
+    UnwritableError,
     tool_parser,
 )
 
@@ -120,3 +123,92 @@ def test_no_parser_raises_and_arguments_are_always_json_objects(name: str, text:
     for tools in ([], [CALC], [CALC, SEARCH], [{"function": {"name": "bare"}}]):
         for call in tool_parser(name).parse(text, tools).tool_calls:
             assert isinstance(json.loads(call.arguments_json), dict)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+_ARGUMENTS = st.dictionaries(st.text(max_size=6), _JSON, max_size=3)
+_TEXT = st.text(max_size=20)
+
+
+@given(
+    content=_TEXT.filter(lambda text: "<tool_call>" not in text),
+    calls=st.lists(st.tuples(st.text(min_size=1, max_size=6), _ARGUMENTS), max_size=3),
+)
+def test_hermes_reads_back_what_it_writes(
+    content: str, calls: list[tuple[str, dict[str, Any]]]
+) -> None:
+    message = ParsedMessage(
+        content=content or None,
+        tool_calls=tuple(
+            ToolCall(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in calls
+        ),
+    )
+    assume(
+        "</tool_call>"
+        not in "".join(call.arguments_json + call.name for call in message.tool_calls)
+    )
+    parser = tool_parser("hermes")
+    read = parser.parse(parser.write(message, [CALC]), [CALC])
+    assert (read.content or None, read.tool_calls, read.error) == (
+        message.content,
+        message.tool_calls,
+        None,
+    )
+
+
+def test_hermes_writes_as_the_templates_of_its_models_do() -> None:
+    calls = (ToolCall("calc", '{"expression": "3"}'), ToolCall("search", '{"query": "a"}'))
+    assert tool_parser("hermes").write(ParsedMessage("First.", calls), [CALC, SEARCH]) == (
+        'First.\n<tool_call>\n{"name": "calc", "arguments": {"expression": "3"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "search", "arguments": {"query": "a"}}\n</tool_call>'
+    )
+
+
+def test_a_line_end_between_content_and_call_belongs_to_neither() -> None:
+    text = 'Well.\n\n<tool_call>\n{"name": "calc", "arguments": {}}\n</tool_call>'
+    parsed = tool_parser("hermes").parse(text, [CALC])
+    assert parsed.content == "Well.\n"
+    assert tool_parser("hermes").write(parsed, [CALC]) == text
+
+
+@given(text=_TEXT, expression=_TEXT)
+def test_compact_reads_back_what_it_writes(text: str, expression: str) -> None:
+    parser = tool_parser("compact")
+    call = ToolCall("calc", json.dumps({"expression": expression}, ensure_ascii=False))
+    for tools in ([CALC], [CALC, SEARCH]):
+        for message in (ParsedMessage(text), ParsedMessage(None, (call,))):
+            try:
+                written = parser.write(message, tools)
+            except UnwritableError:
+                # `<end>` ends an answer, and is the only text that can't be said.
+                assert (text if message.content is not None else expression).endswith("<end>")
+                continue
+            read = parser.parse(written, tools)
+            assert (read.content or "", read.tool_calls) == (
+                message.content or "",
+                message.tool_calls,
+            )
+
+
+@given(text=_TEXT)
+def test_none_writes_the_content(text: str) -> None:
+    assert tool_parser("none").write(ParsedMessage(text), []) == text
+
+
+@pytest.mark.parametrize(
+    ("parser", "message"),
+    [
+        ("none", ParsedMessage(None, (ToolCall("calc", "{}"),))),
+        ("hermes", ParsedMessage("use <tool_call> here")),
+        ("compact", ParsedMessage("so", (ToolCall("calc", '{"expression": "3"}'),))),
+        ("compact", ParsedMessage(None, (ToolCall("calc", '{"expression": 3}'),))),
+        ("compact", ParsedMessage(None, (ToolCall("calk", '{"expression": "3"}'),))),
+    ],
+)
+def test_what_no_text_says_is_refused(parser: str, message: ParsedMessage) -> None:
+    with pytest.raises(UnwritableError, match=f"the tool parser '{parser}' has no text for this"):
+        tool_parser(parser).write(message, [CALC])

@@ -1,7 +1,7 @@
-"""The reward curve of a run, drawn from its metrics.
+"""The curve of a run, drawn from its metrics: of the reward, or of the loss where it was fine-tuned.
 
 Invariant: every point in the picture is a number of `metrics.jsonl`; the one derived line, the
-moving mean of the training reward, says so in the legend. The file is replaced whole, never half.
+moving mean of what was trained on, says so in the legend. The file is replaced whole, never half.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _SMOOTH_FROM = 20
 
 
 def draw_curve(metrics: Path, out: Path, title: str) -> None:
-    """Draw reward by iteration to the PNG `out`: training, validation and test.
+    """Draw reward by iteration to the PNG `out`: training, validation and test; of a fine-tuning the losses.
 
-    The validation reward of iteration 0, before any update, is marked as the base.
+    What validation gave in iteration 0, before any update, is marked as the base.
 
     Raises:
         ConfigError: matplotlib is missing, or there are no metrics.
-        RunError: the metrics hold no reward yet, or can't be read.
+        RunError: the metrics hold neither reward nor loss yet, or can't be read.
     """
     try:
         # Only here: matplotlib is an extra, and half a second of start-up.
@@ -42,22 +42,29 @@ def draw_curve(metrics: Path, out: Path, title: str) -> None:
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
     axes: Any = figure.add_subplot()
     drawn = [
-        *_draw_train(axes, lines),
+        *_draw_train(axes, lines, "train/reward"),
         *_draw_validation(axes, lines, "val/reward_sampled", "validation, sampled", _SAMPLED, "--"),
         *_draw_validation(axes, lines, "val/reward", "validation, greedy", _GREEDY, "-"),
         *_draw_test(axes, lines),
     ]
+    what, base = "mean reward", ("val/reward", "base, greedy")
+    if not drawn:
+        drawn = [
+            *_draw_train(axes, lines, "sft/loss"),
+            *_draw_validation(axes, lines, "sft/val_loss", "held out", _GREEDY, "-"),
+        ]
+        what, base = "loss, nats per token", ("sft/val_loss", "base, held out")
     if not drawn:
         raise RunError(f"{str(metrics)!r} holds no reward yet; draw it after the first iteration")
-    _draw_base(axes, lines)
-    _finish(axes, title, drawn)
+    _draw_base(axes, lines, *base)
+    _finish(axes, title, what, drawn)
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     figure.savefig(partial, dpi=160, format="png", facecolor="white")
     partial.replace(out)
 
 
-def _draw_train(axes: Any, lines: Sequence[MetricLine]) -> list[float]:
-    iterations, rewards = series(lines, "train/reward")
+def _draw_train(axes: Any, lines: Sequence[MetricLine], name: str) -> list[float]:
+    iterations, rewards = series(lines, name)
     if not rewards:
         return []
     smooth = len(rewards) >= _SMOOTH_FROM
@@ -127,9 +134,9 @@ def _draw_test(axes: Any, lines: Sequence[MetricLine]) -> list[float]:
     return rewards
 
 
-def _draw_base(axes: Any, lines: Sequence[MetricLine]) -> None:
-    """A horizontal line at the validation reward before any update."""
-    iterations, rewards = series(lines, "val/reward")
+def _draw_base(axes: Any, lines: Sequence[MetricLine], name: str, label: str) -> None:
+    """A horizontal line at what validation gave before any update."""
+    iterations, rewards = series(lines, name)
     if not iterations or iterations[0] != 0:
         return
     axes.axhline(
@@ -137,7 +144,7 @@ def _draw_base(axes: Any, lines: Sequence[MetricLine]) -> None:
         color=_INK,
         lw=1.0,
         ls=(0, (1, 3)),
-        label=f"base, greedy: {rewards[0]:.3f}",
+        label=f"{label}: {rewards[0]:.3f}",
         zorder=1,
     )
 
@@ -152,7 +159,7 @@ def _moving_mean(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
-def _finish(axes: Any, title: str, drawn: Sequence[float]) -> None:
+def _finish(axes: Any, title: str, what: str, drawn: Sequence[float]) -> None:
     # Imported here for the same reason as in `draw_curve`, which has checked that it is there.
     from matplotlib.ticker import MaxNLocator
 
@@ -163,7 +170,7 @@ def _finish(axes: Any, title: str, drawn: Sequence[float]) -> None:
     axes.set_xlim(min(first, -0.02), max(last, 1.02))
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK, pad=12)
     axes.set_xlabel("iteration", color=_INK)
-    axes.set_ylabel("mean reward", color=_INK)
+    axes.set_ylabel(what, color=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(axis="y", color=_FAINT, lw=0.8)
     axes.set_axisbelow(True)

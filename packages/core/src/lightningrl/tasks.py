@@ -41,8 +41,7 @@ def load_tasks(source: DataSource, *, folder: Path, split: str) -> list[tuple[st
         raise ConfigError(f"{key}.limit: must be at least 1, not {source.limit}")
     tasks: list[tuple[str, dict[str, Any]]] = []
     places: dict[str, str] = {}
-    rows = _rows_of_file if source.source.endswith(".jsonl") else _rows_of_function
-    for index, (place, row) in enumerate(islice(rows(source, folder, key), source.limit)):
+    for index, (place, row) in enumerate(read_rows(source, folder=folder, key=key)):
         task_id = _task_id(row, index, place)
         if task_id in places:
             raise ConfigError(
@@ -54,6 +53,23 @@ def load_tasks(source: DataSource, *, folder: Path, split: str) -> list[tuple[st
     if not tasks:
         raise ConfigError(f"{key}: {source.source!r} has no rows; a split needs at least one task")
     return tasks
+
+
+def read_rows(
+    source: DataSource, *, folder: Path, key: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each of the first `source.limit` rows, with the place to name when something is wrong with it.
+
+    Args:
+        source: a `.jsonl` file, or a function that returns rows.
+        folder: the recipe's.
+        key: of the recipe, where the source stands; with `KEY.args` beside it.
+
+    Raises:
+        ConfigError: the source can't be found or read, or a row is no JSON object.
+    """
+    rows = _rows_of_file if source.source.endswith(".jsonl") else _rows_of_function
+    return islice(rows(source, folder, key), source.limit)
 
 
 def _rows_of_file(

@@ -1,4 +1,4 @@
-"""`lightningrl train`, `lightningrl tiny` and `lightningrl model`."""
+"""`lightningrl train`, `lightningrl sft`, `lightningrl tiny` and `lightningrl model`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,27 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
     from lightningrl_verl.start.run import train_run
 
     raise SystemExit(asyncio.run(train_run(plan, overrides)))
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.option("--policy", help="Which one, where several have a warm_start.")
+def sft(recipe: Path, overrides: tuple[str, ...], policy: str | None) -> None:
+    """Fine-tune a policy of RECIPE on demonstrations; resumes by itself.
+
+    The policy's warm_start says how. The run is one of its own, with a curve of the loss, checkpoints and export; its name is the recipe's with -sft behind it. No agent is run.
+    """
+    from lightningrl_verl.start.folder import RunFolder
+    from lightningrl_verl.start.preflight import check_sft
+
+    plan = check_sft(load_recipe(recipe, overrides), policy)
+    RunFolder(plan.loaded.run_folder).refuse_another(plan.loaded)
+    share_cores()
+    # Only now: torch and verl take seconds to load.
+    from lightningrl_verl.start.sft import sft_run
+
+    raise SystemExit(asyncio.run(sft_run(plan)))
 
 
 @click.command()

@@ -60,7 +60,10 @@ def run_picture(report: DriftReport) -> Group:
     table.add_row("all", str(report.run.rollouts), *_counts(report.run))
     causes = (f"{count} x {cause}" for cause, count in report.run.breaks.items())
     reasons = (f"{count} x {reason}" for reason, count in report.run.untrainable.items())
-    return Group(table, *_listed("breaks:", causes), *_listed("tokens not trained:", reasons))
+    lines = [*_listed("breaks:", causes), *_listed("tokens not trained:", reasons)]
+    if report.run.rendered:
+        lines.append(Text(f"tokenised from text: {report.run.rendered} of the trained tokens"))
+    return Group(table, *lines)
 
 
 def iteration_picture(iteration: int, drifts: Sequence[RolloutDrift]) -> Table:

@@ -162,6 +162,7 @@ def export_checkpoint(
         origin=read_origin(folder),
         tiny_record=_record(model / "tiny_policy.json"),
         base_record=_record(model / "pretrained_model.json"),
+        warm_start_record=_record(model / "warm_start.json"),
         has_curve=curve.is_file(),
         rewritten=rewritten,
     )

@@ -44,6 +44,8 @@ class CardFacts:
     """`tiny_policy.json` as text: how a tiny policy was built. `None`: the checkpoint has none."""
     base_record: str | None
     """`pretrained_model.json` as text: the pretrained model that was trained on. `None`: the checkpoint has none."""
+    warm_start_record: str | None
+    """`warm_start.json` as text: on which demonstrations the policy was fine-tuned first. `None`: it was not."""
     has_curve: bool
     """Whether `curve.png` lies beside the card."""
     rewritten: Sequence[str]
@@ -59,14 +61,17 @@ def model_card(facts: CardFacts) -> str:
         _front_matter(_licence(facts)),
         f"# {facts.recipe.name}, iteration {facts.iteration}",
         *([_TINY] if is_tiny else []),
-        f"Trained by LightningRL {_version(facts.origin)}:"
-        f" reinforcement learning of the model behind an agent. Commit"
+        f"Trained by LightningRL {_version(facts.origin)}: {_how(facts)}. Commit"
         f" `{facts.origin.get('commit') or 'unknown'}`, started"
         f" {facts.origin.get('started_at', 'at an unknown time')}.",
-        "## Rewards\n\n" + _rewards(facts),
-        *(["![Reward by iteration](curve.png)"] if facts.has_curve else []),
+        *_results(facts),
         "## Serving\n\n" + _serving(alias, policy, facts.rewritten),
         "## Recipe\n\n```yaml\n" + dump_recipe(facts.recipe).rstrip() + "\n```",
+        *(
+            [f"## Warm start\n\n```json\n{facts.warm_start_record.rstrip()}\n```"]
+            if facts.warm_start_record is not None
+            else []
+        ),
         *(
             [f"## Tiny policy\n\n```json\n{facts.tiny_record.rstrip()}\n```"]
             if facts.tiny_record is not None
@@ -97,6 +102,39 @@ def _licence(facts: CardFacts) -> str | None:
 def _version(origin: Mapping[str, Any]) -> str:
     versions: Mapping[str, Any] = origin.get("versions") or {}
     return str(versions.get("lightningrl", ""))
+
+
+def _was_imitated(facts: CardFacts) -> bool:
+    """Whether the run fine-tuned the policy on demonstrations, and rewarded nothing."""
+    return facts.recipe.algorithm is None and any("sft/loss" in line for line in facts.metrics)
+
+
+def _how(facts: CardFacts) -> str:
+    if _was_imitated(facts):
+        return "supervised fine-tuning on demonstrations"
+    return "reinforcement learning of the model behind an agent"
+
+
+def _results(facts: CardFacts) -> list[str]:
+    """What was measured, as a table and a picture."""
+    imitated = _was_imitated(facts)
+    heading, table = ("Loss", _losses(facts)) if imitated else ("Rewards", _rewards(facts))
+    what = "Loss" if imitated else "Reward"
+    picture = [f"![{what} by iteration](curve.png)"] if facts.has_curve else []
+    return [f"## {heading}\n\n{table}", *picture]
+
+
+def _losses(facts: CardFacts) -> str:
+    """A table of mean losses: before any update, and at this checkpoint."""
+    by_iteration = {line["iteration"]: line for line in facts.metrics}
+    base, here = by_iteration.get(0, {}), by_iteration.get(facts.iteration, {})
+    rows = [
+        ("demonstrations held out", base.get("sft/val_loss"), here.get("sft/val_loss")),
+        ("demonstrations of the last update", None, here.get("sft/loss")),
+    ]
+    lines = ["| nats per answer token | base | this checkpoint |", "|---|---:|---:|"]
+    lines += [f"| {name} | {_number(before)} | {_number(after)} |" for name, before, after in rows]
+    return "\n".join(lines)
 
 
 def _rewards(facts: CardFacts) -> str:

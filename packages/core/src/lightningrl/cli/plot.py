@@ -1,4 +1,4 @@
-"""`lightningrl plot RUN`: the reward curve of a run, also while it trains."""
+"""`lightningrl plot RUN`: the curve of a run, also while it trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightningrl.curve import draw_curve
 @click.argument("run", metavar="RUN")
 @click.option("--out", type=click.Path(path_type=Path), help="Instead of RUN/curve.png.")
 def plot(run: str, out: Path | None) -> None:
-    """Draw the reward curve of a run.
+    """Draw the reward curve of a run, or of a fine-tuning the loss.
 
     RUN is a run's folder or its name in runs/.
     """

@@ -1,5 +1,7 @@
 """The drift report: what was trained of what was sampled, and how far engine and trainer are apart.
 
+In supervised fine-tuning the tokens are those of demonstrations, of which an engine sampled some and others not.
+
 Invariants:
 - Of a policy's sampled tokens each is trained, masked or dropped: the three add up.
 - Sums come before shares: a report of many rollouts is what its parts' counts give.
@@ -62,6 +64,8 @@ class RolloutDrift(msgspec.Struct, frozen=True):
     breaks: tuple[Break, ...]
     """The calls that should have and did not, with both token windows."""
     rows: tuple[RowDrift, ...]
+    rendered: int = 0
+    """Trained tokens that no engine sampled: they were tokenised from a demonstration's text. 0 in RL updates."""
 
     @property
     def sums(self) -> Drift:
@@ -76,6 +80,7 @@ class RolloutDrift(msgspec.Struct, frozen=True):
             continuing=self.continuing,
             breaks=dict(Counter(broken.cause for broken in self.breaks)),
             gap=joined(row.gap for row in self.rows),
+            rendered=self.rendered,
         )
 
 
@@ -93,6 +98,8 @@ class Drift(msgspec.Struct, frozen=True):
     breaks: dict[str, int] = {}
     """Cause -> breaks."""
     gap: Gap | None = None
+    rendered: int = 0
+    """As `RolloutDrift.rendered`."""
 
     @property
     def trained(self) -> int:
@@ -186,4 +193,5 @@ def _sum(drifts: Iterable[Drift]) -> Drift:
         continuing=sum(one.continuing for one in every),
         breaks=dict(breaks),
         gap=joined(one.gap for one in every),
+        rendered=sum(one.rendered for one in every),
     )

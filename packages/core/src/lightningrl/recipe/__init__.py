@@ -36,6 +36,9 @@ from lightningrl.recipe.processes import (
     Runner,
     Trainer,
 )
+from lightningrl.recipe.warm_start import (
+    WarmStart,
+)
 from lightningrl.recipe.whole import (
     Recipe,
 )
@@ -59,6 +62,7 @@ __all__ = [
     "Trainer",
     "Validation",
     "VllmServers",
+    "WarmStart",
     "changed_keys",
     "dump_recipe",
     "load_recipe",

@@ -7,6 +7,7 @@ from typing import Literal
 from lightningrl.errors import ConfigError
 from lightningrl.recipe.algorithm import Optimiser
 from lightningrl.recipe.section import Section
+from lightningrl.recipe.warm_start import WarmStart
 from lightningrl.schema import Sampling
 
 
@@ -42,6 +43,9 @@ class PolicyRecipe(Section, frozen=True):
     """Servers that serve this policy while it is trained, and take its weights. `None`: engines are started here."""
     trainable: bool = True
     """Whether it is trained. One that isn't is served beside the others and stays as it is."""
+    warm_start: WarmStart | None = None
+    """Supervised fine-tuning before the first iteration; its result is what the policy then starts from. `None`: it
+    starts as it is."""
     optimiser: Optimiser | None = None
     """How this policy is trained. `None`: as the recipe's `optimiser` says."""
     replaces: tuple[str, ...] = ()
@@ -72,7 +76,8 @@ class PolicyRecipe(Section, frozen=True):
 
         Raises:
             ConfigError: there is not exactly one place that the policy comes from, one at a URL is to be
-                trained, a chat template is given to something else than a model, or its vLLM servers lack an address or are given what they do not use.
+                trained, a chat template is given to something else than a model, one that is not trained has a
+                warm start, or its vLLM servers lack an address or are given what they do not use.
         """
         places = {"model": self.model, "tiny": self.tiny, "url": self.url}
         given = [key for key, place in places.items() if place is not None]
@@ -96,6 +101,13 @@ class PolicyRecipe(Section, frozen=True):
                 f"policies.{alias}.unread_messages: the chat template of a policy at a 'url' can't be seen from"
                 " here; leave it out"
             )
+        if self.warm_start is not None:
+            if not self.trainable:
+                raise ConfigError(
+                    f"policies.{alias}.warm_start: a policy that is not trained stays as it is; fine-tune it by"
+                    " 'lightningrl sft' first, and name the result by its 'model'"
+                )
+            self.warm_start.check(f"policies.{alias}.warm_start")
         if self.vllm is not None:
             self._check_vllm(alias, self.vllm)
 

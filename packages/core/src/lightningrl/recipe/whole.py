@@ -29,7 +29,8 @@ class Recipe(Section, frozen=True):
     """The run's folder, relative to the working directory."""
     seed: int = 0
     agent: str | None = None
-    """`module:attribute`: a callable, an agent object, or a factory of one."""
+    """`module:attribute`: a callable, an agent object, or a factory of one. Not needed where there is no `algorithm`
+    and a policy has a `warm_start`: `lightningrl sft` runs no agent."""
     command: tuple[str, ...] | None = None
     """Instead of `agent`: a program and its arguments, in any language."""
     input: str | None = None
@@ -73,8 +74,7 @@ class Recipe(Section, frozen=True):
 
     def __post_init__(self) -> None:
         """Check what types can't say."""
-        if (self.agent is None) == (self.command is None):
-            raise ConfigError("recipe: give exactly one of 'agent' and 'command'")
+        self._check_agent()
         if self.await_seconds is not None and not self.await_rewards:
             raise ConfigError("await_seconds: it limits await_rewards, which is empty; set both")
         for alias, policy in self.policies.items():
@@ -116,6 +116,13 @@ class Recipe(Section, frozen=True):
                 f" {algorithm.group_size} rollouts of a group, so every group would be skipped"
             )
 
+    def _check_agent(self) -> None:
+        learns = any(policy.warm_start is not None for policy in self.policies.values())
+        if self.agent is None and self.command is None and self.algorithm is None and learns:
+            return  # `sft` runs no agent
+        if (self.agent is None) == (self.command is None):
+            raise ConfigError("recipe: give exactly one of 'agent' and 'command'")
+
     def _check_cluster(self) -> None:
         ranks, nodes = self.trainer.ranks, self.trainer.nodes
         if self.cluster == "none" and (ranks > 1 or self.cluster_address is not None):
@@ -133,6 +140,13 @@ _LEAST = {
     "data.test.limit": 1,
     # The probe of an engine's weights scores 8 + 24 tokens, after which vLLM samples one.
     "max_model_len": 33,
+    "warm_start.limit": 1,
+    "warm_start.epochs": 1,
+    "warm_start.batch_size": 1,
+    "warm_start.min_lr_ratio": 0,
+    "warm_start.warmup": 0,
+    "warm_start.weight_decay": 0,
+    "warm_start.score_every": 1,
     "algorithm.iterations": 1,
     "algorithm.tasks_per_iteration": 0,
     "algorithm.group_size": 1,
@@ -183,6 +197,8 @@ _ABOVE_ZERO = (
     "critic.clip",
     "critic.grad_clip",
     "optimiser.grad_clip",
+    "warm_start.learning_rate",
+    "warm_start.grad_clip",
     "runner.timeout_seconds",
     "runner.lease_seconds",
     "gateway.hold_seconds",

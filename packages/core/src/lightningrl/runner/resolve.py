@@ -45,6 +45,8 @@ def resolve_agent(loaded: LoadedRecipe, adapters: Sequence[Adapter]) -> Resolved
             module itself passes unchanged.
     """
     recipe, folder = loaded.recipe, loaded.folder
+    if recipe.agent is None and recipe.command is None:
+        raise ConfigError("recipe: there is neither an 'agent' nor a 'command' to run")
     named = None if recipe.agent is None else load_object(recipe.agent, what="agent", folder=folder)
     call = None if named is None else agent_call(named, adapters, what=str(recipe.agent))
     make_input = recipe.input and load_object(recipe.input, what="input", folder=folder)

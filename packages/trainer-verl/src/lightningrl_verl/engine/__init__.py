@@ -21,6 +21,7 @@ from lightningrl_verl.engine.parsers import (
     ToolCall,
     ToolParser,
     UnknownToolParserError,
+    UnwritableError,
     tool_parser,
 )
 from lightningrl_verl.engine.sampling import SamplingParams
@@ -47,6 +48,7 @@ __all__ = [
     "TorchEngine",
     "UnknownToolParserError",
     "UnsupportedModelError",
+    "UnwritableError",
     "WeightSpan",
     "WeightSwapError",
     "engine_app",

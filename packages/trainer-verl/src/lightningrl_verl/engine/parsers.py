@@ -1,8 +1,10 @@
-"""From a model's raw text to a chat message: content, or tool calls.
+"""From a model's raw text to a chat message, content or tool calls, and back.
 
-Invariant: a parser never raises, and what it cannot read it hands on unchanged as content, with the
-reason in `error`. Text keeps its special tokens, so that a template which writes the message back
-reproduces the tokens that were sampled.
+Invariants:
+- `parse` never raises, and what it cannot read it hands on unchanged as content, with the reason in
+  `error`. Text keeps its special tokens, so that a template which writes the message back reproduces the
+  tokens that were sampled.
+- What `write` returns is read back by `parse` as the very message; a message of which no text is raises.
 """
 
 import difflib
@@ -41,6 +43,10 @@ class ParsedMessage:
     """Why something that looks like a tool call is not one; None if nothing was wrong."""
 
 
+class UnwritableError(EngineError, ValueError):
+    """No text of the model would be read as that message."""
+
+
 class ToolParser(Protocol):
     """The seam between a model's own way to write tool calls and OpenAI's."""
 
@@ -59,6 +65,18 @@ class ToolParser(Protocol):
         """
         ...
 
+    def write(self, message: ParsedMessage, tools: Sequence[Mapping[str, Any]]) -> str:
+        """The inverse of `parse`, as the templates of models that write so have it in a later prompt.
+
+        Args:
+            message: What is to be said; its arguments as `json.dumps` writes them.
+            tools: As for `parse`.
+
+        Raises:
+            UnwritableError: No text is read as the message.
+        """
+        ...
+
 
 class PlainParser:
     """`none`: every answer is content."""
@@ -72,12 +90,18 @@ class PlainParser:
         del tools
         return ParsedMessage(content=text_with_special_tokens)
 
+    def write(self, message: ParsedMessage, tools: Sequence[Mapping[str, Any]]) -> str:
+        """The content; tool calls it can't write."""
+        return _read_back(self, message.content or "", message, tools)
+
 
 class HermesParser:
     """`hermes`: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of them.
 
     Text before the first call is content; text between and after calls is dropped, as in vLLM 0.24's
-    `hermes_tool_parser.py`. One call that cannot be read turns the whole answer into content.
+    `hermes_tool_parser.py`. But a line end between content and call belongs to neither: the templates of models
+    that write so (Qwen 2.5, Hermes 2) put one there, and it would be doubled in the next prompt. One call that cannot
+    be read turns the whole answer into content.
     """
 
     marks_end: ClassVar[bool] = True
@@ -99,7 +123,18 @@ class HermesParser:
             calls = tuple(_hermes_call(match) for match in self._CALL.finditer(text))
         except ValueError as error:
             return ParsedMessage(content=text, error=f"unreadable <tool_call>: {error}")
-        return ParsedMessage(content=text[: text.index(self._OPEN)] or None, tool_calls=calls)
+        content = text[: text.index(self._OPEN)].removesuffix("\n")
+        return ParsedMessage(content=content or None, tool_calls=calls)
+
+    def write(self, message: ParsedMessage, tools: Sequence[Mapping[str, Any]]) -> str:
+        """Content and calls, a line end between any two, as in the templates of Qwen 2.5 and Hermes 2."""
+        parts = [message.content] if message.content else []
+        parts += [
+            f'<tool_call>\n{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments":'
+            f" {call.arguments_json}}}\n</tool_call>"
+            for call in message.tool_calls
+        ]
+        return _read_back(self, "\n".join(parts), message, tools)
 
 
 def _hermes_call(match: re.Match[str]) -> ToolCall:
@@ -147,6 +182,42 @@ class CompactParser:
         except ValueError as error:
             return ParsedMessage(content=text, error=f"unreadable <call>: {error}")
         return ParsedMessage(content=None, tool_calls=(call,))
+
+    def write(self, message: ParsedMessage, tools: Sequence[Mapping[str, Any]]) -> str:
+        """The one call, or the answer."""
+        if not message.tool_calls:
+            return _read_back(self, f"{self._ANSWER}{message.content or ''}", message, tools)
+        call = message.tool_calls[0]
+        values: list[object] = list(json.loads(call.arguments_json).values())
+        name = f"{call.name} " if len(tools) > 1 else ""
+        text = f"{self._CALL}{name}{values[0] if values else ''}"
+        return _read_back(self, text, message, tools)
+
+
+def _read_back(
+    parser: ToolParser, text: str, message: ParsedMessage, tools: Sequence[Mapping[str, Any]]
+) -> str:
+    """`text`, if the parser reads it as `message`; no content and empty content are the same.
+
+    Raises:
+        UnwritableError: it reads another one.
+    """
+    read = parser.parse(text, tools)
+    if read.error is None and (read.content or "", read.tool_calls) == (
+        message.content or "",
+        message.tool_calls,
+    ):
+        return text
+    raise UnwritableError(
+        f"the tool parser {_name_of(parser)!r} has no text for this message: {text!r:.200} would be read as"
+        f" content {read.content!r:.80} with {len(read.tool_calls)} tool calls"
+        + (f" ({read.error})" if read.error else "")
+    )
+
+
+def _name_of(parser: ToolParser) -> str:
+    names = (name for name, one in TOOL_PARSERS.items() if one is parser)
+    return next(names, type(parser).__name__)
 
 
 def _compact_call(body: str, tools: Sequence[Mapping[str, Any]]) -> ToolCall:

@@ -179,6 +179,23 @@ class RunFolder(RunFiles):
                 )
         write_text(self.info, json.dumps(origin, indent=2) + "\n")
 
+    def check_material(self, digest: str) -> None:
+        """Remember what a fine-tuning learns from, or check that it is still the same.
+
+        Args:
+            digest: of its rows.
+
+        Raises:
+            ConfigError: the run in the folder began on other rows.
+        """
+        origin = json.loads(self.info.read_text(encoding="utf-8"))
+        if origin.setdefault("demonstrations", digest) != digest:
+            raise ConfigError(
+                f"{str(self.path)!r} holds a run of other demonstrations, or of the same ones under another"
+                " chat template; bring those back, or give the new run another 'name'"
+            )
+        write_text(self.info, json.dumps(origin, indent=2) + "\n")
+
 
 def _template_digest(model: Path) -> str:
     template = model / "chat_template.jinja"

@@ -15,8 +15,11 @@ from lightningrl.settings import cache_folder
 from lightningrl.user_input.references import load_object
 from lightningrl_verl.pretrained.describe import load_tokenizer, writes_tools
 from lightningrl_verl.pretrained.prepare import prepare, summary
+from lightningrl_verl.pretrained.record import RECORD as PRETRAINED
 from lightningrl_verl.start.preflight import find_model
+from lightningrl_verl.supervised.warm_start import RECORD as WARM_START
 from lightningrl_verl.tiny import TinySpec, build_tiny
+from lightningrl_verl.tiny.build import RECORD as TINY
 
 
 async def initial_model(loaded: LoadedRecipe, alias: str, console: Console) -> Path:
@@ -58,6 +61,11 @@ async def build_policy(loaded: LoadedRecipe, alias: str | None, console: Console
     if len(chosen) > 1:
         raise ConfigError(f"policies: name one of {tiny} by --policy")
     return await initial_model(loaded, chosen[0], console)
+
+
+def records(model: Path) -> list[Path]:
+    """The files by which a model tells where it came from."""
+    return [model / name for name in (TINY, PRETRAINED, WARM_START) if (model / name).is_file()]
 
 
 def copy_policy(model: Path, out: Path) -> None:

@@ -6,8 +6,12 @@ A wrong recipe is refused within a second or two, not after a model was built.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
+from lightningrl.cli.stored_run import find_run_folder
 from lightningrl.conversation.rewriting.pins import compiled
 from lightningrl.credit import CreditAssigner, StatefulAssigner, find_assigner
 from lightningrl.errors import ConfigError
@@ -15,13 +19,18 @@ from lightningrl.recipe import Data, DataSource, LoadedRecipe, Recipe
 from lightningrl.schema import Sampling
 from lightningrl.scoring import Scorer
 from lightningrl.tasks import load_tasks
+from lightningrl.user_input.names import suggest
 from lightningrl.user_input.references import load_object
 from lightningrl_verl.pretrained.prepare import Template
 from lightningrl_verl.pretrained.reference import Source, locate
 from lightningrl_verl.pretrained.template_text import template_text
 from lightningrl_verl.start.combinations import check_combinations
+from lightningrl_verl.supervised.demonstrations import Demonstration, read_demonstrations
 from lightningrl_verl.training.batches import Splits, Task
 from lightningrl_verl.worker.backend_config import check_overrides
+
+Dialogues = Sequence[Demonstration] | Path
+"""Demonstrations, or the folder of the run whose rollouts they are, or the file of a store."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class Plan:
     assigner: CreditAssigner | StatefulAssigner
     scorer: Scorer
     splits: Splits
+    dialogues: Mapping[str, Dialogues]
+    """Alias -> what its warm start learns from."""
 
     @property
     def recipe(self) -> Recipe:
@@ -84,7 +95,88 @@ def check(loaded: LoadedRecipe) -> Plan:
         test=_split(loaded, data.test, "test"),
     )
     scorer = Scorer(recipe.step_rewards, run_folder=loaded.run_folder, folder=loaded.folder)
-    return Plan(loaded, trained, assigner, scorer, splits)
+    dialogues = {
+        alias: read_dialogues(loaded, alias)
+        for alias, policy in recipe.policies.items()
+        if policy.warm_start is not None
+    }
+    return Plan(loaded, trained, assigner, scorer, splits, dialogues)
+
+
+def read_dialogues(loaded: LoadedRecipe, alias: str) -> Dialogues:
+    """What the warm start of a policy learns from; of a run only that it is there.
+
+    Raises:
+        ConfigError: it can't be found or read, or a dialogue is malformed.
+    """
+    settings = loaded.recipe.policies[alias].warm_start
+    assert settings is not None
+    if settings.run is not None:
+        file = Path(settings.run)
+        return file if file.is_file() else find_run_folder(settings.run)
+    return read_demonstrations(settings, folder=loaded.folder, key=f"policies.{alias}.warm_start")
+
+
+@dataclass(frozen=True)
+class SftPlan:
+    """A recipe one of whose policies can be fine-tuned, as a run of its own."""
+
+    loaded: LoadedRecipe
+    """With that policy alone, and without what fine-tuning has no use for."""
+    alias: str
+    dialogues: Dialogues
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self.loaded.recipe
+
+
+def check_sft(loaded: LoadedRecipe, alias: str | None) -> SftPlan:
+    """Check what `lightningrl sft` uses of a recipe, and read its demonstrations.
+
+    Args:
+        loaded: the recipe.
+        alias: of the policy. `None`: the only one that has a `warm_start`.
+
+    Raises:
+        ConfigError: there is no such policy, or something that it names can't be found or read.
+    """
+    learning = [one for one, policy in loaded.recipe.policies.items() if policy.warm_start]
+    if not learning:
+        raise ConfigError(
+            "policies: give one a section 'warm_start', which says what it learns from"
+        )
+    if alias is None and len(learning) > 1:
+        raise ConfigError(
+            f"policies: several have a 'warm_start'; name one of {learning} by --policy"
+        )
+    chosen = alias or learning[0]
+    if chosen not in learning:
+        raise ConfigError(f"--policy: {chosen!r} has no 'warm_start'.{suggest(chosen, learning)}")
+    _check_model(loaded, chosen)
+    _check_trackers(loaded.recipe)
+    check_overrides(loaded.recipe.verl)
+    dialogues = read_dialogues(loaded, chosen)
+    suffix = "-sft" if len(learning) == 1 else f"-sft-{chosen}"
+    return SftPlan(_alone(loaded, chosen, suffix), chosen, dialogues)
+
+
+def _alone(loaded: LoadedRecipe, alias: str, suffix: str) -> LoadedRecipe:
+    """The recipe of a policy's fine-tuning; its run stands beside that of the whole recipe."""
+    recipe = loaded.recipe
+    alone = Recipe(
+        name=recipe.name + suffix,
+        folder=None if recipe.folder is None else recipe.folder + suffix,
+        seed=recipe.seed,
+        policies={alias: structs.replace(recipe.policies[alias], optimiser=None)},
+        trackers=recipe.trackers,
+        cluster=recipe.cluster,
+        cluster_address=recipe.cluster_address,
+        trainer=recipe.trainer,
+        verl=recipe.verl,
+    )
+    return structs.replace(loaded, recipe=alone)
 
 
 def check_packages(recipe: Recipe) -> None:

@@ -26,6 +26,13 @@ _NOTE_SECONDS = 10.0
 """How often the log says how many rollouts have ended."""
 
 
+REWARDS = ("train/reward", "val/reward", "val/reward_sampled", "test/reward")
+"""What a training run shows of each iteration."""
+
+LOSSES = ("sft/loss", "sft/val_loss")
+"""What a fine-tuning shows of each update."""
+
+
 class Display:
     """A `Watcher` for people."""
 
@@ -36,6 +43,7 @@ class Display:
         iterations: int,
         lines: Sequence[Metrics] = (),
         log: Path | None = None,
+        shown: Sequence[str] = REWARDS,
     ) -> None:
         """Prepare.
 
@@ -45,6 +53,7 @@ class Display:
             iterations: how many there will be.
             lines: metrics of former starts of the run.
             log: file that phases are appended to. `None`: none.
+            shown: metrics that are shown of each iteration, `REWARDS` or `LOSSES`.
         """
         self._console = console
         self._name = name
@@ -52,8 +61,10 @@ class Display:
         self._iteration = 0
         self._phase = "starting"
         self._rollouts = Progress()
+        self._detail = ""
         self._lines: list[Metrics] = list(lines)
         self._log = log
+        self._shown = shown
         self._noted = 0.0
         self._started = time.monotonic()
         self._phase_started = self._started
@@ -88,7 +99,14 @@ class Display:
         self._phase = name
         self._phase_started = time.monotonic()
         self._rollouts = Progress()
+        self._detail = ""
         self._note(name)
+
+    def detail(self, text: str) -> None:
+        """How far the phase is, in place of what was said of it before."""
+        self._detail = text
+        if time.monotonic() - self._noted > _NOTE_SECONDS:
+            self._note(f"{self._phase}, {text}")
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -118,10 +136,9 @@ class Display:
                 log.write(f"{now} iteration {self._iteration}: {text}\n")
 
     def _plain(self, metrics: Metrics) -> str:
-        rewards = ("train/reward", "val/reward", "val/reward_sampled", "test/reward")
         parts = [
             f"iteration {metrics['iteration']}/{self._iterations}",
-            *(f"{key} {metrics[key]:.3f}" for key in rewards if metrics.get(key) is not None),
+            *(f"{key} {metrics[key]:.3f}" for key in self._shown if metrics.get(key) is not None),
         ]
         seconds = metrics.get("timing/iteration_seconds")
         if seconds is not None:
@@ -141,18 +158,19 @@ class Display:
         text = f"{self._phase}  {waited:.1f} s"
         if self._rollouts.total:
             text += f"   {_counts(self._rollouts)}"
-        return Text(text)
+        return Text(f"{text}   {self._detail}" if self._detail else text)
 
     def _bar(self) -> ProgressBar:
         return ProgressBar(total=max(self._iterations, 1), completed=self._iteration)
 
     def _rewards(self) -> Table:
         table = Table.grid(padding=(0, 3))
-        table.add_row("reward", "base", "now", "best", style="dim")
-        for key in ("train/reward", "val/reward", "val/reward_sampled"):
+        what, best = ("loss", min) if self._shown == LOSSES else ("reward", max)
+        table.add_row(what, "base", "now", "best", style="dim")
+        for key in self._shown:
             values = [line[key] for line in self._lines if line.get(key) is not None]
             if values:
-                table.add_row(key, *(f"{v:.3f}" for v in (values[0], values[-1], max(values))))
+                table.add_row(key, *(f"{v:.3f}" for v in (values[0], values[-1], best(values))))
         return table
 
     def _seconds(self) -> Text:

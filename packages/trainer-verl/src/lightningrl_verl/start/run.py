@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -17,25 +15,22 @@ from lightningrl.cli import terminal
 from lightningrl.curve import draw_curve
 from lightningrl.machine.clock import SystemClock
 from lightningrl_verl.engine import tool_parser
-from lightningrl_verl.pretrained.record import RECORD as PRETRAINED
 from lightningrl_verl.serving.probe import ProbeResult
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.launching import prepare_ground
-from lightningrl_verl.start.models import initial_model
+from lightningrl_verl.start.models import initial_model, records
 from lightningrl_verl.start.policies import serve_frozen, start_trainees
 from lightningrl_verl.start.preflight import Plan
 from lightningrl_verl.start.progress import Display
 from lightningrl_verl.start.site import Site, site
+from lightningrl_verl.start.stopping import INTERRUPTED, cancel_on_signals, first
 from lightningrl_verl.start.summary import print_summary
-from lightningrl_verl.tiny.build import RECORD as TINY
+from lightningrl_verl.start.warm_starts import warm_starts
 from lightningrl_verl.training.checkpoint import Checkpoints
 from lightningrl_verl.training.loop import TrainingLoop
 from lightningrl_verl.training.metrics import MetricsLog
 from lightningrl_verl.training.study import Study
 from lightningrl_verl.training.trackers import trackers
-
-_INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 _NOTHING_LEARNED = 3
 """Exit code of a run that has all its iterations and made no update, as of one that a guard stopped."""
@@ -59,30 +54,19 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
         folder.adopt(plan.loaded)
         if MetricsLog(folder.metrics).last_iteration < plan.iterations:
             task = asyncio.create_task(_train(plan, overrides, folder, console))
-            _cancel_on_signals(task)
+            cancel_on_signals(task)
             try:
                 await task
             except asyncio.CancelledError:
                 console.print(
                     f"Stopped. The same command goes on from {str(folder.checkpoints)!r}."
                 )
-                return _INTERRUPTED
+                return INTERRUPTED
         if MetricsLog(folder.metrics).has_rewards:
             draw_curve(folder.metrics, folder.curve, plan.recipe.name)
         elapsed = time.monotonic() - started
         learned = print_summary(console, plan.recipe, folder, plan.trained, wall_seconds=elapsed)
     return 0 if learned else _NOTHING_LEARNED
-
-
-def _cancel_on_signals(task: asyncio.Task[None]) -> None:
-    """Cancel the work at the first signal; a second one must not cut the cleaning up short."""
-
-    def stop() -> None:
-        if not task.cancelling():
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 async def _train(plan: Plan, overrides: Sequence[str], folder: RunFolder, console: Console) -> None:
@@ -91,26 +75,13 @@ async def _train(plan: Plan, overrides: Sequence[str], folder: RunFolder, consol
         await first(_work(plan, folder, here, console), here.watch())
 
 
-async def first(work: Coroutine[Any, Any, None], *watches: Coroutine[Any, Any, None]) -> None:
-    """Do `work` until it ends or a watch raises; what is left is cancelled and waited for."""
-    tasks = [asyncio.ensure_future(one) for one in (work, *watches)]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for one in done:
-            one.result()
-    finally:
-        for one in tasks:
-            one.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def _work(plan: Plan, folder: RunFolder, here: Site, console: Console) -> None:
     bases = {
         alias: await initial_model(plan.loaded, alias, console)
         for alias, policy in plan.recipe.policies.items()
         if policy.url is None
     }
-    folder.check_base({alias: bases[alias] for alias in plan.trained})
+    folder.check_base({one: bases[one] for one in plan.trained if one not in plan.dialogues})
     lines = MetricsLog(folder.metrics).lines
     log = folder.logs / "trainer.log"
     with Display(console, plan.recipe.name, plan.iterations, lines, log) as display:
@@ -133,6 +104,9 @@ async def _loop(
     display.phase("start frozen policies and ranks")
     frozen = await serve_frozen(plan, bases, here.gateway, stack)
     ground = await prepare_ground(recipe, stack)
+    warm = await warm_starts(plan, bases, ground, display)
+    folder.check_base(warm)
+    bases = {**bases, **warm}
     display.phase("load policies")
     trainees = await start_trainees(plan, bases, here.gateway, newest, ground, display.say, stack)
     probed: dict[str, ProbeResult] = {}
@@ -153,7 +127,7 @@ async def _loop(
         trainees=trainees,
         study=Study(recipe, plan.assigner, trainees, plan.scorer),
         splits=plan.splits,
-        records={alias: _records(bases[alias]) for alias in plan.trained},
+        records={alias: records(bases[alias]) for alias in plan.trained},
         watcher=display,
         trackers=shown,
         clock=SystemClock(),
@@ -162,8 +136,3 @@ async def _loop(
     async with here.runners:
         watches = (ground.launcher.watch(), *(engine.watch() for engine in engines))
         await first(loop.run(probed), *watches)
-
-
-def _records(base: Path) -> list[Path]:
-    """The files by which a model tells where it came from."""
-    return [base / name for name in (TINY, PRETRAINED) if (base / name).is_file()]

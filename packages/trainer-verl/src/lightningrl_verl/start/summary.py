@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +20,7 @@ from lightningrl.deployment import (
 from lightningrl.recipe import PolicyRecipe, Recipe
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.checkpoint import Checkpoints, policy_folder
-from lightningrl_verl.training.metrics import MetricsLog
+from lightningrl_verl.training.metrics import Metrics, MetricsLog
 
 _FOR_PEOPLE = {
     "val/reward": "validation, greedy",
@@ -28,10 +28,18 @@ _FOR_PEOPLE = {
     "train/reward": "training, sampled",
 }
 
+_LOSSES = {"sft/val_loss": "held out", "sft/loss": "trained on"}
+
 _NOTHING_LEARNED = """\
 [bold red]Nothing was learned: no iteration made an update, and the weights are those that the run began with.[/]
 No token had an advantage (train/tokens_with_signal is 0): all rollouts of a task earned the same. Compare rewards
 within a group by 'lightningrl show {run} --mode train', and look at what 'lightningrl doctor {run}' finds."""
+
+
+_TINY = (
+    "[yellow]This is a tiny policy, built here for demonstration: it shows that the whole"
+    " path works, not that the model is any good.[/]"
+)
 
 
 def print_summary(
@@ -62,19 +70,15 @@ def print_summary(
     }
     updated = newest is not None and any(newest[1].versions.values())
     console.print(_rewards(log, "trained" if updated else "last"))
-    console.print(f"[bold]Wall time[/] {wall_seconds:.0f} s in this start", highlight=False)
     model = ", ".join(map(str, models.values()))
-    console.print(
-        _places(folder, model, "trained model" if updated else "same model"), soft_wrap=True
-    )
+    which = "trained model" if updated else "same model"
+    places = _places(folder) | {"rollouts": folder.store, which: model}
+    _print_places(console, places, wall_seconds)
     if not updated:
         console.print(_NOTHING_LEARNED.format(run=folder.path), highlight=False, soft_wrap=True)
         return False
     if any(recipe.policies[alias].tiny is not None for alias in trained):
-        console.print(
-            "[yellow]This is a tiny policy, built here for demonstration: it shows that the whole"
-            " path works, not that the model is any good.[/]"
-        )
+        console.print(_TINY)
     lines = ["[bold]Put the trained model behind the unchanged agent[/]"]
     for alias, model in models.items():
         lines += _serving(str(model), alias, recipe.policies[alias])
@@ -87,29 +91,73 @@ def print_summary(
     return True
 
 
+def print_sft_summary(
+    console: Console, recipe: Recipe, folder: RunFolder, alias: str, *, wall_seconds: float
+) -> None:
+    """Print the closing summary of a fine-tuning that has made all its updates.
+
+    Args:
+        console: where it shows.
+        recipe: the run's.
+        folder: the run's.
+        alias: the policy's.
+        wall_seconds: of this start.
+    """
+    newest = Checkpoints(folder.checkpoints, keep=recipe.trainer.keep_checkpoints).newest()
+    assert newest is not None, "the last update has a checkpoint"
+    model = newest[0] / "huggingface"
+    lines = MetricsLog(folder.metrics).lines
+    console.print(_table("Loss, nats per token", lines, _LOSSES, "fine-tuned", min))
+    _print_places(console, _places(folder) | {"fine-tuned model": str(model)}, wall_seconds)
+    if recipe.policies[alias].tiny is not None:
+        console.print(_TINY)
+    text = [
+        "[bold]Put the fine-tuned model behind the unchanged agent[/]",
+        *_serving(str(model), alias, recipe.policies[alias]),
+        "[bold]Next[/]",
+        f"  lightningrl export {folder.path}    a Hugging Face folder with a model card",
+        f"  lightningrl drift {folder.path}    what of the demonstrations was trained",
+        "  Train on from it: 'policies.NAME.model' may name that folder, or leave 'warm_start' in the recipe,"
+        " and 'lightningrl train' does the same first",
+    ]
+    console.print("\n".join(text), highlight=False, soft_wrap=True)
+
+
 def _rewards(log: MetricsLog, last: str) -> Table:
-    table = Table(title="Reward", title_justify="left")
-    for column in ("", "base", last, "best"):
-        table.add_column(column, justify="left" if not column else "right")
-    for key, name in _FOR_PEOPLE.items():
-        values = [line[key] for line in log.lines if line.get(key) is not None]
-        if values:
-            table.add_row(name, *(f"{value:.3f}" for value in (values[0], values[-1], max(values))))
+    table = _table("Reward", log.lines, _FOR_PEOPLE, last, max)
     test = log.lines[-1].get("test/reward") if log.lines else None
     if test is not None:
         table.add_row("test, greedy, scored once", "", f"{test:.3f}", "")
     return table
 
 
-def _places(folder: RunFolder, model: str, which: str) -> str:
-    places = {
-        "curve": folder.curve,
-        "metrics": folder.metrics,
-        "rollouts": folder.store,
-        "drift report": folder.drift,
-        which: model,
-    }
-    return "\n".join(f"[bold]{name:<14}[/] {path}" for name, path in places.items())
+def _table(
+    title: str,
+    lines: Sequence[Metrics],
+    names: Mapping[str, str],
+    last: str,
+    best: Callable[[Sequence[float]], float],
+) -> Table:
+    """The first, the last and the best value of each metric that was measured."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", "base", last, "best"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key, name in names.items():
+        values: list[float] = [line[key] for line in lines if line.get(key) is not None]
+        if values:
+            shown = (values[0], values[-1], best(values))
+            table.add_row(name, *(f"{value:.3f}" for value in shown))
+    return table
+
+
+def _places(folder: RunFolder) -> dict[str, Path | str]:
+    return {"curve": folder.curve, "metrics": folder.metrics, "drift report": folder.drift}
+
+
+def _print_places(console: Console, places: Mapping[str, Path | str], wall_seconds: float) -> None:
+    console.print(f"[bold]Wall time[/] {wall_seconds:.0f} s in this start", highlight=False)
+    text = "\n".join(f"[bold]{name:<16}[/] {path}" for name, path in places.items())
+    console.print(text, soft_wrap=True)
 
 
 def _serving(model: str, alias: str, policy: PolicyRecipe) -> list[str]:

@@ -21,6 +21,7 @@ from lightningrl_verl.worker.batch import (
     align_next,
     to_batch,
     token_budget,
+    whole_mask,
 )
 from lightningrl_verl.worker.loss import update_metrics
 from lightningrl_verl.worker.mini_batches import cut_by_rollout
@@ -148,6 +149,32 @@ class VerlBackend:
             RunError: `directory` holds no checkpoint.
         """
         return self.ranks.all("load", directory.resolve())
+
+    def imitate(self, rows: Sequence[TrainingRow]) -> dict[str, float]:
+        """Take one optimiser step on what the rows' masks mark, then advance the learning rate.
+
+        Every trained token weighs the same, whichever row it stands in; advantages count for nothing. The backend's
+        loss must be `SUPERVISED`.
+
+        Returns:
+            `loss` (mean surprise of the trained tokens before the step, nats), `grad_norm` (before clipping), `lr`.
+
+        Raises:
+            RunError: as `update`.
+        """
+        from verl.utils import tensordict_utils
+
+        orders = self._deal([range(len(rows))], rows)
+        batches = [share_out(rows, {}, order) for order in orders]
+        self._annotate(batches, rows, 1.0)
+        size = len(orders[0]) * self.ranks.size
+        for batch, order in zip(batches, orders, strict=True):
+            batch["loss_mask"] = whole_mask(_in_order(rows, order))
+            tensordict_utils.assign_non_tensor(
+                batch, mini_batch_size=size, global_batch_size=size, epochs=1
+            )
+        measured, learning_rate = self.ranks.each("update", batches)[0]
+        return update_metrics(measured, learning_rate)
 
     def close(self) -> None:
         """Let go of the weights; the backend can't be used afterwards."""

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from lightningrl_verl.worker.rollout_config import Rollout
 
 
+SUPERVISED = "supervised"
+"""The loss of a policy that imitates demonstrations (`VerlBackend.imitate`), and is given no advantages."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackendConfig:
     """How the policy is trained. Immutable, so that a checkpoint's settings can be compared."""
@@ -40,7 +44,7 @@ class BackendConfig:
     optimiser: Optimiser
     """The recipe's section."""
     loss: str = "ppo"
-    """`algorithm.loss` of the recipe."""
+    """`algorithm.loss` of the recipe, or `SUPERVISED`."""
     ranks: int = 1
     """Processes that hold a shard each; whoever launches them fills it in."""
     total_iterations: int = 1
@@ -169,7 +173,9 @@ def _settings(config: BackendConfig) -> dict[str, Any]:
         **_model_settings(config),
         "actor.strategy": "fsdp2",
         "actor.loss_agg_mode": "token-sum",
-        "actor.policy_loss.loss_mode": "vanilla" if config.loss == "ppo" else config.loss,
+        "actor.policy_loss.loss_mode": (
+            "vanilla" if config.loss in ("ppo", SUPERVISED) else config.loss
+        ),
         "actor.clip_ratio_low": optimiser.clip_low,
         "actor.clip_ratio_high": optimiser.clip_high,
         "actor.entropy_coeff": optimiser.entropy_coeff,

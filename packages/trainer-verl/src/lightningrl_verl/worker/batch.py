@@ -98,6 +98,16 @@ def to_batch(
     return TensorDict(tensors, batch_size=[len(rows)])
 
 
+def whole_mask(rows: Sequence[TrainingRow | None]) -> Tensor:
+    """The rows' masks over prompts and responses alike, jagged, as verl's `sft_loss` reads them."""
+    return _jagged(
+        [
+            np.zeros(_FILLER_TOKENS, np.int64) if row is None else row.mask.astype(np.int64)
+            for row in rows
+        ]
+    )
+
+
 def _token_fields(rows: Sequence[TrainingRow | None], starts: Sequence[int]) -> dict[str, Tensor]:
     filler = np.zeros(_FILLER_TOKENS, np.int64)
     tokens = [filler if row is None else row.token_ids.astype(np.int64) for row in rows]

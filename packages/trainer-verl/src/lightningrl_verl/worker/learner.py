@@ -45,14 +45,14 @@ class Learner:
     def __init__(
         self,
         thread: ThreadPoolExecutor,
-        algorithm: Algorithm,
+        algorithm: Algorithm | None,
         launcher: Launcher | None = None,
     ) -> None:
         """Prepare.
 
         Args:
             thread: of one worker.
-            algorithm: of the recipe.
+            algorithm: of the recipe. `None`: it imitates, and makes no RL update.
             launcher: where the ranks run. `None`: there is one, in this process.
         """
         self._thread = thread
@@ -119,12 +119,22 @@ class Learner:
         return await self.call(lambda one: self._update(one, rows))
 
     def _update(self, backend: VerlBackend, rows: Sequence[Row]) -> Updated:
+        assert self._algorithm is not None, "it imitates"
         current = backend.log_probs(rows)
         gaps = log_prob_gaps(rows, current)
         if self._algorithm.importance == "none":
             return Updated(backend.update(rows, [row.logprobs for row in rows]), gaps)
         weights, metrics = importance_weights(rows, current, self._algorithm)
         return Updated({**backend.update(rows, current, weights), **metrics}, gaps)
+
+    async def imitate(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Take one supervised step; see `VerlBackend.imitate`."""
+        return await self.call(lambda one: one.imitate(rows))
+
+    async def surprise(self, rows: Sequence[Row]) -> float:
+        """Minus the mean log-prob of the rows' trained tokens, of which there is at least one; nats."""
+        scored = await self.call(lambda one: one.log_probs(rows, 1.0))
+        return -float(sum(one.sum() for one in scored)) / sum(row.trained_tokens for row in rows)
 
     def save(self, folder: Path) -> None:
         """Write what `start` loads; on the learners' thread."""

@@ -75,6 +75,15 @@ def token_sum_loss(
     return loss, metrics
 
 
+def answer_loss(
+    config: Any, model_output: dict[str, Tensor], data: TensorDict, dp_group: Any = None
+) -> tuple[Tensor, dict[str, Any]]:
+    """Minus the mean log-prob of the trained tokens of a mini-batch, over all ranks: verl's `sft_loss`."""
+    from verl.workers.utils import losses
+
+    return losses.sft_loss(config, model_output, data, dp_group)
+
+
 def update_metrics(measured: Any, learning_rate: float) -> dict[str, float]:
     """What one update reports, from verl's lists of one value per mini-batch.
 

@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from lightningrl.errors import RunError
-from lightningrl_verl.worker.backend_config import BackendConfig, compose_verl_config
+from lightningrl_verl.worker.backend_config import (
+    SUPERVISED,
+    BackendConfig,
+    compose_verl_config,
+)
 from lightningrl_verl.worker.batch import FloatArray
-from lightningrl_verl.worker.loss import token_sum_loss
+from lightningrl_verl.worker.loss import answer_loss, token_sum_loss
 from lightningrl_verl.worker.rank_state import load_state, restore_whole, save_state
 from lightningrl_verl.worker.schedule import learning_rate_factor
 from lightningrl_verl.worker.whole_weights import export, send_merged, weights_of
@@ -52,9 +56,8 @@ class PolicyRank:
         self._actor = policy_worker(settings, role, config.device)
         penalised = config.optimiser.kl_coeff > 0
         self._reference = policy_worker(settings, "ref", config.device) if penalised else None
-        self._actor.set_loss_fn(
-            partial(token_sum_loss, config=self._actor.loss_fn.keywords["config"])
-        )
+        loss = answer_loss if config.loss == SUPERVISED else token_sum_loss
+        self._actor.set_loss_fn(partial(loss, config=self._actor.loss_fn.keywords["config"]))
         if config.rollout is not None:
             send_merged(self._engine)
         optimiser = config.optimiser

@@ -1,0 +1,237 @@
+"""Stored rollouts as demonstrations: those with enough reward, of training runs and of recorded traffic.
+
+Invariants:
+- A call's token ids are used as they were recorded where this policy's tokenizer wrote them; every other call is
+  tokenised again from its messages, and counted as such.
+- Rollouts that scored a policy (`val`, `test`) are never imitated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from lightningrl.cli.stored_run import StoredRun, open_runs
+from lightningrl.conversation import Recorded
+from lightningrl.conversation.recorded import MESSAGES, whole_requests
+from lightningrl.errors import ConfigError
+from lightningrl.experience.tokens import ids_from_bytes
+from lightningrl.experience.trained_calls import UNTRAINED_AGENT
+from lightningrl.experience.transition import Transition
+from lightningrl.gateway.asgi import Refusal
+from lightningrl.gateway.dialects import SPOKEN
+from lightningrl.recipe import PolicyRecipe, WarmStart
+from lightningrl.schema import (
+    AttemptState,
+    CallEvent,
+    CallStatus,
+    Dialect,
+    Mode,
+    Rollout,
+    RolloutState,
+    StepKind,
+)
+from lightningrl.store.base import RolloutQuery
+from lightningrl.traces import AttemptRecord, read_attempts
+from lightningrl_verl.supervised.rows import Example, call_transition, merged, rendered
+from lightningrl_verl.supervised.scribe import Scribe, UnfitError
+
+ANOTHER_POLICY = "another policy of the run answered it"
+"""Why a call is no demonstration, where calls of a policy of the same alias are."""
+
+NO_CHAT = "recorded in another form than chat completions"
+"""Why an answer that no gateway recorded is left out."""
+
+COMPLETION = "a completion of a text, which has no chat form"
+"""Why an answer to a prompt that was no dialogue is left out."""
+
+_DIALECTS = {one.dialect: one for one in SPOKEN.values()}
+_CUT = "length"
+"""Finish reason of an answer without an end token."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the model was asked in one call, and what it answered, in the form of chat completions."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]]
+    variables: Mapping[str, Any] | None
+    """Of the template."""
+    answer: Mapping[str, Any]
+    ends: bool
+    """False: the answer was cut off by a limit."""
+
+
+@dataclass(frozen=True)
+class StoredRollout:
+    """One rollout that is worth imitating."""
+
+    key: str
+    """Its task: rollouts of one are held out together."""
+    calls: tuple[Transition, ...]
+    """Its `llm` steps, in order of their start."""
+    asked: Mapping[str, Asked | str]
+    """Step id -> what was asked, or why it can't be said."""
+
+
+async def read_rollouts(run: Path, settings: WarmStart, alias: str) -> list[StoredRollout]:
+    """A run's training and live rollouts with enough reward, best first, then in order of their creation.
+
+    Args:
+        run: its folder, or the file of a store, all of whose runs are read.
+        settings: how much is enough, and how many at most.
+        alias: of the policy that is to learn; for messages.
+
+    Raises:
+        ConfigError: there is no such run, or no such rollout in it.
+    """
+    place = (None, str(run)) if run.is_file() else (str(run), None)
+    async with open_runs(*place, None) as runs:
+        found = [rollout for one in runs for rollout in await _worthy(one, settings)]
+        found.sort(key=lambda one: -(one.reward or 0.0))
+        records = await read_attempts(runs[0].store, found[: settings.limit]) if runs else []
+    if not records:
+        raise ConfigError(
+            f"policies.{alias}.warm_start: {str(run)!r} has no training or live rollout with a reward of at"
+            f" least {settings.min_reward}"
+        )
+    return [await _stored(attempts) for attempts in records]
+
+
+async def _worthy(run: StoredRun, settings: WarmStart) -> list[Rollout]:
+    queries = [
+        RolloutQuery(
+            run=run.name,
+            mode=mode,
+            states=(RolloutState.SUCCEEDED,),
+            min_reward=settings.min_reward,
+        )
+        for mode in (Mode.TRAIN, Mode.LIVE)
+    ]
+    return [one for query in queries for one in await run.store.rollouts(query)]
+
+
+async def _stored(attempts: Sequence[AttemptRecord]) -> StoredRollout:
+    record = next(one for one in reversed(attempts) if one.attempt.state is AttemptState.SUCCEEDED)
+    calls = tuple(one for one in record.transitions if one.kind is StepKind.LLM)
+    by_step: dict[str, Asked | str] = {}
+    earlier = Recorded()
+    counting = {one.call.id: one for one in calls if one.call is not None}
+    for event in record.events:
+        if not isinstance(event, CallEvent) or event.status is not CallStatus.DELIVERED:
+            continue
+        if event.id in counting:
+            by_step[event.step_id] = await _asked_of_engine(event, counting[event.id], earlier)
+        earlier.add(event)
+    requests = whole_requests({one.step_id: one.inputs for one in calls if one.call is None})
+    for one in calls:
+        if one.call is None:
+            said = _asked_by_client(requests[one.step_id], one.output)
+            # Of a call that failed at the gateway its step has no request.
+            by_step[one.step_id] = said if one.inputs is not None else one.untrainable or NO_CHAT
+    return StoredRollout(record.rollout.spec.task_id, calls, by_step)
+
+
+async def _asked_of_engine(call: CallEvent, step: Transition, earlier: Recorded) -> Asked | str:
+    """What the gateway made of a request, whatever its dialect."""
+    choice = step.choice
+    if call.dialect is Dialect.COMPLETIONS:
+        return COMPLETION
+    if choice is None:
+        return "it has no answer"
+    if len(call.choices) > 1 and step.untrainable is not None:
+        return step.untrainable
+
+    async def recall() -> Recorded:
+        return earlier
+
+    try:
+        request = await _DIALECTS[call.dialect].read(call.request, recall)
+    except Refusal as refusal:
+        return f"its request can't be read: {refusal.message}"
+    fields = {
+        name: msgspec.json.decode(request.engine.fields[name])
+        for name in (MESSAGES, "tools", "chat_template_kwargs")
+        if name in request.engine.fields
+    }
+    return Asked(
+        messages=fields[MESSAGES],
+        tools=fields.get("tools") or (),
+        variables=fields.get("chat_template_kwargs"),
+        answer=msgspec.json.decode(choice.message),
+        ends=choice.finish_reason != _CUT,
+    )
+
+
+def _asked_by_client(request: Any, answer: Any) -> Asked | str:
+    """What a client asked where no gateway was."""
+    if not isinstance(request, dict) or not isinstance(answer, dict):
+        return NO_CHAT
+    asked, answered = cast("dict[str, Any]", request), cast("dict[str, Any]", answer)
+    content = answered.get("content")
+    if not isinstance(asked.get(MESSAGES), list) or answered.get("role") != "assistant":
+        return NO_CHAT
+    if not isinstance(content, str | None):
+        return NO_CHAT
+    return Asked(asked[MESSAGES], asked.get("tools") or (), None, answered, ends=True)
+
+
+def stored_example(
+    stored: StoredRollout, scribe: Scribe, *, alias: str, policy: PolicyRecipe
+) -> Example:
+    """What a rollout gives to a policy.
+
+    Where some of its calls were answered by a policy of the same alias those alone are imitated; else all are. Of
+    agents that `train_agents` leaves out none is.
+    """
+    own = any(one.call is not None and one.call.policy == alias for one in stored.calls)
+    found: list[Transition] = []
+    from_text: list[int] = []
+    for one in stored.calls:
+        reason = None
+        if own and (one.call is None or one.call.policy != alias):
+            reason = ANOTHER_POLICY
+        elif policy.train_agents and one.agent not in policy.train_agents:
+            reason = UNTRAINED_AGENT
+        call, recorded = _tokens(one, stored.asked[one.step_id], scribe, policy.max_model_len)
+        if not recorded:
+            from_text.append(len(found))
+        found.append(call if reason is None else _without(call, reason))
+    return merged(stored.key, alias, found, from_text)
+
+
+def _tokens(
+    step: Transition, asked: Asked | str, scribe: Scribe, longest: int
+) -> tuple[Transition, bool]:
+    """The call with its tokens, and whether they are those that were recorded."""
+    whole = step if step.call is not None else _with_call(step, asked)
+    if isinstance(asked, str):
+        return _without(whole, asked), False
+    prompt, answer = ids_from_bytes(step.prompt_bytes), ids_from_bytes(step.token_bytes)
+    if len(prompt) and len(answer) and scribe.wrote(prompt.tolist(), asked.messages):
+        return rendered(whole, prompt.tolist(), answer.tolist(), longest=longest), True
+    try:
+        prompt_ids = scribe.prompt(asked.messages, asked.tools, asked.variables)
+        answer_ids = scribe.answer(asked.answer, asked.tools, ends=asked.ends)
+    except UnfitError as error:
+        return _without(whole, str(error)), False
+    return rendered(whole, prompt_ids, answer_ids, longest=longest), False
+
+
+def _with_call(step: Transition, asked: Asked | str) -> Transition:
+    """The step as if a gateway had recorded it: rows look for an earlier answer in the request."""
+    messages = () if isinstance(asked, str) else asked.messages
+    found = call_transition(step.rollout_id, 0, {"messages": messages})
+    return msgspec.structs.replace(step, call=found.call)
+
+
+def _without(step: Transition, reason: str) -> Transition:
+    """The call without tokens, as one that is left out."""
+    return msgspec.structs.replace(
+        step, prompt_bytes=b"", token_bytes=b"", logprob_bytes=b"", untrainable=reason
+    )

@@ -1,0 +1,211 @@
+"""Stored rollouts as demonstrations: which of them, with which tokens, and what is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from lightningrl.errors import ConfigError
+from lightningrl.experience.trained_calls import UNTRAINED_AGENT
+from lightningrl.recipe import PolicyRecipe, WarmStart
+from lightningrl.schema import (
+    AttemptId,
+    AttemptState,
+    CallEvent,
+    Claim,
+    Dialect,
+    Event,
+    EventId,
+    Mode,
+    StepEndEvent,
+    StepId,
+    StepKind,
+    StepStartEvent,
+)
+from lightningrl.store.sqlite import SqliteStore
+from lightningrl_testkit.records import AT, call, group, ids, reward
+from lightningrl_verl.supervised.rows import TOO_LONG, Example
+from lightningrl_verl.supervised.scribe import Scribe
+from lightningrl_verl.supervised.stored import (
+    ANOTHER_POLICY,
+    COMPLETION,
+    NO_CHAT,
+    StoredRollout,
+    read_rollouts,
+    stored_example,
+)
+from lightningrl_verl.tiny import build_tokenizer
+
+TOKENIZER = build_tokenizer((" tom", " has", " pens"), context=64)
+SCRIBE = Scribe(TOKENIZER, "compact")
+ASK = {"role": "user", "content": "tom has 3 pens"}
+SAY = {"role": "assistant", "content": "7"}
+SETTINGS = WarmStart(demonstrations="run:old", min_reward=1.0, learning_rate=1e-4)
+
+
+def _ids(text: str) -> list[int]:
+    return SCRIBE.encode(text)
+
+
+def _call(attempt: AttemptId, ident: str, prompt: str, answer: str, **changes: Any) -> CallEvent:
+    """A call by this tokenizer, with the messages and the answer that its text stands for."""
+    said = changes.pop("said", SAY)
+    request = json.dumps({"model": "m", "messages": changes.pop("messages", [ASK])}).encode()
+    made = call(attempt, ident, prompt=_ids(prompt), answer=_ids(answer), request=request)
+    choice = msgspec.structs.replace(made.choices[0], message=json.dumps(said).encode())
+    return msgspec.structs.replace(made, choices=(choice,), **changes)
+
+
+async def _rollouts(folder: Path, *events: list[Event], **settings: Any) -> list[StoredRollout]:
+    """What is read of a store whose i-th rollout has the i-th events, all with reward 1."""
+    store = SqliteStore.open(folder / "store.db")
+    for number, of_one in enumerate(events):
+        await store.enqueue(group(1, task=f"task-{number}"))
+        (claim,) = await store.claim("worker")
+        await _finish(store, claim, of_one)
+    await store.close()
+    return await read_rollouts(
+        folder / "store.db", msgspec.structs.replace(SETTINGS, **settings), "policy"
+    )
+
+
+async def _finish(
+    store: SqliteStore, claim: Claim, events: list[Event], value: float = 1.0
+) -> None:
+    attempt = claim.attempt.id
+    moved = [msgspec.structs.replace(one, attempt_id=attempt) for one in events]
+    await store.append([*moved, reward(attempt, value)])
+    await store.finish(attempt, AttemptState.SUCCEEDED)
+
+
+def _example(stored: StoredRollout, **policy: Any) -> Example:
+    settings = {"model": "m", "max_model_len": 64, **policy}
+    return stored_example(stored, SCRIBE, alias="policy", policy=PolicyRecipe(**settings))
+
+
+def _texts(example: Example) -> list[str]:
+    return [TOKENIZER.decode(row.token_ids[row.mask]) for row in example.rows]
+
+
+ANY = AttemptId("any")
+PROMPT = "<user> tom has 3 pens<asst>"
+TURNS = [ASK, SAY, ASK]
+
+
+async def test_calls_of_this_tokenizer_keep_their_tokens_and_merge(tmp_path: Path) -> None:
+    first = _call(ANY, "1", PROMPT, "<ans>7<end>")
+    # As it was sampled, not as the message would be written: the parser took the mark away.
+    second = _call(ANY, "2", f"{PROMPT}<ans>7<end>{PROMPT}", "8<end>", messages=TURNS)
+    (stored,) = await _rollouts(tmp_path, [first, second])
+    example = _example(stored)
+    assert _texts(example) == ["<ans>7<end>8<end>"]
+    assert (example.drift.rendered, example.drift.continued, example.left_out) == (0, 1, {})
+    assert example.key == "task-0"
+
+
+async def test_calls_of_another_tokenizer_or_without_ids_are_tokenised_again_and_counted(
+    tmp_path: Path,
+) -> None:
+    foreign = msgspec.structs.replace(
+        _call(ANY, "1", PROMPT, "<ans>7<end>"), prompt_ids=ids([90, 91, 92, 93])
+    )
+    bare = msgspec.structs.replace(_call(ANY, "1", PROMPT, ""), prompt_ids=b"")
+    found = await _rollouts(tmp_path, [foreign], [bare])
+    for stored in found:
+        example = _example(stored)
+        assert _texts(example) == ["<ans>7<end>"]
+        assert TOKENIZER.decode(example.rows[0].token_ids).startswith(PROMPT)
+        assert example.drift.rendered == 3
+
+
+async def test_other_dialects_are_read_as_the_gateway_reads_them(tmp_path: Path) -> None:
+    anthropic = {
+        "model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "tom has 3 pens"}],
+    }  # fmt: skip
+    one = msgspec.structs.replace(
+        _call(ANY, "1", PROMPT, ""),
+        prompt_ids=b"",
+        dialect=Dialect.ANTHROPIC,
+        request=json.dumps(anthropic).encode(),
+    )
+    completion = msgspec.structs.replace(one, dialect=Dialect.COMPLETIONS)
+    first, second = await _rollouts(tmp_path, [one], [completion])
+    assert _texts(_example(first)) == ["<ans>7<end>"]
+    assert _example(second).left_out == {COMPLETION: 1}
+
+
+def _client_step(inputs: Any, output: Any) -> list[Event]:
+    step = StepId("s")
+    start = StepStartEvent(
+        id=EventId("start"), attempt_id=ANY, at=AT, step_id=step, parent_id=None,
+        kind=StepKind.LLM, name="gpt", agent=None, inputs=inputs,
+    )  # fmt: skip
+    end = StepEndEvent(id=EventId("end"), attempt_id=ANY, at=AT, step_id=step, output=output)
+    return [start, end]
+
+
+async def test_recorded_traffic_is_tokenised_from_what_its_steps_keep(tmp_path: Path) -> None:
+    chat, other = await _rollouts(
+        tmp_path,
+        _client_step({"messages": [ASK]}, SAY),
+        _client_step({"messages": [ASK]}, "7"),
+    )
+    assert _texts(_example(chat)) == ["<ans>7<end>"]
+    assert _example(chat).drift.rendered == 3
+    assert _example(other).left_out == {NO_CHAT: 1}
+
+
+async def test_an_answer_that_was_cut_off_gets_no_end_token(tmp_path: Path) -> None:
+    made = _call(ANY, "1", PROMPT, "")
+    choice = msgspec.structs.replace(made.choices[0], finish_reason="length")
+    cut = msgspec.structs.replace(made, prompt_ids=b"", choices=(choice,))
+    (stored,) = await _rollouts(tmp_path, [cut])
+    assert _texts(_example(stored)) == ["<ans>7"]
+
+
+async def test_what_others_answered_or_said_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    own = _call(ANY, "1", PROMPT, "<ans>7<end>", agent="solver")
+    judge = _call(ANY, "2", PROMPT, "<ans>8<end>", policy="judge")
+    checker = _call(ANY, "3", PROMPT, "<ans>9<end>", agent="checker")
+    (stored,) = await _rollouts(tmp_path, [own, judge, checker])
+    example = _example(stored, train_agents=("solver",))
+    assert _texts(example) == ["<ans>7<end>"]
+    assert example.left_out == {ANOTHER_POLICY: 1, UNTRAINED_AGENT: 1}
+
+
+async def test_a_teachers_calls_are_all_shown_and_long_ones_counted(tmp_path: Path) -> None:
+    teacher = _call(ANY, "1", PROMPT, "<ans>7<end>", policy="big")
+    (stored,) = await _rollouts(tmp_path, [teacher])
+    assert _texts(_example(stored)) == ["<ans>7<end>"]
+    too_long = msgspec.structs.replace(stored.calls[0], prompt_bytes=b"")
+    long = StoredRollout(stored.key, (too_long,), stored.asked)
+    settings = PolicyRecipe(model="m", max_model_len=5)
+    example = stored_example(long, SCRIBE, alias="policy", policy=settings)
+    assert (example.rows, example.left_out) == ((), {TOO_LONG: 1})
+
+
+async def test_only_training_and_live_rollouts_with_enough_reward_are_read(tmp_path: Path) -> None:
+    store = SqliteStore.open(tmp_path / "store.db")
+    for mode, value in (
+        (Mode.TRAIN, 1.0), (Mode.TRAIN, 0.5), (Mode.VAL, 1.0), (Mode.TRAIN, 2.0),
+    ):  # fmt: skip
+        await store.enqueue(group(1, task=f"{mode}-{value}", mode=mode))
+        (claim,) = await store.claim("worker")
+        events: list[Event] = [_call(ANY, "1", PROMPT, "<ans>7<end>")]
+        await _finish(store, claim, events, value)
+    await store.close()
+    place = tmp_path / "store.db"
+    assert [one.key for one in await read_rollouts(place, SETTINGS, "policy")] == [
+        "train-2.0", "train-1.0",
+    ]  # fmt: skip
+    best = msgspec.structs.replace(SETTINGS, limit=1)
+    assert [one.key for one in await read_rollouts(place, best, "policy")] == ["train-2.0"]
+    none = msgspec.structs.replace(SETTINGS, min_reward=3.0)
+    with pytest.raises(
+        ConfigError, match=r"no training or live rollout with a reward of at least 3"
+    ):
+        await read_rollouts(place, none, "policy")

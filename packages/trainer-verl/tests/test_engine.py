@@ -163,6 +163,48 @@ async def test_kept_keys_and_values_are_reused_by_the_next_turn(
     assert second.logprobs == pytest.approx(reference(model, prompt, second.token_ids), abs=1e-4)
 
 
+async def test_prompts_of_a_group_are_computed_once_and_answered_as_if_each_were_alone(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Three groups of four that begin alike, one of them of a single token more, while others decode."""
+    model = build()
+    system = [(3 * i) % EOS for i in range(24)]
+    groups = [[*system, 7, 8, 9], [*system, 7, 8], [*system, 4]]
+    requests = [(prompt, member) for prompt in groups for member in range(4)]
+    params = [SamplingParams(max_tokens=6, seed=seed) for seed in range(len(requests))]
+    alone = []
+    for (prompt, _), one in zip(requests, params, strict=True):
+        async with running(model, tokenizer, slots=1) as engine:
+            alone.append(await engine.generate(prompt, one))
+    async with running(model, tokenizer, slots=10) as engine:
+        outs = await asyncio.gather(
+            *(engine.generate(p, one) for (p, _), one in zip(requests, params, strict=True))
+        )
+        stats = engine.stats()
+    for (prompt, _), out, single in zip(requests, outs, alone, strict=True):
+        assert out.token_ids == single.token_ids
+        assert out.logprobs == pytest.approx(single.logprobs, abs=1e-5)
+        assert out.logprobs == pytest.approx(reference(model, prompt, out.token_ids), abs=1e-4)
+    # 12 prompts of 27, 26 and 25 tokens: computed are one of 25, a token of each of the 11 others, and the
+    # tokens by which another group's first prompt goes on.
+    assert stats.prefill_tokens + stats.reused_tokens == 4 * (27 + 26 + 25)
+    assert stats.prefill_tokens <= 25 + 11 + 3
+
+
+async def test_columns_of_an_active_request_that_former_weights_computed_are_not_copied(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    new, prompt = build(seed=1), [(5 * i) % EOS for i in range(30)]
+    async with running(build_endless(), tokenizer, max_model_len=4096) as engine:
+        under_way = asyncio.create_task(engine.generate(prompt, SamplingParams(temperature=0)))
+        await until_active(engine, 1)
+        engine.swap_weights(new.named_parameters(), version=1)
+        out = await engine.generate(prompt, GREEDY)
+        assert engine.stats().reused_tokens == 0
+        under_way.cancel()
+    assert out.logprobs == pytest.approx(reference(new, prompt, out.token_ids), abs=1e-4)
+
+
 async def test_idle_slots_keep_what_they_hold_while_others_decode(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:

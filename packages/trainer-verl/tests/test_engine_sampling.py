@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightningrl_verl.engine.sampling import SamplingParams, SamplingRow, sample
+from lightningrl_verl.engine.sampling import SamplingParams, SamplingRow, _inverted, sample
 
 LOGITS = torch.tensor([[math.log(8), math.log(4), math.log(2), math.log(2)]])
 """Probabilities 1/2, 1/4, 1/8, 1/8."""
@@ -74,3 +74,41 @@ def test_token_of_probability_zero_is_never_drawn() -> None:
     rows = [SamplingRow(SamplingParams(seed=seed)) for seed in range(500)]
     tokens, _ = sample(logits.expand(500, -1), rows)
     assert set(tokens) == {1}
+
+
+def test_draws_of_a_large_vocabulary_follow_its_distribution() -> None:
+    """1,000 tokens: blocks of which the last is cut short; whole blocks have no probability."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(1000, generator=generator)
+    logits[200:600] = float("-inf")
+    count = 40_000
+    rows = [SamplingRow(SamplingParams(seed=seed)) for seed in range(count)]
+    found = torch.zeros(1000, dtype=torch.float64)
+    for part in range(0, count, 4000):
+        tokens, logprobs = sample(logits.expand(4000, -1), rows[part : part + 4000])
+        found += torch.bincount(torch.tensor(tokens), minlength=1000)
+        expected = logits.double().log_softmax(-1)[tokens]
+        assert torch.tensor(logprobs, dtype=torch.float64) == pytest.approx(expected, abs=2e-6)
+    share = logits.double().softmax(-1)
+    assert found[share == 0].sum() == 0
+    # Pearson's statistic over the tokens that are expected five times and more, and the rest as one.
+    often = count * share >= 5
+    seen = torch.cat([found[often], found[~often].sum()[None]])
+    wanted = count * torch.cat([share[often], share[~often].sum()[None]])
+    freedom = len(wanted) - 1
+    statistic = float(((seen - wanted) ** 2 / wanted).sum())
+    assert abs(statistic - freedom) < 5 * math.sqrt(2 * freedom)
+
+
+def test_the_ends_of_the_unit_interval_draw_the_first_and_the_last_token_that_can_be() -> None:
+    probabilities = torch.zeros(2, 700)
+    probabilities[:, 3] = probabilities[:, 690] = 0.5
+    ends = torch.tensor([[0.0], [math.nextafter(1, 0)]], dtype=torch.float64)
+    assert _inverted(probabilities, ends).tolist() == [3, 690]
+
+
+def test_a_row_that_is_not_finite_says_so_and_leaves_the_others_alone() -> None:
+    logits = torch.tensor([[0.0, float("nan")], [0.0, float("-inf")]])
+    tokens, logprobs = sample(logits, [SamplingRow(SamplingParams(seed=1)) for _ in range(2)])
+    assert math.isnan(logprobs[0])
+    assert (tokens[1], logprobs[1]) == (0, 0.0)

@@ -8,14 +8,15 @@ that owns the slot, so stale columns need no clearing and nothing is allocated a
 # Shapes in annotations are no forward references.
 # ruff: noqa: F722
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 from typing_extensions import override
 
@@ -77,8 +78,17 @@ class SlotCache(Cache):
         if place.leading:
             rows = slice(place.slots.shape[0])
             return keys[rows, :, : place.span], values[rows, :, : place.span]
+        # Indexing by a tensor would take 1.6 times as long, in bf16 ten times.
         chosen = place.slots[:, 0]
-        return keys[chosen, :, : place.span], values[chosen, :, : place.span]
+        return (
+            keys[:, :, : place.span].index_select(0, chosen),
+            values[:, :, : place.span].index_select(0, chosen),
+        )
+
+    def copy(self, source: int, target: int, columns: int) -> None:
+        """Gives slot `target` the first columns of slot `source`."""
+        for memory in (*self._keys, *self._values):
+            memory[target, :, :columns] = memory[source, :, :columns]
 
     def free(self) -> None:
         """Gives the memory back; the next pass allocates anew."""
@@ -104,29 +114,52 @@ def slot_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over a slot cache: SDPA, or grouped matrix products for a single query per row.
+    """SDPA whose query heads of a group share their keys and values without a copy.
 
-    With one query SDPA on a CPU spends its time on set-up, and transformers copies the keys once per
-    query head of a group: measured on one core with 64 rows, 14 heads over 2 and 256 columns, 60 ms per
-    layer against 3.3 ms here; without groups 0.19 against 0.15 ms.
+    transformers copies keys and values once per query head of a group wherever there is a mask. Of a single query
+    per row the heads of a group stand in the place of successive queries; otherwise key/value heads stand in the
+    batch, and the heads of their group see an expanded view. Without a mask it is causal: the tokens at hand are all
+    there is.
 
     Raises:
         NotImplementedError: The layer asks for attention that a slot cache does not provide.
     """
-    for name in _REFUSED_ATTENTION_ARGUMENTS:
-        if kwargs.get(name) is not None:
-            raise NotImplementedError(f"attention with `{name}`={kwargs[name]!r}")
-    if query.shape[2] > 1 or attention_mask is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+    del module
+    refuse_special_attention(kwargs)
+    rows, heads, tokens, head_dim = query.shape
+    kv_heads = key.shape[1]
+    if tokens == 1 and attention_mask is not None:
+        group = heads // kv_heads
+        mixed = scaled_dot_product_attention(
+            query.reshape(rows, kv_heads, group, head_dim),
+            key,
+            value,
+            attn_mask=attention_mask.expand(-1, -1, group, -1),
+            scale=scaling,
         )
-    rows, heads, _, head_dim = query.shape
-    grouped = query.reshape(rows, key.shape[1], -1, head_dim)
-    scores = torch.matmul(grouped, key.transpose(2, 3)).float()
-    scores *= head_dim**-0.5 if scaling is None else scaling
-    scores.masked_fill_(~attention_mask, float("-inf"))
-    mixed = torch.matmul(torch.softmax(scores, dim=-1).to(value.dtype), value)
-    return mixed.reshape(rows, 1, heads, value.shape[3]), None
+        return mixed.reshape(rows, 1, heads, value.shape[3]), None
+    queries = query.reshape(rows * kv_heads, -1, tokens, head_dim)
+    size = (-1, queries.shape[1], -1, -1)
+    mixed = scaled_dot_product_attention(
+        queries,
+        key.flatten(0, 1)[:, None].expand(size),
+        value.flatten(0, 1)[:, None].expand(size),
+        attn_mask=None if attention_mask is None else attention_mask.repeat_interleave(kv_heads, 0),
+        is_causal=attention_mask is None,
+        scale=scaling,
+    )
+    return mixed.reshape(rows, heads, tokens, value.shape[3]).transpose(1, 2), None
+
+
+def refuse_special_attention(arguments: Mapping[str, Any]) -> None:
+    """See that a layer asks for nothing but full causal attention.
+
+    Raises:
+        NotImplementedError: it asks for a window, soft caps, sinks or a bias of positions.
+    """
+    for name in _REFUSED_ATTENTION_ARGUMENTS:
+        if arguments.get(name) is not None:
+            raise NotImplementedError(f"attention with `{name}`={arguments[name]!r}")
 
 
 AttentionInterface.register(ATTENTION, slot_attention)

@@ -8,11 +8,12 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from lightningrl_verl.engine.errors import EngineError, NonFiniteLogitsError
+from lightningrl_verl.engine.prompt_slots import Seat, SlotPool
 from lightningrl_verl.engine.sampling import SamplingRow, sample
 from lightningrl_verl.engine.slot_model import SlotModel
 
@@ -99,40 +100,6 @@ class Request:
 Outcome: TypeAlias = Completion | EngineError
 
 
-class SlotPool:
-    """The free slots, each with the tokens whose keys and values it still holds."""
-
-    def __init__(self, slots: int) -> None:
-        """All slots start free and empty."""
-        self._held: dict[int, list[int]] = {slot: [] for slot in range(slots)}
-
-    def __len__(self) -> int:
-        """How many slots are free."""
-        return len(self._held)
-
-    def take(self, prompt: list[int]) -> tuple[int, int]:
-        """Takes the slot that holds the longest whole beginning of `prompt`, else the longest idle one.
-
-        Returns:
-            The slot, and how many tokens of the prompt need no prefill (at least one always does).
-        """
-        best, reused = next(iter(self._held)), 0
-        for slot, held in self._held.items():
-            size = len(held)
-            if reused < size < len(prompt) and prompt[:size] == held:
-                best, reused = slot, size
-        del self._held[best]
-        return best, reused
-
-    def give(self, slot: int, held: list[int]) -> None:
-        """Frees a slot; `held` are the tokens it may be reused for (empty = none)."""
-        self._held[slot] = held
-
-    def forget(self) -> None:
-        """Drops what the slots hold: their keys and values belong to former weights."""
-        self._held = {slot: [] for slot in self._held}
-
-
 class Scheduler:
     """Runs requests over a `SlotModel`."""
 
@@ -161,8 +128,7 @@ class Scheduler:
         self._turns_since_admission += 1
         if len(self.active) < ADMIT_AT_ONCE or self._turns_since_admission >= TURNS_PER_ADMISSION:
             self._turns_since_admission = 0
-            for batch in self._admit():
-                self._prefill(batch)
+            self._admit()
         if self.active:
             self._decode()
         outcomes, self._outcomes = self._outcomes, []
@@ -192,39 +158,35 @@ class Scheduler:
         for slot in [slot for slot, request in self.active.items() if request.cancelled]:
             self._release(slot)
 
-    def _admit(self) -> Iterable[list[tuple[int, Request, int]]]:
-        """Gives free slots to waiting requests and groups them by how much they have to prefill."""
-        admitted: list[tuple[int, Request, int]] = []
-        while self.waiting and len(self._pool):
+    def _admit(self) -> None:
+        """Gives free slots to waiting requests, and prefills them."""
+        admitted: list[Request] = []
+        while self.waiting and len(admitted) < len(self._pool):
             request = self.waiting.popleft()
             if not request.cancelled:
-                slot, start = self._pool.take(request.prompt)
-                admitted.append((slot, request, start))
-        # Of like kind and length side by side: a pass without any reuse reads no slots, and padding is
-        # paid for like tokens.
-        admitted.sort(key=lambda item: (item[2] > 0, len(item[1].prompt) - item[2]))
-        batch: list[tuple[int, Request, int]] = []
-        for item in admitted:
-            width = len(item[1].prompt) - item[2]
-            mixed = bool(batch) and (batch[0][2] > 0) != (item[2] > 0)
-            if batch and (mixed or width * (len(batch) + 1) > PREFILL_TOKENS):
-                yield batch
-                batch = []
-            batch.append(item)
-        if batch:
-            yield batch
+                admitted.append(request)
+        if not admitted:
+            return
+        placed = self._pool.take([request.prompt for request in admitted])
+        for wave in range(1 + max(seat.wave for _, seat in placed)):
+            of_wave = [(seat, admitted[index]) for index, seat in placed if seat.wave == wave]
+            for seat, _ in of_wave:
+                if seat.source is not None:
+                    self.model.copy(seat.source, seat.slot, seat.start)
+            for batch in _batches(of_wave):
+                self._prefill(batch)
 
-    def _prefill(self, batch: list[tuple[int, Request, int]]) -> None:
+    def _prefill(self, batch: Sequence[tuple[Seat, Request]]) -> None:
         now = time.perf_counter()
-        for slot, request, start in batch:
+        for seat, request in batch:
             request.admitted = now
-            self.active[slot] = request
-            self.reused_tokens += start
-        slots = [slot for slot, _, _ in batch]
-        tails = [request.prompt[start:] for _, request, start in batch]
+            self.active[seat.slot] = request
+            self.reused_tokens += seat.start
+        slots = [seat.slot for seat, _ in batch]
+        tails = [request.prompt[seat.start :] for seat, request in batch]
         self.prefill_tokens += sum(map(len, tails))
-        logits = self.model.prefill(slots, tails, [start for _, _, start in batch])
-        self._take(slots, *sample(logits, [request.row for _, request, _ in batch]))
+        logits = self.model.prefill(slots, tails, [seat.start for seat, _ in batch])
+        self._take(slots, *sample(logits, [request.row for _, request in batch]))
 
     def _decode(self) -> None:
         slots = sorted(self.active)
@@ -278,3 +240,22 @@ class Scheduler:
             f"prompt of {len(request.prompt)} tokens under policy version {self.version}: its weights "
             "have most likely diverged; swap in finite ones"
         )
+
+
+def _batches(placed: Sequence[tuple[Seat, Request]]) -> Iterator[list[tuple[Seat, Request]]]:
+    """Cuts requests into prefill passes by how much they have to prefill."""
+
+    def width(item: tuple[Seat, Request]) -> int:
+        return len(item[1].prompt) - item[0].start
+
+    # Of like kind and length side by side: a pass without any reuse reads no slots, and padding is paid
+    # for like tokens.
+    batch: list[tuple[Seat, Request]] = []
+    for item in sorted(placed, key=lambda one: (one[0].start > 0, width(one))):
+        mixed = bool(batch) and (batch[0][0].start > 0) != (item[0].start > 0)
+        if batch and (mixed or width(item) * (len(batch) + 1) > PREFILL_TOKENS):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from lightningrl_verl.engine.cache import ATTENTION, Placement, SlotCache
 from lightningrl_verl.engine.errors import UnsupportedModelError
+from lightningrl_verl.engine.head import exact_head
 
 _SPAN_STEP = 32
 """Read-back is rounded up to this many columns, which keeps matrix shapes few."""
@@ -81,7 +82,8 @@ class SlotModel:
             leading=False,
         )
         self._last = length[:, 0] - 1
-        return self._forward(ids, positions, span)
+        # Padding stands behind a row's tokens, which do not look there.
+        return self._forward(ids, positions, None if fresh else span)
 
     @torch.inference_mode()
     def decode(
@@ -126,6 +128,11 @@ class SlotModel:
             torch.tensor(ids)[:, None], torch.tensor(where, device=self.device)[:, None], span
         )
 
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, columns: int) -> None:
+        """Gives slot `target` the first columns of slot `source`."""
+        self._cache.copy(source, target, columns)
+
     def free(self) -> None:
         """Gives the memory of keys, values and weights back; only `weights.plan` may be used until `allocate`."""
         self._cache.free()
@@ -146,11 +153,12 @@ class SlotModel:
         ids = torch.tensor([tokens], device=self.device)
         return self._call(input_ids=ids, use_cache=False)[0]
 
-    def _forward(self, ids: Tensor, positions: Tensor, span: int) -> Tensor:
-        mask = self._columns[:span] <= positions[:, :, None]
+    def _forward(self, ids: Tensor, positions: Tensor, span: int | None) -> Tensor:
+        """`span`: columns that rows look back at. `None`: the tokens at hand are all there is."""
+        mask = None if span is None else (self._columns[:span] <= positions[:, :, None])[:, None]
         logits = self._call(
             input_ids=ids.to(self.device),
-            attention_mask=mask[:, None],
+            attention_mask=mask,
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -167,20 +175,18 @@ class SlotModel:
         head = cast("torch.nn.Module | None", self.model.get_output_embeddings())
         if head is None:
             raise UnsupportedModelError(f"{self._name} has no output embedding to read logits from")
-        head.register_forward_pre_hook(self._keep_last_states)
+        exact_head(head, self._last_states)
         try:
             self.model.set_attn_implementation(ATTENTION)
         except ValueError as error:
             raise UnsupportedModelError(f"{self._name} has a fixed attention: {error}") from error
 
-    def _keep_last_states(self, head: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    def _last_states(self, states: Tensor) -> Tensor:
         """Reduces a ragged prefill to each row's last token before the costly head."""
-        del head
         if self._last is None:
-            return inputs
-        states = inputs[0]
+            return states
         rows = torch.arange(states.shape[0], device=states.device)
-        return (states[rows, self._last][:, None],)
+        return states[rows, self._last][:, None]
 
     def _probe(self) -> None:
         """Runs ragged prefill, continuation and decode once, and compares with the plain forward."""

@@ -1,0 +1,65 @@
+"""What stands under `examples/`: agents that run without us, tasks whose splits share nothing, recipes that can be trained."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from lightningrl.recipe import load_recipe
+from lightningrl.user_input.references import load_object
+from lightningrl_testkit.model_server import Answer, ModelServer
+from lightningrl_verl.start.preflight import check
+
+ADDITION = Path(__file__).parents[1] / "examples" / "addition"
+
+RUN = """
+import asyncio, sys
+before = set(sys.modules)
+import addition
+print(asyncio.run(addition.solve(addition.generate("test", 1, 0)[0])))
+print([name for name in set(sys.modules) - before if name.startswith("lightningrl")])
+"""
+
+
+@pytest.fixture(scope="module")
+def addition() -> ModuleType:
+    generate = load_object("addition:generate", what="data", folder=ADDITION)
+    return sys.modules[generate.__module__]
+
+
+def test_an_agent_runs_against_any_endpoint_without_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ModelServer(lambda _: Answer("It is 42.")) as model:
+        monkeypatch.setenv("OPENAI_BASE_URL", model.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "any")
+        done = subprocess.run(
+            [sys.executable, "-c", RUN], cwd=ADDITION, capture_output=True, text=True, check=True
+        )
+    assert done.stdout.splitlines() == ["It is 42.", "[]"]
+
+
+def test_no_addition_is_in_two_splits(addition: ModuleType) -> None:
+    sizes = {"train": 2000, "val": 64, "test": 200}
+    pairs = {
+        split: {frozenset(row["id"].split("-")[1:]) for row in addition.generate(split, size, 7)}
+        for split, size in sizes.items()
+    }
+    assert not pairs["train"] & (pairs["val"] | pairs["test"])
+    assert not pairs["val"] & pairs["test"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward"),
+    [("82", 1.0), ("47 + 35 = 82.", 1.0), ("82 is 47 plus 35", 0.0), ("no idea", 0.0), (None, 0.0)],
+)
+def test_the_last_number_counts(addition: ModuleType, answer: str | None, reward: float) -> None:
+    assert addition.last_number_is_right({"answer": "82"}, answer, None) == reward
+
+
+def test_its_recipe_can_be_trained() -> None:
+    plan = check(load_recipe(ADDITION / "laptop.yaml", ()))
+    assert len(plan.splits.val) == 64
+    assert plan.trained == ("policy",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 import tempfile
 from pathlib import Path
@@ -15,13 +16,12 @@ HEAD = "| kind | what the user did | what is said | where | exit code |"
 def render() -> str:
     """The page with its table made anew; takes some seconds, since every case is run."""
     sys.path.insert(0, str(ROOT / "tests"))
-    import check_cases
-
+    cases = importlib.import_module("check_cases")
     rows: list[str] = []
-    for case in check_cases.CASES:
+    for case in cases.CASES:
         with tempfile.TemporaryDirectory() as folder:
-            said = asyncio.run(check_cases.examine_case(case, Path(folder)))
-        rows.append(check_cases.row(case, said))
+            said = asyncio.run(cases.examine_case(case, Path(folder)))
+        rows.append(cases.row(case, said))
     text, _, _ = PAGE.read_text(encoding="utf-8").partition(HEAD)
     return f"{text}{HEAD}\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
 

@@ -152,9 +152,12 @@ def row(case: Case, said: Said) -> str:
 
 async def ask(*messages: Any, model: str = "policy", **fields: Any) -> str:
     """One call of the openai client; a text is a user's message."""
-    whole = [{"role": "user", "content": one} if isinstance(one, str) else one for one in messages]
+    whole: list[Any] = [
+        {"role": "user", "content": one} if isinstance(one, str) else one for one in messages
+    ]
     async with openai.AsyncOpenAI() as client:
-        reply = await client.chat.completions.create(model=model, messages=whole, **fields)
+        create: Any = client.chat.completions.create
+        reply = await create(model=model, messages=whole, **fields)
     return reply.choices[0].message.content or ""
 
 
@@ -279,7 +282,8 @@ class Sum(BaseModel):
 
 def langchain(**fields: Any) -> ChatOpenAI:
     """Asked without a loop: its async client would stay with the loop of the first case."""
-    return ChatOpenAI(**{"model": "policy", **fields})
+    options: dict[str, Any] = {"model": "policy", **fields}
+    return ChatOpenAI(**options)
 
 
 def said_by(model: ChatOpenAI, asked: str) -> str:
@@ -356,7 +360,8 @@ async def run_agent(agent: Agent, asked: str, **options: Any) -> str:
 
 
 def solver(**fields: Any) -> Agent:
-    return Agent(**{"name": "solver", "model": "policy", **fields})
+    options: dict[str, Any] = {"name": "solver", "model": "policy", **fields}
+    return Agent(**options)
 
 
 async def agents_of_two_models(task: Task) -> str:

@@ -104,6 +104,7 @@ def test_a_run_in_which_no_rollout_earned_more_says_that_nothing_was_learned(
     recipe = project.recipe(reward="always:one", algorithm=_SMALL, step_rewards=[])
     done = project.train(str(recipe))
     assert done.returncode == 3, done.stdout + done.stderr
+    assert "✗ all rewards equal: within each of the last" in done.stdout
     assert "Nothing was learned" in done.stdout
     assert "trained model" not in done.stdout
     assert project.metrics()[-1]["train/tokens"] > 0

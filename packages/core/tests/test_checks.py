@@ -395,7 +395,8 @@ async def test_a_first_call_that_holds_another_rollouts_answer_is_a_problem(lab:
 
 async def test_a_first_call_with_examples_carries_nothing_over(lab: Lab) -> None:
     examples = [user("0+0"), assistant("0"), user("1+1")]
-    await lab.rollouts(*[lambda a: [asks(a, "c", (1,), examples, "two")]] * 2)
+    left: Left = lambda a: [asks(a, "c", (1,), examples, "two")]  # noqa: E731 - as its neighbours
+    await lab.rollouts(left, left)
     assert await lab.examine() == []
 
 

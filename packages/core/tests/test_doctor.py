@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from click.testing import CliRunner
 
-from lightningrl.checks import CHECKS, Evidence, Finding, Place, examine
+from lightningrl.checks import CHECKS, MOST_COUNTED, Evidence, Finding, Place, examine
 from lightningrl.cli import commands
 from lightningrl.cli.doctor import gather_evidence
 from lightningrl.cli.stored_run import StoredRun
@@ -47,13 +47,13 @@ async def evidence(store: SqliteStore) -> Evidence:
     return await gather_evidence(StoredRun("run", store, None))
 
 
-async def problems(store: SqliteStore) -> list[Finding]:
+async def findings(store: SqliteStore) -> list[Finding]:
     return examine(await evidence(store), Place.DOCTOR)
 
 
-async def only_problem(store: SqliteStore) -> Finding:
-    (problem,) = await problems(store)
-    return problem
+async def only_finding(store: SqliteStore) -> Finding:
+    (finding,) = await findings(store)
+    return finding
 
 
 async def score(store: SqliteStore, claim: Claim, value: float | None) -> None:
@@ -75,7 +75,7 @@ async def fail(
 
 
 async def test_an_empty_store_has_no_problem(store: SqliteStore) -> None:
-    assert await problems(store) == []
+    assert await findings(store) == []
 
 
 async def test_a_run_in_order_has_no_problem(store: SqliteStore) -> None:
@@ -83,7 +83,7 @@ async def test_a_run_in_order_has_no_problem(store: SqliteStore) -> None:
     claims = await store.claim("worker", limit=3)
     for value, one in enumerate(claims):
         await score(store, one, float(value))
-    assert await problems(store) == []
+    assert await findings(store) == []
 
 
 async def test_a_run_that_has_ended_needs_no_runner_no_engine_and_no_open_gateway(
@@ -106,7 +106,7 @@ async def test_a_run_that_has_ended_needs_no_runner_no_engine_and_no_open_gatewa
 
 async def test_no_runner(store: SqliteStore) -> None:
     await store.enqueue(group(2))
-    problem = await only_problem(store)
+    problem = await only_finding(store)
     assert problem.kind == "no runner"
     assert problem.evidence.startswith("2 rollouts of run 'run' are queued")
     assert "lightningrl runner RECIPE" in problem.remedy
@@ -115,13 +115,13 @@ async def test_no_runner(store: SqliteStore) -> None:
 async def test_a_runner_that_asked_for_work_is_a_runner(store: SqliteStore) -> None:
     await store.enqueue(group(2))
     await store.claim("worker", limit=1)
-    assert await problems(store) == []
+    assert await findings(store) == []
 
 
 async def test_expired_lease(store: SqliteStore) -> None:
     await store.enqueue(group(1))
     (claim,) = await store.claim("worker-7", lease_seconds=0)
-    problem = await only_problem(store)
+    problem = await only_finding(store)
     assert problem.kind == "expired lease"
     assert problem.evidence.startswith(
         f"1 running attempt without a lease; that of attempt {claim.attempt.id!r}"
@@ -142,7 +142,7 @@ async def test_engine_down(store: SqliteStore, closed_url: str) -> None:
     with ModelServer() as engine:
         endpoints = (Endpoint(engine.url), Endpoint(closed_url))
         await store.put_policy(Policy("policy", "run", 0, endpoints))
-        problem = await only_problem(store)
+        problem = await only_finding(store)
     assert problem.kind == "engine down"
     assert problem.evidence.startswith(f"endpoint {closed_url!r} of policy 'policy': it can't be")
 
@@ -155,19 +155,19 @@ async def test_gateway_held(store: SqliteStore) -> None:
         policy = Policy("policy", "run", 3, (Endpoint(engine.url),))
         ran_out = msgspec.structs.replace(policy, held_until=now - timedelta(seconds=60))
         await store.put_policy(ran_out)
-        problem = await only_problem(store)
+        problem = await only_finding(store)
         assert problem.kind == "gateway held"
         assert "(version 3) ran out 60 s ago, and calls are refused since" in problem.evidence
         held = msgspec.structs.replace(policy, held_until=now + timedelta(seconds=60))
         await store.put_policy(held)
-        assert "new calls of policy 'policy' wait" in (await only_problem(store)).evidence
+        assert "new calls of policy 'policy' wait" in (await only_finding(store)).evidence
 
 
 async def test_all_rewards_equal(store: SqliteStore) -> None:
     await store.enqueue(group(2, task="a") + group(2, task="b"))
     for one in await store.claim("worker", limit=4):
         await score(store, one, 0.0)
-    problem = await only_problem(store)
+    problem = await only_finding(store)
     assert problem.kind == "all rewards equal"
     assert "within each of the last 2 training groups all rewards are equal (2 times 0)" in (
         problem.evidence
@@ -179,14 +179,14 @@ async def test_one_group_with_two_rewards_is_enough_to_learn(store: SqliteStore)
     for one in await store.claim("worker", limit=4):
         is_right = one.rollout.spec.task_id == "b" and one.rollout.spec.member == 1
         await score(store, one, 1.0 if is_right else 0.0)
-    assert await problems(store) == []
+    assert await findings(store) == []
 
 
 async def test_missing_reward(store: SqliteStore) -> None:
     await store.enqueue(group(1))
     (claim,) = await store.claim("worker")
     await score(store, claim, None)
-    problem = await only_problem(store)
+    problem = await only_finding(store)
     assert problem.kind == "missing reward"
     assert claim.rollout.id in problem.evidence
 
@@ -195,7 +195,7 @@ async def test_an_agent_that_returned_no_reward_is_named_as_such(store: SqliteSt
     await store.enqueue(group(1, retry=ONCE))
     (claim,) = await store.claim("worker")
     await fail(store, claim, "in whatever words", FailureKind.NO_REWARD)
-    assert [one.kind for one in await problems(store)] == ["missing reward", "rollouts fail"]
+    assert [one.kind for one in await findings(store)] == ["missing reward", "rollouts fail"]
 
 
 async def test_rollouts_fail(store: SqliteStore) -> None:
@@ -203,9 +203,9 @@ async def test_rollouts_fail(store: SqliteStore) -> None:
     first, second, third = await store.claim("worker", limit=3)
     await score(store, first, 1.0)
     await fail(store, second, "ValueError: no\n  File agent.py, line 3")
-    assert await problems(store) == []  # one of two is not most
+    assert await findings(store) == []  # one of two is not most
     await fail(store, third, "ValueError: no\n  File agent.py, line 3")
-    problem = await only_problem(store)
+    problem = await only_finding(store)
     assert problem.kind == "rollouts fail"
     assert problem.evidence.startswith("2 of the last 3 rollouts failed")
     assert problem.evidence.endswith("(agent): ValueError: no")
@@ -235,7 +235,7 @@ async def test_one_unread_tool_call_among_many_is_how_a_policy_learns(store: Sql
     cut_off = answer(attempt, "c3", UNREAD[0], finish_reason="length")
     await store.append([unread, asked, cut_off, reward(attempt, 1.0)])
     await store.finish(attempt, AttemptState.SUCCEEDED)
-    assert await problems(store) == []
+    assert await findings(store) == []
 
 
 async def test_the_engines_own_word_on_a_tool_call_is_believed(store: SqliteStore) -> None:
@@ -284,7 +284,7 @@ async def after_answer(
     event = msgspec.structs.replace(plain, request=request, error=error)
     await store.append([event, reward(claim.attempt.id, 1.0)])
     await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
-    found = await problems(store)
+    found = await findings(store)
     return found[0] if found else None
 
 
@@ -319,6 +319,23 @@ def test_the_command_tells_programs_the_same(tmp_path: Path) -> None:
     (finding,) = json.loads(result.output)["run"]
     assert (finding["kind"], finding["level"]) == ("no runner", "problem")
     assert set(finding) == {"kind", "level", "evidence", "remedy"}
+
+
+def test_what_the_newest_iteration_refused_is_in_a_runs_folder(tmp_path: Path) -> None:
+    in_folder(tmp_path, lambda store: store.enqueue([]))
+    lines = [{"iteration": n, "train/unidentified_calls": calls} for n, calls in ((1, 7), (2, 3))]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
+    result = CliRunner().invoke(commands, ["doctor", str(tmp_path), "--json"])
+    assert result.exit_code == 1
+    (finding,) = json.loads(result.output)["run"]
+    assert finding["kind"] == "refused requests"
+    assert finding["evidence"].startswith("3 model calls came without a rollout")
+
+
+async def test_of_many_queued_rollouts_the_number_is_a_bound(store: SqliteStore) -> None:
+    await store.enqueue(group(MOST_COUNTED + 1))
+    assert (await only_finding(store)).evidence.startswith("at least 1000 rollouts of run 'run'")
 
 
 def test_the_command_exits_0_where_nothing_is_wrong(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from lightningrl.cli.doctor import gather_evidence
+from lightningrl.cli.stored_run import StoredRun
 from lightningrl.gateway.refusals import MOST_TOLD
 from lightningrl.schema import Claim, LogEvent, LogTopic
-from lightningrl_testkit.gateway import GatewayRig, open_rig
+from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig
 from lightningrl_testkit.model_server import ModelServer
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -47,6 +49,8 @@ async def test_calls_that_nothing_places_are_counted(rig: GatewayRig) -> None:
     assert rig.gateway.unidentified == 2
     async with rig.control() as control:
         assert (await control.refused()).unidentified == 2
+    found = await gather_evidence(StoredRun(RUN, rig.store, None), rig.url)
+    assert found.unidentified == 2
 
 
 async def test_an_attempts_refusals_are_in_its_log(rig: GatewayRig) -> None:

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from lightningrl.errors import RunError
 from lightningrl.recipe import parse_recipe
-from lightningrl.schema import AttemptState, Failure, FailureKind, Progress
+from lightningrl.schema import AttemptState, Failure, FailureKind, Progress, RetryPolicy
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl_testkit.records import group, reward
 from lightningrl_verl.training.batches import Task
@@ -72,11 +72,15 @@ async def test_a_group_that_failed_in_part_has_signal_if_failures_are_rewarded(
     assert (sorted(map(list, found.flat.values())), found.further) == (flat, 0)
 
 
-async def collected(store: SqliteStore, failures: list[Failure | None]) -> Progress:
+async def collected(
+    store: SqliteStore, failures: list[Failure | None], *, failures_count: bool = False
+) -> Progress:
     """Collect a group of two while a worker ends attempts as `failures` say."""
     working = asyncio.create_task(ends(store, failures))
     try:
-        return await collect(store, group(2), on_progress=lambda _: None)
+        return await collect(
+            store, group(2), on_progress=lambda _: None, failures_count=failures_count
+        )
     finally:
         await working
 
@@ -96,6 +100,21 @@ async def test_a_second_start_keeps_failures_that_stopped_nothing(store: SqliteS
     first = await collected(store, [None, FAILED])
     assert (first.succeeded, first.failed) == (1, 1)
     assert await collected(store, []) == first
+
+
+async def test_failures_that_have_a_reward_are_an_outcome_like_others(store: SqliteStore) -> None:
+    first = await collected(store, [FAILED, FAILED], failures_count=True)
+    assert (first.succeeded, first.failed) == (0, 2)
+    assert (
+        await collected(store, [], failures_count=True) == first
+    )  # nor does a second start try again
+
+
+async def test_failed_infrastructure_is_no_outcome(store: SqliteStore) -> None:
+    away = Failure(FailureKind.INFRASTRUCTURE, "the engine is away")
+    tries = [away] * 2 * (RetryPolicy().max_infrastructure_failures + 1)
+    with pytest.raises(RunError, match="x infrastructure: the engine is away"):
+        await collected(store, tries, failures_count=True)
 
 
 async def test_rollouts_that_are_deleted_while_they_are_waited_for_are_missed(

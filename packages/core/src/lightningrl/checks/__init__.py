@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from lightningrl.checks import calls, conversations, operations, rewards
 from lightningrl.checks.calls import few_trainable, undeclared_models
 from lightningrl.checks.evidence import (
+    MOST_COUNTED,
     Engine,
     Evidence,
     Finding,
@@ -24,6 +25,7 @@ from lightningrl.checks.evidence import (
 
 __all__ = [
     "CHECKS",
+    "MOST_COUNTED",
     "Check",
     "Engine",
     "Evidence",

@@ -35,7 +35,7 @@ _TOOL_CALL_TEXT = re.compile(
 )
 """How models write tool calls in their text: Hermes, Llama, Mistral, and bare JSON."""
 
-_CAUGHT = "the agent caught the error and went on, so nothing else shows it"
+_CAUGHT = "an error that is caught shows nowhere else"
 
 
 def untrainable_calls(found: Evidence) -> Iterator[Finding]:

@@ -22,6 +22,9 @@ from lightningrl.schema import (
 )
 from lightningrl.traces import AttemptRecord
 
+MOST_COUNTED = 1000
+"""Queued rollouts that are counted: how many more there are changes nothing."""
+
 
 class Place(StrEnum):
     """Who examines a run."""
@@ -69,7 +72,7 @@ class Operations:
     now: datetime
     """The store's clock."""
     waiting: int
-    """Rollouts that are queued."""
+    """Rollouts that are queued, counted up to `MOST_COUNTED`."""
     running: tuple[Attempt, ...]
     """Attempts that run, as far as the store knows."""
     workers: tuple[Worker, ...]

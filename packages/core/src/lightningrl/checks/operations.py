@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightningrl.checks.evidence import Evidence, Finding, Level, counted
+from lightningrl.checks.evidence import MOST_COUNTED, Evidence, Finding, Level, counted
 
 
 def no_runner(found: Evidence) -> Iterator[Finding]:
     """Rollouts wait and nobody runs them."""
     now = found.operations
     if now is not None and now.waiting and not now.workers:
+        least = "at least " if now.waiting == MOST_COUNTED else ""
         yield Finding(
             "no runner",
             Level.PROBLEM,
-            f"{counted(now.waiting, 'rollout')} of run {found.run!r} are queued, and no runner has"
-            " asked for work within 30 s",
+            f"{least}{counted(now.waiting, 'rollout')} of run {found.run!r} are queued, and no runner"
+            " has asked for work within 30 s",
             "start one: lightningrl runner RECIPE --server URL (`lightningrl train` starts its own;"
             " its logs/ say why they ended)",
         )

@@ -11,7 +11,16 @@ import aiohttp
 import click
 from rich.text import Text
 
-from lightningrl.checks import CHECKS, Engine, Evidence, Finding, Operations, Place, examine
+from lightningrl.checks import (
+    CHECKS,
+    MOST_COUNTED,
+    Engine,
+    Evidence,
+    Finding,
+    Operations,
+    Place,
+    examine,
+)
 from lightningrl.cli.findings import any_problem, as_json, counts_text, findings_text
 from lightningrl.cli.stored_run import StoredRun, open_runs, server_options
 from lightningrl.cli.terminal import console
@@ -71,18 +80,19 @@ async def gather_evidence(
     here, but only while rollouts are to be run: a run that has ended needs no engine.
     """
     store = run.store
-    summary = await store.summary(run.name)
+    queued = await store.rollouts(
+        RolloutQuery(run=run.name, states=(RolloutState.QUEUED,), limit=MOST_COUNTED)
+    )
     now_running = await store.rollouts(RolloutQuery(run=run.name, states=(RolloutState.RUNNING,)))
     attempts = await store.attempts([one.id for one in now_running])
     ended = await store.rollouts(
         RolloutQuery(run=run.name, states=_ENDED, descending=True, limit=RECENT)
     )
     policies = await store.policies(run.name)
-    waiting = summary.rollouts.get(RolloutState.QUEUED, 0)
     unidentified = _unidentified_in_newest(run.folder)
     if server is not None and kind_of(server) is Kind.HTTP:
         engines, unidentified = await _told_by_gateway(server, key, run.name)
-    elif waiting or now_running:
+    elif queued or now_running:
         engines = await _asked_engines(policies)
     else:
         engines = []
@@ -93,7 +103,7 @@ async def gather_evidence(
         unidentified=unidentified,
         operations=Operations(
             now=await store.now(),
-            waiting=waiting,
+            waiting=len(queued),
             running=tuple(one for one in attempts if one.state is AttemptState.RUNNING),
             workers=tuple(one for one in await store.workers() if one.run in (None, run.name)),
             policies=tuple(policies),

@@ -32,21 +32,30 @@ async def collect(
     rollouts: Sequence[NewRollout],
     *,
     on_progress: Callable[[Progress], None],
+    failures_count: bool = False,
 ) -> Progress:
     """Enqueue rollouts of one (run, mode, iteration, variant) and wait until all have ended.
 
     Where all of them had failed before this call, an earlier start stopped on that; since then
     whatever was wrong may have been mended, so they are tried again.
 
+    Args:
+        store: where they are run from.
+        rollouts: at least one.
+        on_progress: told of the counts.
+        failures_count: whether failing is an outcome like others (`algorithm.failure_reward`) where the agent is to
+            blame for one of the failures at least.
+
     Returns:
         The final counts.
 
     Raises:
-        RunError: every one of them failed; the message has what the first few failed of. Or some were
-            deleted meanwhile.
+        RunError: every one of them failed, and that does not count; the message has what the first few failed
+            of. Or some were deleted meanwhile.
     """
     first = rollouts[0]
-    await _retry_if_all_failed(store, first)
+    if not (failures_count and await _agents_failed(store, first)):
+        await _retry_if_all_failed(store, first)
     await store.enqueue(rollouts)
     progress = Progress()
     seen = -1
@@ -65,9 +74,23 @@ async def collect(
         if progress.ended == progress.total:
             break
         seen = progress.ended
-    if progress.succeeded == 0:
+    if progress.succeeded == 0 and not (failures_count and await _agents_failed(store, first)):
         raise RunError(await _why_all_failed(store, first.run, first.mode, first.iteration))
     return progress
+
+
+async def _agents_failed(store: Store, first: NewRollout) -> bool:
+    """Whether a rollout failed by its agent's fault, as a policy's own mistakes do."""
+    query = RolloutQuery(
+        run=first.run,
+        mode=first.mode,
+        iteration=first.iteration,
+        variant=first.variant,
+        states=(RolloutState.FAILED,),
+        failure_kinds=tuple(AGENT_FAILURES),
+        limit=1,
+    )
+    return bool(await store.rollouts(query))
 
 
 async def _retry_if_all_failed(store: Store, first: NewRollout) -> None:
@@ -111,14 +134,15 @@ async def collect_training(
     `algorithm.further_tasks`. Called again after a crash, it finds what has run and goes on.
 
     Raises:
-        RunError: every rollout failed.
+        RunError: every rollout failed, and `algorithm.failure_reward` rewards none of the failures.
     """
     algorithm = recipe.algorithm
     assert algorithm is not None
     rollouts = training_rollouts(recipe, tasks, iteration)
     if not rollouts:  # it trains on live rollouts alone
         return Collected({}, 0)
-    await collect(store, rollouts, on_progress=on_progress)
+    count = algorithm.failure_reward is not None
+    await collect(store, rollouts, on_progress=on_progress, failures_count=count)
     if not algorithm.further_tasks:
         return Collected({}, 0)
     further = 0
@@ -127,7 +151,7 @@ async def collect_training(
         more = further_rollouts(recipe, tasks, iteration, further, len(flat))
         if not more:
             return Collected(flat, further)
-        await collect(store, more, on_progress=on_progress)
+        await collect(store, more, on_progress=on_progress, failures_count=count)
         further += len({rollout.group_id for rollout in more})
 
 

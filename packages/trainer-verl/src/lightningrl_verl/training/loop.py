@@ -339,7 +339,12 @@ class TrainingLoop:
         """
         tasks = self._splits.val if mode is Mode.VAL else self._splits.test
         rollouts = scoring_rollouts(self._recipe, tasks, mode, iteration, variant)
-        progress = await collect(self._store, rollouts, on_progress=self._watcher.rollouts)
+        progress = await collect(
+            self._store,
+            rollouts,
+            on_progress=self._watcher.rollouts,
+            failures_count=self._algorithm.failure_reward is not None,
+        )
         if iteration == 0:
             await self._examine(rollouts)
         return {name: progress.mean_reward, f"{name}_failed": progress.failed}

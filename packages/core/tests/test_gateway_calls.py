@@ -17,6 +17,7 @@ from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.model_server import Answer, ModelServer, in_turn
 
 HI = [{"role": "user", "content": "Hi"}]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 HI_IDS = [257, 72, 105, 260, 258]  # user, "H", "i", end, assistant
 YO_IDS = [89, 111, 260]  # "Y", "o", end
 # logprob(id, at) = -(1 + (id + at) mod 64) / 64: 89 -> 25, 111+1 -> 48, 260+2 -> 6
@@ -294,12 +295,12 @@ async def test_the_rollouts_max_tokens_and_seed_hold_where_the_agent_asks_for_mo
         ({"temperature": 1, "top_p": 1.0, "top_k": -1}, None),
         ({"response_format": {"type": "json_object"}}, "sampled under a grammar (response_format)"),
         ({"response_format": {"type": "text"}}, None),
-        ({"tool_choice": "required"}, "sampled under a grammar (tool_choice)"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "sampled under a grammar (tool_choice)"),
         (
-            {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+            {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}},
             "sampled under a grammar (tool_choice)",
         ),
-        ({"tool_choice": "auto"}, None),
+        ({"tools": TOOLS, "tool_choice": "auto"}, None),
         ({"guided_regex": "a+"}, "sampled under a grammar (guided_regex)"),
         ({"logit_bias": {"5": -100}}, "sampled under a grammar (logit_bias)"),
         ({"logit_bias": {}}, None),

@@ -9,7 +9,6 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightningrl.conversation.rewriting.pins import compiled
 from lightningrl.credit import CreditAssigner, StatefulAssigner, find_assigner
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import Data, DataSource, LoadedRecipe, PolicyRecipe, Recipe
@@ -68,7 +67,6 @@ def check(loaded: LoadedRecipe) -> Plan:
     values = isinstance(assigner, StatefulAssigner) and assigner.needs_values
     check_combinations(recipe, needs_values=values)
     _check_trackers(recipe)
-    compiled(recipe.gateway.pin)
     check_overrides(recipe.verl)
     if (data.train is not None) != (recipe.algorithm.tasks_per_iteration > 0):
         raise ConfigError(

@@ -18,6 +18,7 @@ from lightningrl.conversation.rewriting import pins, values
 from lightningrl.conversation.rewriting import roles as places
 from lightningrl.conversation.rewriting.fields import Fields, raw, roles_of
 from lightningrl.schema import Dialect, Rewrite, RewriteRules
+from lightningrl.user_input.patterns import compiled
 
 LEFT_OUT = "left_out"
 """Fields that say nothing are left out; `by` names them."""
@@ -72,7 +73,7 @@ class Rewriter:
             ConfigError: what should be held still is no regular expression.
         """
         self.rules = rules
-        self._pins = pins.compiled(rules.pin)
+        self._pins = compiled(rules.pin, key=pins.PIN)
         self._reads_roles = rules != RewriteRules(thinks=rules.thinks, pin=rules.pin)
         self._settled = frozenset(places.TURNS).difference(rules.lost, rules.roles)
         self._first = frozenset({"system"}).difference(rules.lost, rules.roles)

@@ -164,6 +164,32 @@ async def test_an_answer_cut_at_max_tokens_is_trainable(rig: GatewayRig) -> None
     assert choice.untrainable is None
 
 
+@pytest.mark.parametrize(("prompt", "status"), [(212, 200), (256, 400)])
+async def test_a_limit_beyond_the_context_is_cut_to_what_it_still_holds(
+    rig: GatewayRig, prompt: int, status: int
+) -> None:
+    """vLLM refuses what does not fit, and takes the room that is left where no limit is asked for."""
+
+    def strict(request: dict[str, Any]) -> Answer:
+        if prompt + request.get("max_tokens", 1) <= 256:
+            return Answer("Yo")
+        told = f"This model's maximum context length is 256 tokens; you have {prompt} input tokens."
+        return Answer(told, status=400)
+
+    with ModelServer(strict) as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim(Sampling(max_tokens=128))
+        async with aiohttp.ClientSession() as session:
+            url = rig.attempt_url(claim) + "/chat/completions"
+            headers = {"authorization": f"Bearer {claim.key}"}
+            body = {"model": "m", "messages": HI}
+            async with session.post(url, json=body, headers=headers) as response:
+                assert response.status == status
+        assert [one.body.get("max_tokens") for one in engine.arrivals] == [128, None]
+    [call] = await rig.calls(claim)
+    assert call.http_status == status
+
+
 async def test_what_the_tool_parser_could_not_read_is_noted_and_trainable(
     rig: GatewayRig,
 ) -> None:

@@ -17,6 +17,7 @@ from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.model_server import Answer, ModelServer, in_turn
 
 HI = [{"role": "user", "content": "Hi"}]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 HI_IDS = [257, 72, 105, 260, 258]  # user, "H", "i", end, assistant
 YO_IDS = [89, 111, 260]  # "Y", "o", end
 # logprob(id, at) = -(1 + (id + at) mod 64) / 64: 89 -> 25, 111+1 -> 48, 260+2 -> 6
@@ -163,6 +164,32 @@ async def test_an_answer_cut_at_max_tokens_is_trainable(rig: GatewayRig) -> None
     assert choice.untrainable is None
 
 
+@pytest.mark.parametrize(("prompt", "status"), [(212, 200), (256, 400)])
+async def test_a_limit_beyond_the_context_is_cut_to_what_it_still_holds(
+    rig: GatewayRig, prompt: int, status: int
+) -> None:
+    """vLLM refuses what does not fit, and takes the room that is left where no limit is asked for."""
+
+    def strict(request: dict[str, Any]) -> Answer:
+        if prompt + request.get("max_tokens", 1) <= 256:
+            return Answer("Yo")
+        told = f"This model's maximum context length is 256 tokens; you have {prompt} input tokens."
+        return Answer(told, status=400)
+
+    with ModelServer(strict) as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim(Sampling(max_tokens=128))
+        async with aiohttp.ClientSession() as session:
+            url = rig.attempt_url(claim) + "/chat/completions"
+            headers = {"authorization": f"Bearer {claim.key}"}
+            body = {"model": "m", "messages": HI}
+            async with session.post(url, json=body, headers=headers) as response:
+                assert response.status == status
+        assert [one.body.get("max_tokens") for one in engine.arrivals] == [128, None]
+    [call] = await rig.calls(claim)
+    assert call.http_status == status
+
+
 async def test_what_the_tool_parser_could_not_read_is_noted_and_trainable(
     rig: GatewayRig,
 ) -> None:
@@ -294,12 +321,12 @@ async def test_the_rollouts_max_tokens_and_seed_hold_where_the_agent_asks_for_mo
         ({"temperature": 1, "top_p": 1.0, "top_k": -1}, None),
         ({"response_format": {"type": "json_object"}}, "sampled under a grammar (response_format)"),
         ({"response_format": {"type": "text"}}, None),
-        ({"tool_choice": "required"}, "sampled under a grammar (tool_choice)"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "sampled under a grammar (tool_choice)"),
         (
-            {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+            {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}},
             "sampled under a grammar (tool_choice)",
         ),
-        ({"tool_choice": "auto"}, None),
+        ({"tools": TOOLS, "tool_choice": "auto"}, None),
         ({"guided_regex": "a+"}, "sampled under a grammar (guided_regex)"),
         ({"logit_bias": {"5": -100}}, "sampled under a grammar (logit_bias)"),
         ({"logit_bias": {}}, None),

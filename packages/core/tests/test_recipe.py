@@ -7,7 +7,14 @@ import pytest
 import yaml
 
 from lightningrl.errors import ConfigError
-from lightningrl.recipe import LoadedRecipe, changed_keys, dump_recipe, load_recipe, parse_recipe
+from lightningrl.recipe import (
+    LoadedRecipe,
+    PolicyRecipe,
+    changed_keys,
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+)
 from lightningrl.recipe.presets import PRESETS
 
 RECIPE = """
@@ -39,6 +46,13 @@ def test_what_the_recipe_says_is_read_and_the_rest_has_defaults(tmp_path: Path) 
     assert recipe.algorithm.credit == "broadcast"
     assert recipe.sampling.val.temperature == 0.0  # greedy
     assert recipe.policies["policy"].tool_parser == "compact"
+
+
+def test_a_tiny_policy_need_not_read_every_message() -> None:
+    assert PolicyRecipe(tiny="m:f").accepts_unread
+    assert not PolicyRecipe(tiny="m:f", unread_messages="refuse").accepts_unread
+    assert not PolicyRecipe(model="m").accepts_unread
+    assert PolicyRecipe(model="m", unread_messages="accept").accepts_unread
 
 
 def test_what_a_recipe_names_is_relative_to_its_folder(tmp_path: Path) -> None:
@@ -125,6 +139,16 @@ def test_an_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
         (
             {"gateway": {"hold_seconds": 29.0, "drain_seconds": 20.0}},
             r"gateway.hold_seconds: .* at least 1.5 times gateway.drain_seconds, 20.0",
+        ),
+        ({"gateway": {"pin": ["x("]}}, r"gateway.pin: 'x\(' is no regular expression"),
+        ({"gateway": {"pin": ["x*"]}}, r"gateway.pin: 'x\*' matches the empty text"),
+        (
+            {
+                "policies": {
+                    "p": {"url": "http://x", "trainable": False, "unread_messages": "accept"}
+                }
+            },
+            r"policies\.p\.unread_messages: the chat template of a policy at a 'url' can't be seen",
         ),
         ({"validation": {"every": 0}}, "validation.every: must be at least 1"),
         (

@@ -180,8 +180,14 @@ class Calls:
     async def _sample(
         self, call: Call, context: AttemptContext, served: Served, headers: Headers
     ) -> EngineReply:
-        """Have the call answered, again after each drain that stopped it."""
+        """Have the call answered, again after each drain that stopped it.
+
+        An engine that refuses a limit of tokens which the context has no room for is asked once more without one:
+        then the room that is left is the limit.
+        """
         asked = call.engine
+        limit = call.sampling.max_tokens if call.sampling is not None else asked.max_tokens
+        limited = limit is not None
         body = asked.encoded(call.policy, call.sampling)
         sent_headers = _engine_headers(call, headers)
         while True:
@@ -199,6 +205,10 @@ class Calls:
                 continue
             finally:
                 call.version_end = served.policy.version
+            if status == 400 and limited and asked.is_beyond_context(answer):
+                limited = False
+                body = asked.encoded(call.policy, call.sampling, limited=False)
+                continue
             return _read(call, status, answer)
 
     async def _wait(self, call: Call, served: Served) -> None:

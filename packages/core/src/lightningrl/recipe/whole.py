@@ -15,6 +15,7 @@ from lightningrl.recipe.policy import PolicyRecipe, SamplingRecipe, Validation
 from lightningrl.recipe.processes import Engine, GatewayRecipe, Runner, Trainer
 from lightningrl.recipe.section import Section
 from lightningrl.schema import RewardsFrom
+from lightningrl.user_input.patterns import compiled
 
 _OUTLASTS = 1.5
 """A hold over its drain, so that a third of its lease is left for the renewal."""
@@ -90,6 +91,7 @@ class Recipe(Section, frozen=True):
                 "gateway.hold_seconds: a hold is renewed when its drain is over, and must last until then;"
                 f" make it at least {_OUTLASTS} times gateway.drain_seconds, {self.gateway.drain_seconds}"
             )
+        compiled(self.gateway.pin, key="gateway.pin")
         algorithm = self.algorithm
         live = self.live
         if live is not None and (live.max_rollouts or live.min_rollouts) < live.min_rollouts:

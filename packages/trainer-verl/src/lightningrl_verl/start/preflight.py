@@ -13,7 +13,6 @@ from pathlib import Path
 from msgspec import structs
 
 from lightningrl.cli.stored_run import find_run_folder
-from lightningrl.conversation.rewriting.pins import compiled
 from lightningrl.credit import CreditAssigner, StatefulAssigner, find_assigner
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import Data, DataSource, LoadedRecipe, Recipe
@@ -82,7 +81,6 @@ def check(loaded: LoadedRecipe) -> Plan:
     values = isinstance(assigner, StatefulAssigner) and assigner.needs_values
     check_combinations(recipe, needs_values=values)
     _check_trackers(recipe)
-    compiled(recipe.gateway.pin)
     check_overrides(recipe.verl)
     if (data.train is not None) != (recipe.algorithm.tasks_per_iteration > 0):
         raise ConfigError(

@@ -18,6 +18,7 @@ from lightningrl.conversation.rewriting import pins, values
 from lightningrl.conversation.rewriting import roles as places
 from lightningrl.conversation.rewriting.fields import Fields, raw, roles_of
 from lightningrl.schema import Dialect, Rewrite, RewriteRules
+from lightningrl.user_input.patterns import compiled
 
 LEFT_OUT = "left_out"
 """Fields that say nothing are left out; `by` names them."""
@@ -72,8 +73,10 @@ class Rewriter:
             ConfigError: what should be held still is no regular expression.
         """
         self.rules = rules
-        self._pins = pins.compiled(rules.pin)
+        self._pins = compiled(rules.pin, key=pins.PIN)
         self._reads_roles = rules != RewriteRules(thinks=rules.thinks, pin=rules.pin)
+        self._settled = frozenset(places.TURNS).difference(rules.lost, rules.roles)
+        self._first = frozenset({"system"}).difference(rules.lost, rules.roles)
 
     @property
     def remembers(self) -> bool:
@@ -102,9 +105,15 @@ class Rewriter:
             found.append(Rewrite(NO_THINKING))
         if self._pins and (texts := pins.held(asked, self._pins, held)):
             found.append(Rewrite(HELD_STILL, texts))
-        if self._reads_roles and (roles := roles_of(asked)) is not None:
+        roles = roles_of(asked) if self._reads_roles else None
+        if roles is not None and not self._is_settled(roles):
             found += self._placed(roles)
         return tuple(found)
+
+    def _is_settled(self, roles: list[str]) -> bool:
+        """Whether no rule is for these: perhaps a system message, a user's, then turns. Most calls' are such."""
+        turns = roles[1:] if roles and roles[0] in self._first else roles
+        return turns[:1] == ["user"] and self._settled.issuperset(turns)
 
     def _placed(self, roles: list[str]) -> list[Rewrite]:
         """The rewrites of roles and places; each sees the roles as the former ones left them."""

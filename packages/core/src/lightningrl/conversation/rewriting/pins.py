@@ -7,7 +7,7 @@ agent within an attempt, what it was when it was first sent; so the next prompt 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -21,29 +21,13 @@ from lightningrl.conversation.rewriting.fields import (
     roles_of,
     with_messages,
 )
-from lightningrl.errors import ConfigError
+from lightningrl.user_input.patterns import compiled
+
+PIN = "gateway.pin"
+"""Key of a recipe: what is held still."""
 
 Held = dict[str, list[str]]
 """Pattern -> the texts that matched it first, in order."""
-
-
-def compiled(patterns: Sequence[str]) -> dict[str, re.Pattern[str]]:
-    """The patterns, ready to be matched; `^` and `$` match at lines.
-
-    Raises:
-        ConfigError: one is no regular expression, or matches where nothing is.
-    """
-    found: dict[str, re.Pattern[str]] = {}
-    for one in patterns:
-        try:
-            found[one] = re.compile(one, re.MULTILINE)
-        except re.error as error:
-            raise ConfigError(f"gateway.pin: {one!r} is no regular expression: {error}") from error
-        if found[one].search(""):
-            raise ConfigError(
-                f"gateway.pin: {one!r} matches the empty text; say what the text must hold"
-            )
-    return found
 
 
 def held(fields: Fields, patterns: Mapping[str, re.Pattern[str]], before: Held) -> Held:
@@ -75,7 +59,7 @@ def held(fields: Fields, patterns: Mapping[str, re.Pattern[str]], before: Held) 
 
 def hold(fields: Fields, texts: Held) -> Fields:
     """The request with these texts in place of what matches."""
-    for pattern, compiled_ in compiled(list(texts)).items():
+    for pattern, compiled_ in compiled(list(texts), key=PIN).items():
         left = iter(texts[pattern])
         fields = _opening(
             fields,

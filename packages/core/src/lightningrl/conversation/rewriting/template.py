@@ -185,7 +185,9 @@ def _lost(render: Render, rules: RewriteRules, sample: str, *, silent: bool = Tr
 
 def _conversation(roles: Sequence[str]) -> list[Message]:
     """A message of each role, each with a word of its own."""
-    messages = [{"role": role, "content": _WORD.format(place)} for place, role in enumerate(roles)]
+    messages: list[Message] = [
+        {"role": role, "content": _WORD.format(place)} for place, role in enumerate(roles)
+    ]
     for place, message in enumerate(messages[1:], start=1):
         if message["role"] == "tool":
             message["tool_call_id"] = _CALL["id"]

@@ -15,7 +15,7 @@ ANTHROPIC_FIELDS = FieldTable(
         refused("messages", "an answer is never begun by the agent", "an assistant's at the end",
                 code=_INVALID),
         passed("system", "as a `system` message before all others"),
-        passed("max_tokens", "the lower of it and the rollout's; required"),
+        passed("max_tokens", "the lower of it, the rollout's and what the context still holds; required"),
         passed("tools", "as `tools`", "custom"),
         refused("tools", "tools whose schema or work is the service's own", "other tool types",
                 code=_INVALID),

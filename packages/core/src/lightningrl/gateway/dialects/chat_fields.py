@@ -19,7 +19,7 @@ CHAT_FIELDS = FieldTable(
         ),
         passed("parallel_tool_calls", "left out without tools"),
         passed("response_format", f"but for `text` {_UNTRAINED}"),
-        passed("max_tokens", "the lower of it and the rollout's"),
+        passed("max_tokens", "the lower of it, the rollout's and what the context still holds"),
         passed("max_completion_tokens", "as `max_tokens`"),
         passed("temperature", _SAMPLING),
         passed("top_p", _SAMPLING),

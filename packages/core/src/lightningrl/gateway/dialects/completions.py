@@ -100,6 +100,11 @@ class CompletionAsk(EngineRequest, frozen=True):
             fields.pop(name, None)
         return {**fields, "logprobs": self.logprobs}
 
+    def is_beyond_context(self, refusal: bytes) -> bool:
+        """Never: without a limit an engine gives 16 tokens, not what the context has room for."""
+        del refusal
+        return False
+
     def parse(self, answer: bytes) -> EngineReply:
         """Read the engine's answer, as if it were a chat completion.
 

@@ -130,9 +130,25 @@ class EngineRequest(msgspec.Struct, frozen=True):
         limit = min(self.max_tokens, sampling.max_tokens or self.max_tokens)
         return msgspec.structs.replace(sampling, max_tokens=limit)
 
-    def encoded(self, policy: str, sampling: Sampling | None) -> bytes:
-        """The request as the engine gets it; `sampling` is what `effective_sampling` returned."""
-        return _ENCODER.encode(self.asked(policy, sampling))
+    def encoded(self, policy: str, sampling: Sampling | None, *, limited: bool = True) -> bytes:
+        """The request as the engine gets it.
+
+        Args:
+            policy: its name.
+            sampling: what `effective_sampling` returned.
+            limited: whether the answer's tokens are limited by more than the context.
+        """
+        fields = self.asked(policy, sampling)
+        if not limited:
+            fields.pop("max_tokens", None)
+        return _ENCODER.encode(fields)
+
+    def is_beyond_context(self, refusal: bytes) -> bool:
+        """Whether an engine's refusal is about more tokens than the context has room for (vLLM).
+
+        A prompt that is too long alone is refused in the same words, and again when no limit is asked for.
+        """
+        return b"maximum context length" in refusal
 
     def asked(self, policy: str, sampling: Sampling | None) -> dict[str, Any]:
         """The fields of the request as the engine gets it.

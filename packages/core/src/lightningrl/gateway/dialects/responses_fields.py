@@ -42,7 +42,8 @@ RESPONSES_FIELDS = FieldTable(
         accepted("reasoning.summary", "reasoning comes whole, in `content`; nothing is summed up"),
         passed("temperature", "unless the rollout says how to sample"),
         passed("top_p", "unless the rollout says how to sample"),
-        passed("max_output_tokens", "as `max_tokens`, the lower of it and the rollout's"),
+        passed("max_output_tokens", "as `max_tokens`: the lower of it, the rollout's and what the context still"
+               " holds"),
         passed("top_logprobs", "as `top_logprobs`, with `include: message.output_text.logprobs`"),
         emulated(
             "include", "the log-probs of the answer's text", "message.output_text.logprobs"

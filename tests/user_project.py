@@ -93,8 +93,12 @@ class Project:
 
     def start_train(self, *arguments: str) -> WarmProcess:
         """Start `lightningrl train` in a warm process; `output` is what it printed."""
+        return self.start_cli("train", *arguments)
+
+    def start_cli(self, *arguments: str) -> WarmProcess:
+        """Start a command of ours in a warm process; `output` is what it printed."""
         output = self.folder / "output.txt"
-        return self._warm(CLI, ["train", *arguments], output, output)
+        return self._warm(CLI, arguments, output, output)
 
     def train(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         """Run `lightningrl train` to its end, in a warm process."""

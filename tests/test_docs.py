@@ -127,6 +127,8 @@ def test_options_of_our_commands_exist(page: Path) -> None:
     with click.Context(commands) as context:
         for program, name, *rest in commands_in(page):
             command = commands.get_command(context, name) if program == "lightningrl" else None
+            if isinstance(command, click.Group) and rest:
+                command = command.get_command(context, rest[0])
             if command is None:
                 continue
             options = {text for one in command.params for text in one.opts}

@@ -15,13 +15,10 @@ from typing import Any, cast
 import msgspec
 import pytest
 import regex
-from click.testing import CliRunner
 from openai import OpenAI
-from smollm2 import PACKAGE, write_stand_in
+from smollm2 import PACKAGE, stand_in_of
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lightningrl.cli import commands
-from lightningrl.errors import ConfigError
 from lightningrl_verl.engine.chat import ChatRequest
 from lightningrl_verl.engine.load import EngineSettings, load_engine
 from lightningrl_verl.engine.parsers import TOOL_PARSERS
@@ -54,15 +51,14 @@ ASK = [
 
 
 @pytest.fixture(scope="module")
-def stand_in(shared: Path) -> Path:
-    return write_stand_in(shared / "models")
+def stand_in(pytestconfig: pytest.Config) -> Path:
+    return stand_in_of(pytestconfig)
 
 
 @pytest.fixture(scope="module")
-def hermes(stand_in: Path, shared: Path) -> Path:
-    return with_template(
-        stand_in, "hermes", template_text("hermes", Path()), shared / "models"
-    ).path
+def hermes(stand_in: Path) -> Path:
+    template = template_text("hermes", Path())
+    return with_template(stand_in, "hermes", template, stand_in.parent).path
 
 
 def _tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -270,13 +266,9 @@ def test_the_weights_of_another_template_are_links(stand_in: Path, hermes: Path)
     assert json.loads((hermes / "pretrained_model.json").read_text())["chat_template"] == "hermes"
 
 
-def test_a_template_that_ends_turns_otherwise_is_refused(stand_in: Path, tmp_path: Path) -> None:
-    template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '</s>' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-    with pytest.raises(ConfigError, match=r"the end token is '<\|im_end\|>', but .* by '</s>'"):
-        with_template(stand_in, "other.jinja", template, tmp_path)
-
-
-def test_an_openai_client_is_answered_with_its_tokens(hermes: Path) -> None:
+def test_an_openai_client_is_answered_with_its_tokens(
+    hermes: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     settings = EngineSettings(slots=2, threads=1, max_model_len=512, device="cpu", dtype="fp32")
     engine = load_engine(hermes, settings, version=0)
     engine.start()
@@ -290,26 +282,11 @@ def test_an_openai_client_is_answered_with_its_tokens(hermes: Path) -> None:
     finally:
         server.close()
         engine.close()
-    tokenizer = _tokenizer(hermes)
     prompt = cast("Any", reply).prompt_token_ids
     assert "Adds two numbers." in str(tokenizer.decode(prompt))
     assert engine.eos_token_ids == {2}
     assert reply.usage is not None
     assert reply.usage.completion_tokens <= 4
-
-
-def test_show_says_what_it_is_and_what_vanishes(stand_in: Path) -> None:
-    done = CliRunner().invoke(commands, ["model", "show", str(stand_in)])
-    assert done.exit_code == 0, done.output
-    for part in (
-        "licence",
-        "apache-2.0",
-        "8,192 tokens",
-        "49,152 tokens",
-        "ends <|im_end|>",
-        "vanishes",
-    ):
-        assert part in done.output, part
 
 
 @pytest.mark.long

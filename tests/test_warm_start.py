@@ -132,7 +132,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_weights(project: Project, cach
     assert whole.returncode == 0, whole.stderr
     killed = replace(project, name="killed-sft")
     for done in (3, 7, 12):
-        process = project.start_warm("sft", str(recipe))
+        process = project.start_cli("sft", str(recipe))
         wait_for_metrics(killed, process, lines=done)
         process.kill()
         process.wait()
@@ -151,7 +151,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_weights(project: Project, cach
 def test_ctrl_c_stops_a_fine_tuning_cleanly(project: Project) -> None:
     write_demonstrations(project)
     recipe = project.recipe(policies=policies(epochs=400, score_every=1))
-    process = project.start_warm("sft", str(recipe))
+    process = project.start_cli("sft", str(recipe))
     wait_for_metrics(replace(project, name="quick-sft"), process, lines=3)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130

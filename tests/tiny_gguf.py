@@ -51,7 +51,7 @@ class TinyGguf:
         writer.add_name("Tiny")
         writer.add_license("mit")
         writer.add_block_count(LAYERS)
-        writer.add_context_length(512)
+        writer.add_context_length(1024)
         writer.add_embedding_length(HIDDEN)
         writer.add_feed_forward_length(INNER)
         writer.add_head_count(HEADS)

@@ -93,9 +93,9 @@ class Project:
 
     def start_train(self, *arguments: str) -> WarmProcess:
         """Start `lightningrl train` in a warm process; `output` is what it printed."""
-        return self.start_warm("train", *arguments)
+        return self.start_cli("train", *arguments)
 
-    def start_warm(self, *arguments: str) -> WarmProcess:
+    def start_cli(self, *arguments: str) -> WarmProcess:
         """Start a command of ours in a warm process; `output` is what it printed."""
         output = self.folder / "output.txt"
         return self._warm(CLI, arguments, output, output)

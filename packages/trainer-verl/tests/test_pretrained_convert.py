@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file
 from tiny_gguf import TEMPLATE, TinyGguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from lightningrl.cli import commands
 from lightningrl.errors import ConfigError, RunError
 from lightningrl_verl.machine.quiet import quiet
+from lightningrl_verl.pretrained.chat_template import with_template
 from lightningrl_verl.pretrained.convert import convert, describe_file
 from lightningrl_verl.pretrained.gguf_file import read_gguf
 from lightningrl_verl.pretrained.record import read_record
@@ -45,7 +48,7 @@ def test_shape_and_special_tokens_are_the_files(converted: tuple[TinyGguf, Path,
     model = AutoModelForCausalLM.from_pretrained(path)
     config = model.config
     shape = (config.num_hidden_layers, config.num_key_value_heads, config.max_position_embeddings)
-    assert shape == (2, 2, 512)
+    assert shape == (2, 2, 1024)
     assert config.rope_parameters["rope_theta"] == 50_000.0
     assert config.tie_word_embeddings
     assert (config.eos_token_id, config.pad_token_id) == (2, 2)
@@ -119,6 +122,37 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_without_a_pad_token_the_end_token_stands_for_it(tmp_path: Path) -> None:
     model = read_gguf(TinyGguf(pad=None).write(tmp_path / "a.gguf"))
     assert (model.vocabulary.end, model.vocabulary.pad) == ("<|im_end|>", "<|im_end|>")
+
+
+def test_a_template_that_ends_turns_otherwise_is_refused(
+    converted: tuple[TinyGguf, Path, Path], tmp_path: Path
+) -> None:
+    _, _, path = converted
+    other = TEMPLATE.replace("'<|im_end|>' + ", "'</s>' + ")
+    with pytest.raises(ConfigError, match=r"the end token is '<\|im_end\|>', but .* by '</s>"):
+        with_template(path, "other.jinja", other, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_a_template_of_ones_own_shares_the_weights(
+    converted: tuple[TinyGguf, Path, Path], tmp_path: Path
+) -> None:
+    _, _, path = converted
+    brief = TEMPLATE.replace("Be brief.", "Be kind.")
+    built = with_template(path, "kind.jinja", brief, tmp_path)
+    assert with_template(path, "kind.jinja", brief, tmp_path).path == built.path
+    assert (built.path / "chat_template.jinja").read_text(encoding="utf-8") == brief
+    assert read_record(built.path)["licence"] == "mit"
+    one, other = path / "model.safetensors", built.path / "model.safetensors"
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_show_says_what_it_is_and_what_vanishes(converted: tuple[TinyGguf, Path, Path]) -> None:
+    _, _, path = converted
+    done = CliRunner().invoke(commands, ["model", "show", str(path)])
+    assert done.exit_code == 0, done.output
+    for part in ("licence", "mit", "1,024 tokens", "ends <|im_end|>", "not bit for bit", "vanishes"):
+        assert part in done.output, part
 
 
 def _composed(state: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import io
 import json
 import re
 import time
@@ -145,7 +146,8 @@ def _refusing(model: GgufModel) -> Generator[None]:
 
 def _write(draft: Path, model: GgufModel) -> None:
     check_before(model)
-    with quiet():
+    # Its progress bar is no logger's and goes to stderr.
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
         weights: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             model.path.parent, gguf_file=model.path.name, dtype=torch.float32
         )

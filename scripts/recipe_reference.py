@@ -16,7 +16,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -65,7 +65,6 @@ MEANINGS = {
     "validation.every": "Iterations between two validations.",
     "trainer": "Where and how the trainer runs.",
     "trainer.device": "Of the trainer and the engine.",
-    "trainer.dtype": "Of the update's forward and backward pass; weights stay fp32.",
     "trainer.keep_checkpoints": "How many of the newest checkpoints stay on disk.",
     "engine": "The embedded inference engine.",
     "runner": "The processes that run agents.",
@@ -170,7 +169,7 @@ def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
 
 def _type(kind: Any) -> str:
     parts = get_args(kind)
-    if isinstance(kind, types.UnionType):
+    if get_origin(kind) in (types.UnionType, Union):  # with a Literal it is the latter
         return " or ".join("null" if one is type(None) else _type(one) for one in parts)
     if get_origin(kind) is Annotated:
         return f"{_type(parts[0])} from {parts[1].ge:g} to {parts[1].le:g}"

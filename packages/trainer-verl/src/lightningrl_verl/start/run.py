@@ -22,6 +22,7 @@ from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.launching import prepare_ground
 from lightningrl_verl.start.models import initial_model
 from lightningrl_verl.start.policies import serve_frozen, start_trainees
+from lightningrl_verl.start.precision import settle
 from lightningrl_verl.start.preflight import Plan
 from lightningrl_verl.start.progress import Display
 from lightningrl_verl.start.site import Site, site
@@ -57,6 +58,9 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
     with folder.locked():
         folder.adopt(plan.loaded)
         if MetricsLog(folder.metrics).last_iteration < plan.iterations:
+            plan, precision = settle(plan)
+            if precision is not None:
+                console.print(precision, highlight=False)
             task = asyncio.create_task(_train(plan, overrides, folder, console))
             _cancel_on_signals(task)
             try:

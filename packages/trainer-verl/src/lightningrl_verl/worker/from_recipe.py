@@ -22,7 +22,8 @@ def backend_config(recipe: Recipe, alias: str, model: Path) -> BackendConfig:
     return BackendConfig(
         model_path=str(model.resolve()),
         device=recipe.trainer.device,
-        dtype=recipe.trainer.dtype,
+        dtype=recipe.trainer.precision,
+        train_last=recipe.trainer.train_last,
         temperature=recipe.sampling.train.temperature,
         optimiser=optimiser,
         loss=algorithm.loss,

@@ -81,13 +81,16 @@ docs: setup ## write the generated references anew
 clean: ## remove what the targets above made, runs excepted
 	rm -rf dist .pytest_cache .ruff_cache .venv .uv
 
-.PHONY: bench-credit bench-assembly bench-ray
+.PHONY: bench-credit bench-assembly bench-engine bench-ray
 bench-credit: setup ## compare credit assigners on controlled tasks (about ten minutes on two cores)
 	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory run
 	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory report
 
 bench-assembly: setup ## measure the way from stored events to packed rows
 	$(RUN) python benchmarks/performance/assembly.py $(ARGS)
+
+bench-engine: setup ## measure prefill, decode and update of a language model, beside transformers' generate
+	$(RUN) python benchmarks/performance/engine.py $(ARGS)
 
 bench-ray: setup ## measure what Ray costs on this machine: start-up and memory
 	$(RUN) python benchmarks/performance/ray_cost.py $(ARGS)

@@ -82,7 +82,7 @@ docs: setup ## write the generated references anew
 clean: ## remove what the targets above made, runs excepted
 	rm -rf dist .pytest_cache .ruff_cache .venv .uv
 
-.PHONY: bench-credit bench-assembly bench-doctor bench-ray
+.PHONY: bench-credit bench-assembly bench-doctor bench-engine bench-ray
 bench-credit: setup ## compare credit assigners on controlled tasks (about ten minutes on two cores)
 	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory run
 	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory report
@@ -92,6 +92,9 @@ bench-assembly: setup ## measure the way from stored events to packed rows
 
 bench-doctor: setup ## measure `lightningrl doctor` on a run of 100,000 rollouts
 	$(RUN) python benchmarks/performance/doctor.py $(ARGS)
+
+bench-engine: setup ## measure prefill, decode and update of a language model, beside transformers' generate
+	$(RUN) python benchmarks/performance/engine.py $(ARGS)
 
 bench-ray: setup ## measure what Ray costs on this machine: start-up and memory
 	$(RUN) python benchmarks/performance/ray_cost.py $(ARGS)

@@ -65,7 +65,6 @@ MEANINGS = {
     "validation.every": "Iterations between two validations.",
     "trainer": "Where and how the trainer runs.",
     "trainer.device": "Of the trainer and the engine.",
-    "trainer.dtype": "Of the update's forward and backward pass; weights stay fp32.",
     "trainer.keep_checkpoints": "How many of the newest checkpoints stay on disk.",
     "engine": "The embedded inference engine.",
     "runner": "The processes that run agents.",
@@ -171,7 +170,7 @@ def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
 
 def _type(kind: Any) -> str:
     parts = get_args(kind)
-    if get_origin(kind) in (types.UnionType, Union):
+    if get_origin(kind) in (types.UnionType, Union):  # with a Literal it is the latter
         return " or ".join("null" if one is type(None) else _type(one) for one in parts)
     if get_origin(kind) is Annotated:
         return f"{_type(parts[0])} from {parts[1].ge:g} to {parts[1].le:g}"

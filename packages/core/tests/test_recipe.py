@@ -10,6 +10,7 @@ from lightningrl.errors import ConfigError
 from lightningrl.recipe import (
     LoadedRecipe,
     PolicyRecipe,
+    Trainer,
     changed_keys,
     dump_recipe,
     load_recipe,
@@ -222,6 +223,14 @@ def test_a_number_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         load(tmp_path, RECIPE, override)
+
+
+def test_layers_are_named_from_the_last_on() -> None:
+    assert Trainer().train_last is None
+    assert Trainer(train_layers="last 15").train_last == 15
+    for wrong in ("last", "last 0", "first 3", "15"):
+        with pytest.raises(ConfigError, match="not of the form 'last N'"):
+            Trainer(train_layers=wrong)
 
 
 def test_an_override_of_a_verl_key_is_its_dotted_name_and_comes_last(tmp_path: Path) -> None:

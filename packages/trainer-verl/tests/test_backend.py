@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.recipe import Optimiser
-from lightningrl_verl.serving.probe import WeightMismatch, probe
+from lightningrl_verl.engine.load import EngineSettings, load_engine
+from lightningrl_verl.serving.probe import WeightMismatch, check_digests, held, probe
 from lightningrl_verl.worker.backend import VerlBackend
 from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.export import FROZEN
 
 # More threads than free cores spin, and make these tests ten times slower.
 torch.set_num_threads(1)
@@ -126,6 +129,126 @@ def test_an_update_moves_log_probs_in_the_advantages_direction(model):
     assert metrics["lr"] == pytest.approx(0.5e-3)
     assert metrics["ppo_kl"] == pytest.approx(0, abs=1e-5)
     assert metrics["pg_clipfrac"] == 0
+
+
+def rows_of_a_group(count: int, *, longer: int = 0) -> list[Sequence]:
+    """Rows with a prompt of 20 tokens in common, and one that goes on where another one ends."""
+    prompt = np.arange(20, dtype=np.int32)
+    rows = [
+        replace(
+            row,
+            token_ids=np.concatenate([prompt, row.token_ids]),
+            mask=np.concatenate([np.zeros(20, bool), row.mask]),
+            advantages=np.concatenate([np.zeros(20, np.float32), row.advantages]),
+        )
+        for row in sequences(count)
+    ]
+    for row in rows[:longer]:
+        ids = np.concatenate([row.token_ids, np.full(5, 3, np.int32)])
+        mask = np.arange(len(ids)) >= len(ids) - 4
+        advantages = np.where(mask, 0.1, 0).astype(np.float32)
+        rows.append(Sequence(ids, mask, advantages, f"{row.rollout_id}-longer"))
+    return rows
+
+
+@pytest.fixture
+def as_verl_does(backend: VerlBackend):
+    """The same backend by verl's own forward pass, inside the block."""
+
+    @contextmanager
+    def padded():
+        engine = backend.ranks._rank._engine
+        engine._packs = False
+        before = engine.module.config._attn_implementation
+        engine.module.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            engine._packs = True
+            engine.module.set_attn_implementation(before)
+
+    return padded
+
+
+def test_what_rows_share_is_computed_once_with_the_same_log_probs(backend, model):
+    rows = rows_of_a_group(5, longer=2)
+    assert backend.ranks._rank._engine._packs
+    for temperature in (1.0, 0.7):
+        scored = backend.log_probs(rows, temperature)
+        for ours, plain in zip(scored, plain_log_probs(model, rows, temperature), strict=True):
+            np.testing.assert_allclose(ours, plain, atol=1e-4)
+
+
+def test_an_update_of_packed_rows_is_that_of_verl_s_own_forward_pass(backend, as_verl_does):
+    rows = rows_of_a_group(6, longer=3)
+    packed = without_effect(backend, rows)
+    with as_verl_does():
+        padded = without_effect(backend, rows)
+    del packed["lr"], padded["lr"]  # each update has its own
+    assert packed == pytest.approx(padded, rel=1e-4, abs=1e-6)
+
+
+def test_only_the_last_layers_are_trained_saved_and_restored(model, tmp_path: Path):
+    config = replace(CONFIG, model_path=str(model), train_last=1)
+    one = VerlBackend(config)
+    before = weights(one)
+    rows = sequences(4)
+    one.update(rows, one.log_probs(rows))
+    changed = {name for name, now in weights(one).items() if not torch.equal(now, before[name])}
+    last = {name for name in before if name.startswith("model.layers.1.")}
+    assert changed == last | {"model.norm.weight"}
+    state = one.ranks._rank._engine.optimizer.state_dict()["state"]
+    assert len(state) == len(changed)
+    one.save(tmp_path / "first")
+    one.update(rows, one.log_probs(rows))
+    one.save(tmp_path / "second", tmp_path / "first")
+    frozen = [tmp_path / name / "huggingface" / FROZEN for name in ("first", "second")]
+    assert frozen[0].samefile(frozen[1])
+    two = VerlBackend(config)
+    assert two.load(tmp_path / "second")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "second" / "huggingface")
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], tensor, atol=0, rtol=0)
+        torch.testing.assert_close(exported.state_dict()[name], tensor, atol=0, rtol=0)
+    old = one.log_probs(rows)
+    assert two.update(rows, old) == pytest.approx(one.update(rows, old), abs=1e-6)
+
+
+def test_as_many_layers_as_there_are_train_everything_and_more_are_refused(model):
+    one = VerlBackend(replace(CONFIG, model_path=str(model), train_last=2))
+    before = weights(one)
+    rows = sequences(4)
+    one.update(rows, one.log_probs(rows))
+    assert not any(torch.equal(now, before[name]) for name, now in weights(one).items())
+    with pytest.raises(ConfigError, match="'last 3' of a model with 2 layers"):
+        VerlBackend(replace(CONFIG, model_path=str(model), train_last=3))
+
+
+def test_in_bf16_log_probs_are_those_of_fp32_but_for_the_hidden_states(model):
+    """Logits of bf16 would be off by up to 2^-8 of their size, which is 10 here and more."""
+    one = VerlBackend(replace(CONFIG, model_path=str(model), dtype="bf16"))
+    rows = rows_of_a_group(4)
+    scored = one.log_probs(rows)
+    for ours, plain in zip(scored, plain_log_probs(model, rows, 1.0), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=0.3)
+        # Numbers of bf16 have 8 bits: such log-probs would be multiples of 2^-7 from 1 on.
+        large = ours[ours < -1] * 2**7
+        assert (large != np.round(large)).any()
+    assert np.isfinite(one.update(rows, scored)["loss"])
+    assert all(tensor.dtype == torch.float32 for tensor in weights(one).values())
+
+
+def test_an_update_says_what_log_probs_were_before_it(model):
+    one = VerlBackend(replace(CONFIG, model_path=str(model)))
+    rows = rows_of_a_group(5, longer=2)
+    before = one.log_probs(rows)
+    assert one.scores_in_update
+    metrics, scored = one.update_and_score(rows, before)
+    assert np.isfinite(metrics["loss"])
+    for ours, expected in zip(scored, before, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+    several = replace(CONFIG, model_path=str(model), optimiser=optimiser(mini_batches=2))
+    assert not VerlBackend(several).scores_in_update
 
 
 def test_a_resumed_run_goes_on_as_if_uninterrupted(model, tmp_path: Path):
@@ -245,6 +368,28 @@ def test_a_probe_passes_on_the_same_weights_and_fails_on_stale_ones(model):
         probe(score, one, tolerance=1e-4)
 
 
+def test_weights_one_update_old_are_noticed_in_bf16(model):
+    """Their log-probs differ by less than bf16 rounds off."""
+    one = VerlBackend(replace(CONFIG, model_path=str(model), dtype="bf16"))
+    engine = load_engine(model, EngineSettings(2, 1, 64, "cpu", "bf16"), 0)
+    engine.start()
+
+    def check() -> None:
+        holds = held(one.named_parameters(), torch.bfloat16)
+        check_digests(holds, [engine.digest(holds.names)])
+
+    check()
+    noise = probe(engine.score, one, tolerance=0.5).max_abs_difference
+    rows = sequences(2)
+    one.update(rows, one.log_probs(rows))
+    assert probe(engine.score, one, tolerance=0.5).max_abs_difference < 0.1 + 3 * noise
+    with pytest.raises(WeightMismatch, match="their digests differ"):
+        check()
+    engine.swap_weights(one.named_parameters(), 1)
+    check()
+    engine.close()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_absent_device_is_refused(model):
     with pytest.raises(ConfigError, match="device 'cuda' was asked for"):
@@ -261,6 +406,7 @@ from dataclasses import make_dataclass
 from pathlib import Path
 from lightningrl_verl.worker.backend import VerlBackend
 from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.export import FROZEN
 from lightningrl.recipe import Optimiser
 Row = make_dataclass("Row", ["token_ids", "mask", "advantages", "rollout_id"])
 one = VerlBackend(BackendConfig(model_path={str(model)!r}, optimiser=Optimiser(learning_rate=1.0)))

@@ -191,6 +191,26 @@ async def test_prompts_of_a_group_are_computed_once_and_answered_as_if_each_were
     assert stats.prefill_tokens <= 25 + 11 + 3
 
 
+async def test_in_bf16_logits_are_fp32_and_those_of_the_weights_in_use(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    def expected(model: PreTrainedModel, tokens: Sequence[int]) -> list[float]:
+        with torch.no_grad():
+            states = model.get_decoder()(torch.tensor([[1, 2, 3, *tokens]])).last_hidden_state
+            logits = states[0, 2:-1].float() @ model.get_output_embeddings().weight.float().T
+        return torch.log_softmax(logits, -1).gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+
+    old, new = (build(seed=seed).to(torch.bfloat16) for seed in (0, 1))
+    async with running(old, tokenizer) as engine:
+        for version, model in enumerate((old, new)):
+            engine.swap_weights(model.named_parameters(), version)
+            out = await engine.generate([1, 2, 3], SamplingParams(max_tokens=8, seed=version))
+            # Hidden states of a token by itself and of all at once differ by their last bits.
+            assert out.logprobs == pytest.approx(expected(model, out.token_ids), abs=0.1)
+            scored = engine.score([1, 2, 3], out.token_ids)
+            assert scored == pytest.approx(expected(model, out.token_ids), abs=1e-4)
+
+
 async def test_columns_of_an_active_request_that_former_weights_computed_are_not_copied(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:

@@ -19,7 +19,7 @@ import torch
 from tiny_rows import sequences, write_model
 
 from lightningrl.recipe import Recipe, parse_recipe
-from lightningrl_verl.serving.probe import WeightMismatch, probe
+from lightningrl_verl.serving.probe import WeightMismatch, held, probe
 from lightningrl_verl.serving.replicas import Replicas
 from lightningrl_verl.worker.backend import VerlBackend
 from lightningrl_verl.worker.from_recipe import backend_config
@@ -62,6 +62,9 @@ async def learner(recipe: Recipe, model: Path) -> AsyncIterator[Learner]:
 async def _probe(replicas: Replicas, learner: Learner) -> list[float]:
     scorers = replicas.scorers()
     found = await learner.call(lambda one: [probe(each, one, tolerance=1e-4) for each in scorers])
+    holds = await learner.call(lambda one: held(one.named_parameters(), torch.float32))
+    same = [one == holds.digest for one in await replicas.digests(holds.names)]
+    assert all(same) == (max(result.max_abs_difference for result in found) < 1e-4)
     return [result.max_abs_difference for result in found]
 
 

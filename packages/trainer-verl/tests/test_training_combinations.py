@@ -36,6 +36,7 @@ REFUSED: list[dict[str, Any]] = [
     {"algorithm": {"credit": "gae"}},
     {"critic": {}},
     {"algorithm": {"preset": "ppo", "further_tasks": 4}},
+    {"trainer": {"train_layers": "last 2"}, "verl": {"model": {"lora_rank": 4}}},
     {"algorithm": {"max_staleness": 1}},
     {"algorithm": {"preset": "gspo", "importance": "token"}},
     {

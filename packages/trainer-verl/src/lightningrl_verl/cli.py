@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import click
 from lightningrl.cli import terminal
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import load_recipe
+from lightningrl_verl.machine.environment import prepare_process
 
 if TYPE_CHECKING:
     from lightningrl_verl.pretrained.prepare import Prepared
@@ -31,7 +31,7 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
     plan = check(load_recipe(recipe, overrides))
     RunFolder(plan.loaded.run_folder).refuse_another(plan.loaded)
     check_packages(plan.recipe)
-    share_cores()
+    prepare_process()
     # Only now: torch and verl take seconds to load.
     from lightningrl_verl.start.run import train_run
 
@@ -52,7 +52,7 @@ def sft(recipe: Path, overrides: tuple[str, ...], policy: str | None) -> None:
 
     plan = check_sft(load_recipe(recipe, overrides), policy)
     RunFolder(plan.loaded.run_folder).refuse_another(plan.loaded)
-    share_cores()
+    prepare_process()
     # Only now: torch and verl take seconds to load.
     from lightningrl_verl.start.sft import sft_run
 
@@ -66,7 +66,7 @@ def sft(recipe: Path, overrides: tuple[str, ...], policy: str | None) -> None:
 @click.option("--policy", help="Which one, where the recipe has several.")
 def tiny(recipe: Path, overrides: tuple[str, ...], out: Path | None, policy: str | None) -> None:
     """Build the tiny policy of RECIPE, or find it in the cache."""
-    share_cores()
+    prepare_process()
     from lightningrl_verl.start.models import build_policy, copy_policy
 
     loaded = load_recipe(recipe, overrides)
@@ -136,7 +136,7 @@ def show_model(reference: str, chat_template: str | None, policy: str | None) ->
 
 
 def _prepared(reference: str, chat_template: str | None, policy: str | None) -> Prepared:
-    share_cores()
+    prepare_process()
     from lightningrl_verl.pretrained.prepare import Template, prepare
     from lightningrl_verl.pretrained.reference import locate
     from lightningrl_verl.pretrained.template_text import template_text
@@ -154,12 +154,3 @@ def _prepared(reference: str, chat_template: str | None, policy: str | None) -> 
     if chat_template is None:
         return prepare(source)
     return prepare(source, Template(chat_template, template_text(chat_template, here)))
-
-
-def share_cores() -> None:
-    """Let torch's threads sleep while they wait; must be called before torch is loaded.
-
-    By default they spin, which on a machine whose cores are also wanted by the runners made an update
-    of a tiny policy on two threads seven times slower (1.2 s against 0.16 s).
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -41,9 +41,10 @@ class Algorithm(Section, frozen=True):
     further_tasks: int = 0
     """Dynamic sampling: how many more tasks an iteration may collect, one in place of each group whose
     rewards are all equal; such groups are skipped. 0: none is replaced."""
-    importance: Literal["none", "token", "sequence"] = "none"
+    importance: Literal["none", "token", "sequence"] | None = None
     """Correct for a gap between the engine and the trained weights by truncated importance weights, per
-    token or per row. `none`: the loss compares with the engine's log-probs directly."""
+    token or per row. `none`: the loss compares with the engine's log-probs directly. `None`: `none` in fp32;
+    in bf16 `token`, with `loss: gspo` `sequence`."""
     importance_max: float = 2.0
     """Larger weights are cut to this."""
     importance_min: float | None = None

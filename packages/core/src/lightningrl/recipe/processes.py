@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import msgspec
 
+from lightningrl.errors import ConfigError
 from lightningrl.recipe.section import Section
 from lightningrl.schema import RetryPolicy
+
+_LAST = re.compile(r"last ([1-9][0-9]*)")
 
 
 class Trainer(Section, frozen=True):
     """Where and how the trainer runs."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Of what the trainer and `torch` engines compute; weights and moments are fp32, and so is the output head of a
+    `torch` engine and of a trainer on a CPU. `auto`: bf16 where the machine multiplies faster in it, which is measured
+    at the start, else fp32."""
+    train_layers: str | None = None
+    """`last N`: only the last N layers are trained, with the norm behind them; everything else keeps its initial
+    weights, and has no gradients and moments. N is all layers: everything is trained. `None`: so too."""
     threads: int = 1
     """Torch threads of the update (of each rank) and of a tiny policy's warm start, on a CPU."""
     ranks: int = 1
@@ -27,6 +37,25 @@ class Trainer(Section, frozen=True):
     probe_tolerance: float | None = None
     """Largest allowed difference between the engine's and the trainer's log-probs after a sync, in
     nats. `None`: 1e-3 for fp32, 0.1 for bf16."""
+
+    def __post_init__(self) -> None:
+        """Check what types can't say."""
+        if self.train_layers is not None and _LAST.fullmatch(self.train_layers) is None:
+            raise ConfigError(
+                f"trainer.train_layers: {self.train_layers!r} is not of the form 'last N', such as 'last 15'"
+            )
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """`dtype`, where `auto` has been settled."""
+        assert self.dtype != "auto", "it is settled when a run starts"
+        return self.dtype
+
+    @property
+    def train_last(self) -> int | None:
+        """N of `train_layers`."""
+        found = _LAST.fullmatch(self.train_layers or "")
+        return int(found[1]) if found else None
 
 
 class Engine(Section, frozen=True):

@@ -12,8 +12,14 @@ import torch
 from torch import Tensor
 
 
-def exact_head(head: torch.nn.Module, keep: Callable[[Tensor], Tensor]) -> None:
-    """Have an output head see `keep(states)` alone, and compute in fp32 whatever its weights are kept in."""
+def exact_head(
+    head: torch.nn.Module, keep: Callable[[Tensor], Tensor], *, serves: bool = False
+) -> None:
+    """Have an output head see `keep(states)` alone, and compute in fp32 whatever its weights are kept in.
+
+    With `serves` it has no gradients, and keeps weights of fp32 until its own are changed: made anew for each token,
+    they would take a large share of its time.
+    """
 
     def before(module: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         del module
@@ -22,12 +28,28 @@ def exact_head(head: torch.nn.Module, keep: Callable[[Tensor], Tensor]) -> None:
     head.register_forward_pre_hook(before)
     if not isinstance(head, torch.nn.Linear):
         return
+    kept = _Kept()
 
     def forward(states: Tensor) -> Tensor:
         if states.dtype == head.weight.dtype == torch.float32:
             return torch.nn.functional.linear(states, head.weight, head.bias)
+        weight = kept.of(head.weight) if serves else head.weight.float()
         bias = None if head.bias is None else head.bias.float()
         with torch.autocast(states.device.type, enabled=False):
-            return torch.nn.functional.linear(states.float(), head.weight.float(), bias)
+            return torch.nn.functional.linear(states.float(), weight, bias)
 
     head.forward = forward
+
+
+class _Kept:
+    """A weight in fp32, as long as it stays what it is."""
+
+    def __init__(self) -> None:
+        self._state: tuple[int, int] | None = None
+        self._weight = torch.empty(0)
+
+    def of(self, weight: Tensor) -> Tensor:
+        state = (weight.data_ptr(), weight._version)  # pyright: ignore[reportPrivateUsage] # torch's count of changes
+        if state != self._state:
+            self._state, self._weight = state, weight.float()
+        return self._weight

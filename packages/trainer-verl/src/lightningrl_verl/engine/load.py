@@ -13,7 +13,7 @@ from lightningrl.recipe import Recipe
 from lightningrl_verl.engine.torch_engine import TorchEngine
 from lightningrl_verl.machine.quiet import quiet
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +33,7 @@ def engine_settings(recipe: Recipe, alias: str) -> EngineSettings:
         threads=recipe.engine.threads,
         max_model_len=recipe.policies[alias].max_model_len,
         device=recipe.trainer.device,
-        dtype=recipe.trainer.dtype,
+        dtype=recipe.trainer.precision,
     )
 
 
@@ -41,7 +41,7 @@ def load_engine(model: Path, settings: EngineSettings, version: int) -> TorchEng
     """An engine with the weights of a folder, not started yet."""
     with quiet():
         weights: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            model, dtype=_DTYPES[settings.dtype], attn_implementation="sdpa"
+            model, dtype=DTYPES[settings.dtype], attn_implementation="sdpa"
         )
         tokenizer = AutoTokenizer.from_pretrained(model)
     weights.to(torch.device(settings.device))  # pyright: ignore[reportArgumentType] - transformers' wrapper hides `self`

@@ -27,6 +27,7 @@ from lightningrl_verl.engine.errors import EngineError
 from lightningrl_verl.engine.load import EngineSettings, load_engine
 from lightningrl_verl.engine.server import serve_engine
 from lightningrl_verl.engine.torch_engine import TorchEngine
+from lightningrl_verl.machine.environment import prepare_process
 
 KEY = "LIGHTNINGRL_ENGINE_KEY"
 """Environment variable with the parent's key."""
@@ -67,6 +68,12 @@ class Score(msgspec.Struct, frozen=True):
 
     prompt_ids: list[int]
     token_ids: list[int]
+
+
+class Digest(msgspec.Struct, frozen=True):
+    """Body of `POST /replica/digest`; answered as `TorchEngine.digest`."""
+
+    names: list[str]
 
 
 async def serve(settings: ReplicaSettings, key: str) -> None:
@@ -119,6 +126,10 @@ def _routes(engine: TorchEngine, key: str) -> list[Route]:
         body = msgspec.json.decode(await request.body(), type=Score)
         return await asyncio.to_thread(engine.score, body.prompt_ids, body.token_ids)
 
+    async def digest(request: Request) -> Any:
+        body = msgspec.json.decode(await request.body(), type=Digest)
+        return await asyncio.to_thread(engine.digest, body.names)
+
     def guarded(answer: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Any]:
         async def respond(request: Request) -> Response:
             given = request.headers.get("authorization", "")
@@ -134,8 +145,10 @@ def _routes(engine: TorchEngine, key: str) -> list[Route]:
     return [
         Route("/replica/weights", guarded(take_weights), methods=["POST"]),
         Route("/replica/score", guarded(score), methods=["POST"]),
+        Route("/replica/digest", guarded(digest), methods=["POST"]),
     ]
 
 
 if __name__ == "__main__":
+    prepare_process()
     asyncio.run(serve(msgspec.json.decode(sys.argv[1], type=ReplicaSettings), os.environ[KEY]))

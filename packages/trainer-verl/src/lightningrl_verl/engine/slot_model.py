@@ -175,7 +175,7 @@ class SlotModel:
         head = cast("torch.nn.Module | None", self.model.get_output_embeddings())
         if head is None:
             raise UnsupportedModelError(f"{self._name} has no output embedding to read logits from")
-        exact_head(head, self._last_states)
+        exact_head(head, self._last_states, serves=True)
         try:
             self.model.set_attn_implementation(ATTENTION)
         except ValueError as error:

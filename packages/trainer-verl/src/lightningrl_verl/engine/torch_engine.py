@@ -208,6 +208,23 @@ class TorchEngine:
 
         return self._on_worker(compute)
 
+    def digest(self, names: Sequence[str]) -> str:
+        """Of the weights in use by these names, as `weights.digest`, in the dtype that they are served in.
+
+        Raises:
+            EngineError: A name is unknown, or the engine is asleep or not running.
+        """
+
+        def compute() -> str:
+            self._check_awake()
+            held = self._model.model.state_dict()
+            unknown = [name for name in names if name not in held]
+            if unknown:
+                raise EngineError(f"the model has no weight {unknown[0]!r}")
+            return weights.digest((name, held[name]) for name in names)
+
+        return self._on_worker(compute)
+
     def swap_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> float:
         """Replaces all weights between two decode steps, and returns how long that took in ms.
 

@@ -1,1 +1,1 @@
-"""What a run needs of the machine that it is on: child processes, and a quiet terminal."""
+"""What a run needs of the machine that it is on: memory, child processes, links, and a quiet terminal."""

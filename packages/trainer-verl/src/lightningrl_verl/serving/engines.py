@@ -18,6 +18,7 @@ from lightningrl.schema import Endpoint
 from lightningrl_verl.serving.local_engine import LocalEngine
 from lightningrl_verl.serving.managed_engines import ManagedEngines
 from lightningrl_verl.serving.probe import EngineScore
+from lightningrl_verl.serving.prompt_tokens import PromptTokens
 from lightningrl_verl.serving.replicas import Replicas
 from lightningrl_verl.serving.vllm_servers import VllmEngines
 from lightningrl_verl.worker.learner import Learner
@@ -64,6 +65,19 @@ class Engines(Protocol):
 
         They may block, and are called on the learners' thread.
         """
+        ...
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether they can say which weights they hold."""
+        ...
+
+    async def digests(self, names: Sequence[str]) -> Sequence[str]:
+        """Of each engine's weights by these names, as `engine.weights.digest`; only of those that `can_tell`."""
+        ...
+
+    async def prompt_tokens(self) -> PromptTokens | None:
+        """Of all requests since they were started. `None`: they don't say."""
         ...
 
     async def watch(self) -> None:

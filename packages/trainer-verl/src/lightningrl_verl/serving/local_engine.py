@@ -11,6 +11,7 @@ from lightningrl.schema import Endpoint
 from lightningrl_verl.engine import EngineServer, serve_engine
 from lightningrl_verl.engine.load import engine_settings, load_engine
 from lightningrl_verl.serving.probe import EngineScore
+from lightningrl_verl.serving.prompt_tokens import PromptTokens
 from lightningrl_verl.worker.learner import Learner
 
 _ALIVE_SECONDS = 1.0
@@ -21,6 +22,7 @@ class LocalEngine:
     """`Engines` of one, in this process."""
 
     sleeps = False
+    can_tell = True
 
     def __init__(self, recipe: Recipe, alias: str, *, model: Path, version: int) -> None:
         """Load the weights in the Hugging Face folder `model`."""
@@ -51,6 +53,15 @@ class LocalEngine:
     def scorers(self) -> Sequence[EngineScore]:
         """The engine's own forward pass."""
         return (self._engine.score,)
+
+    async def digests(self, names: Sequence[str]) -> Sequence[str]:
+        """Of the engine's copy."""
+        return (await asyncio.to_thread(self._engine.digest, names),)
+
+    async def prompt_tokens(self) -> PromptTokens:
+        """Of its statistics."""
+        stats = self._engine.stats()
+        return PromptTokens(stats.prefill_tokens, stats.reused_tokens)
 
     async def watch(self) -> None:
         """Never return; raise when the engine has died.

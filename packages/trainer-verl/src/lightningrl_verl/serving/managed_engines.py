@@ -24,6 +24,8 @@ _Result = TypeVar("_Result")
 class ManagedEngines:
     """`Engines` of one policy, whose ranks send them their weights."""
 
+    can_tell = False
+
     def __init__(
         self, recipe: Recipe, alias: str, learner: Learner, version: int, thread: ThreadPoolExecutor
     ) -> None:
@@ -82,6 +84,13 @@ class ManagedEngines:
     def scorers(self) -> Sequence[EngineScore]:
         """One per engine, over HTTP."""
         return [one.score for one in self._asked]
+
+    async def digests(self, names: Sequence[str]) -> Sequence[str]:
+        """Not asked for: they can't tell."""
+        raise NotImplementedError
+
+    async def prompt_tokens(self) -> None:
+        """Theirs are not asked for."""
 
     async def watch(self) -> None:
         """Never return; raise when an engine has died, or no longer answers.

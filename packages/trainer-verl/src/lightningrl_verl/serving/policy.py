@@ -8,18 +8,24 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.recipe import Recipe
 from lightningrl.schema import Endpoint, LiveTerms, Policy, RewriteRules
+from lightningrl_verl.engine.load import DTYPES
 from lightningrl_verl.serving.engines import Engines
 from lightningrl_verl.serving.hold import Hold
-from lightningrl_verl.serving.probe import ProbeResult, probe
+from lightningrl_verl.serving.probe import ProbeResult, check_digests, held, probe
+from lightningrl_verl.serving.prompt_tokens import PromptTokens
 from lightningrl_verl.worker.learner import Learner
 
 _PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 """Largest difference in nats; engine and trainer sum in different orders, which bf16 shows."""
+
+_NOISE = 3.0
+"""In bf16 the limit, as a multiple of what the first probe found of weights that are known to be the same."""
 
 
 class ServedPolicy:
@@ -40,6 +46,8 @@ class ServedPolicy:
         self._engines = engines
         self._rules = rules
         self._hold = Hold(recipe, alias, gateway)
+        self._noise: float | None = None
+        """Difference that the first probe of this start found."""
         self.asleep = False
         """Whether it serves nobody before the next `sync`."""
 
@@ -95,17 +103,36 @@ class ServedPolicy:
         """Compare every engine's log-probs with the trainer's; the result is the worst one's.
 
         Raises:
-            RunError: they differ by more than `trainer.probe_tolerance`.
+            RunError: they differ by more than `trainer.probe_tolerance`, or hold other weights.
         """
-        trainer = self._recipe.trainer
-        tolerance = trainer.probe_tolerance
-        if tolerance is None:
-            tolerance = _PROBE_TOLERANCE[trainer.dtype]
+        if self._engines.can_tell:
+            dtype = DTYPES[self._recipe.trainer.precision]
+            holds = await learner.call(lambda one: held(one.named_parameters(), dtype))
+            check_digests(holds, await self._engines.digests(holds.names))
+        tolerance = self._tolerance(known=self._engines.can_tell)
         scorers = self._engines.scorers()
         found = await learner.call(
             lambda one: [probe(score, one, tolerance=tolerance) for score in scorers]
         )
-        return max(found, key=lambda result: result.max_abs_difference)
+        worst = max(found, key=lambda result: result.max_abs_difference)
+        if self._noise is None:
+            self._noise = worst.max_abs_difference
+        return worst
+
+    def _tolerance(self, *, known: bool) -> float:
+        """Of the probe; `known`: whether it is known that engines hold the trainer's weights."""
+        trainer = self._recipe.trainer
+        if trainer.probe_tolerance is not None:
+            return trainer.probe_tolerance
+        usual = _PROBE_TOLERANCE[trainer.precision]
+        if not known or trainer.precision == "fp32":
+            return usual
+        # What bf16 makes of the same weights depends on the model; it is measured once, and then expected.
+        return math.inf if self._noise is None else max(usual, _NOISE * self._noise)
+
+    async def prompt_tokens(self) -> PromptTokens | None:
+        """What its engines have counted since they were started. `None`: they don't say."""
+        return await self._engines.prompt_tokens()
 
     async def watch(self) -> None:
         """Never return; raise when an engine has died that can't be replaced.

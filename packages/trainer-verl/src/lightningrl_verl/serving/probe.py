@@ -1,19 +1,24 @@
 """Do engine and trainer hold the same weights? Score the same tokens with both and compare.
 
-Stale or misplaced weights make every ratio wrong while the loss still looks plausible. Invariant: a
-probe passes only if the largest difference over all probed tokens is within the tolerance.
+Stale or misplaced weights make every ratio wrong while the loss still looks plausible. Invariants: a
+probe passes only if the largest difference over all probed tokens is within the tolerance; and where an
+engine can tell what it holds, only if these are the trainer's weights bit by bit, since weights of one update
+ago differ by less than bf16 does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lightningrl.errors import RunError
+from lightningrl_verl.engine.weights import digest
 from lightningrl_verl.worker.batch import FloatArray, TrainingRow
 
 EngineScore = Callable[[Sequence[int], Sequence[int]], Sequence[float]]
@@ -33,6 +38,34 @@ class Scorer(Protocol):
     ) -> list[FloatArray]:
         """Per row (T,), aligned with its tokens, 0 where not masked."""
         ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """Weights that a trainer holds, as an engine would hold them."""
+
+    names: Sequence[str]
+    digest: str
+    """Of their values, rounded to the engine's dtype."""
+
+
+def held(named_tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Held:
+    """The trainer's weights as engines of a dtype hold them."""
+    found = sorted(named_tensors, key=lambda one: one[0])
+    return Held([name for name, _ in found], digest((name, one.to(dtype)) for name, one in found))
+
+
+def check_digests(trainer: Held, of_engines: Sequence[str]) -> None:
+    """See that engines hold the trainer's very weights.
+
+    Raises:
+        WeightMismatch: one does not.
+    """
+    if any(one != trainer.digest for one in of_engines):
+        raise WeightMismatch(
+            "the engine does not hold the trainer's weights, though it took some: their digests differ."
+            " Start the run again; it goes on from its newest checkpoint"
+        )
 
 
 class WeightMismatch(RunError):
@@ -101,9 +134,9 @@ def probe(
     if not worst <= tolerance:
         raise WeightMismatch(
             f"engine and trainer differ by {worst:.3g} nats over {len(differences)} tokens "
-            f"(tolerance {tolerance:g}): the engine does not hold the trainer's weights; check that "
-            "the weights were swapped after the last update and that both use the same precision, "
-            "or raise the probe's tolerance for bf16"
+            f"(tolerance {tolerance:g}): the engine does not hold the trainer's weights, or computes "
+            "otherwise; check that the weights were swapped after the last update and that both use the "
+            "same precision, or set 'trainer.probe_tolerance'"
         )
     return ProbeResult(max_abs_difference=worst, tokens=len(differences))
 

@@ -14,6 +14,7 @@ import shutil
 import urllib.error
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -21,12 +22,16 @@ from lightningrl.errors import RunError
 from lightningrl.recipe import Recipe
 from lightningrl.schema import Endpoint
 from lightningrl_verl.engine.load import engine_settings
-from lightningrl_verl.engine.replica import KEY, ReplicaSettings, Score, TakeWeights
+from lightningrl_verl.engine.replica import KEY, Digest, ReplicaSettings, Score, TakeWeights
+from lightningrl_verl.machine.links import link_or_copy
 from lightningrl_verl.machine.processes import Child, python_module
 from lightningrl_verl.serving.http_engine import UNANSWERED, reason, send
 from lightningrl_verl.serving.probe import EngineScore
-from lightningrl_verl.serving.weight_file import link_or_copy, write_weights
+from lightningrl_verl.serving.prompt_tokens import PromptTokens, total
+from lightningrl_verl.serving.weight_file import write_weights
 from lightningrl_verl.worker.learner import Learner
+
+_Answer = TypeVar("_Answer")
 
 _MODULE = "lightningrl_verl.engine.replica"
 
@@ -40,6 +45,7 @@ class Replicas:
     """`Engines` in processes of their own."""
 
     sleeps = False
+    can_tell = True
 
     def __init__(
         self, recipe: Recipe, alias: str, *, model: Path, version: int, place: Path, logs: Path
@@ -99,6 +105,25 @@ class Replicas:
     def scorers(self) -> Sequence[EngineScore]:
         """One per replica, over HTTP."""
         return [replica.score for replica in self._replicas]
+
+    async def digests(self, names: Sequence[str]) -> Sequence[str]:
+        """One per replica, over HTTP.
+
+        Raises:
+            RunError: one is not there, or refuses.
+        """
+        return await asyncio.gather(
+            *(asyncio.to_thread(one.digest, names) for one in self._replicas)
+        )
+
+    async def prompt_tokens(self) -> PromptTokens | None:
+        """Of all replicas; `None` while one is being started again."""
+        try:
+            return total(
+                await asyncio.gather(*(asyncio.to_thread(one.counted) for one in self._replicas))
+            )
+        except UNANSWERED:
+            return None
 
     async def watch(self) -> None:
         """Never return; raise when a replica is given up.
@@ -192,15 +217,33 @@ class _Replica:
         Raises:
             RunError: it is not there, or refuses.
         """
+        body = Score(list(prompt_ids), list(token_ids))
+        return self._asked("/replica/score", body, list[float], "log-probs")
+
+    def digest(self, names: Sequence[str]) -> str:
+        """For the probe.
+
+        Raises:
+            RunError: it is not there, or refuses.
+        """
+        return self._asked("/replica/digest", Digest(list(names)), str, "a digest")
+
+    def _asked(self, path: str, body: msgspec.Struct, kind: type[_Answer], what: str) -> _Answer:
         try:
-            answer = self._post("/replica/score", Score(list(prompt_ids), list(token_ids)))
-            return msgspec.json.decode(answer, type=list[float])
+            return msgspec.json.decode(self._post(path, body), type=kind)
         except UNANSWERED as error:
             raise RunError(f"the {self.child.name} does not answer: {error!r}") from error
         except msgspec.DecodeError as error:
-            raise RunError(
-                f"the {self.child.name} does not answer with log-probs: {error}"
-            ) from error
+            raise RunError(f"the {self.child.name} does not answer with {what}: {error}") from error
+
+    def counted(self) -> PromptTokens:
+        """Of its statistics.
+
+        Raises:
+            OSError, HTTPException: it can't be reached, or broke off.
+        """
+        answer = send(f"{self._url.result()}/stats", None, {}, _ANSWER_SECONDS)
+        return msgspec.json.decode(answer, type=PromptTokens)
 
     def _post(self, path: str, body: msgspec.Struct) -> bytes:
         """Post a body to the replica.

@@ -20,10 +20,11 @@ import msgspec
 from lightningrl.errors import RunError
 from lightningrl.recipe import Recipe, VllmServers
 from lightningrl.schema import Endpoint
+from lightningrl_verl.machine.links import link_or_copy
 from lightningrl_verl.serving.endpoint_key import endpoint_key
 from lightningrl_verl.serving.http_engine import HttpEngine
 from lightningrl_verl.serving.probe import EngineScore
-from lightningrl_verl.serving.weight_file import SUFFIX, link_or_copy, write_weights
+from lightningrl_verl.serving.weight_file import SUFFIX, write_weights
 from lightningrl_verl.worker.learner import Learner
 
 
@@ -31,6 +32,7 @@ class VllmEngines:
     """`Engines` of one policy at its `vllm.urls`."""
 
     sleeps = False
+    can_tell = False
 
     def __init__(
         self, recipe: Recipe, alias: str, servers: VllmServers, *, model: Path, version: int,
@@ -52,7 +54,7 @@ class VllmEngines:
         self.version = version
         """Of the weights that all servers hold."""
         self._model = model
-        self._dtype: Literal["fp32", "bf16"] = recipe.trainer.dtype
+        self._dtype: Literal["fp32", "bf16"] = recipe.trainer.precision
         self._key = endpoint_key(f"policies.{alias}.vllm.key", servers.key)
         self._servers = [
             _Server("vLLM server", url.rstrip("/"), alias, self._key) for url in servers.urls
@@ -93,6 +95,13 @@ class VllmEngines:
     def scorers(self) -> Sequence[EngineScore]:
         """One per server, over HTTP."""
         return [server.score for server in self._servers]
+
+    async def digests(self, names: Sequence[str]) -> Sequence[str]:
+        """Not asked for: they can't tell."""
+        raise NotImplementedError
+
+    async def prompt_tokens(self) -> None:
+        """Theirs are not asked for."""
 
     async def watch(self) -> None:
         """Never return; raise when a server no longer answers.

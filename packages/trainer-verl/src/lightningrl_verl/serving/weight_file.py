@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -27,11 +25,3 @@ def write_weights(
         name: tensor.to("cpu", _DTYPES[dtype]).contiguous().clone() for name, tensor in weights
     }
     save_file(separate, path, metadata={"format": "pt"})
-
-
-def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Copy without a second set of bytes, where the file system can."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import Algorithm, Recipe
+from lightningrl_verl.worker.backend_config import dotted
 
 _WITHIN_GROUP = frozenset(
     {
@@ -45,6 +47,18 @@ def _overlap(recipe: Recipe) -> bool:
         if len(names) != len(set(names)):
             return True
     return False
+
+
+def default_importance(
+    algorithm: Algorithm, dtype: Literal["fp32", "bf16", "auto"]
+) -> Literal["none", "token", "sequence"]:
+    """`algorithm.importance` where a recipe has none; of `auto` what it is in fp32.
+
+    In bf16 engine and trainer are apart by some 1e-2 nats, which the weights correct.
+    """
+    if dtype != "bf16":
+        return "none"
+    return "sequence" if algorithm.loss == "gspo" else "token"
 
 
 @dataclass(frozen=True)
@@ -91,8 +105,20 @@ REFUSALS: tuple[Refusal, ...] = (
         " others; set 'algorithm.further_tasks: 0'",
     ),
     Refusal(
+        "trainer.train_layers, verl",
+        lambda recipe, _, __: (
+            recipe.trainer.train_layers is not None
+            and bool(dotted(recipe.verl).get("model.lora_rank"))
+        ),
+        "with adapters nothing but them is trained; leave 'trainer.train_layers' or 'model.lora_rank' out",
+    ),
+    Refusal(
         "algorithm.max_staleness, algorithm.importance",
-        lambda _, algorithm, __: algorithm.max_staleness > 0 and algorithm.importance == "none",
+        lambda recipe, algorithm, _: (
+            algorithm.max_staleness > 0
+            and (algorithm.importance or default_importance(algorithm, recipe.trainer.dtype))
+            == "none"
+        ),
         "older weights sampled from another distribution; set 'algorithm.importance: token' or"
         " 'sequence' as well",
     ),

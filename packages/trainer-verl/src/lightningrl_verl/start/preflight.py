@@ -6,6 +6,7 @@ A wrong recipe is refused within a second or two, not after a model was built.
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +239,21 @@ def _check_model(loaded: LoadedRecipe, alias: str) -> None:
     if policy.tiny is not None:
         load_object(policy.tiny, what=f"policies.{alias}.tiny", folder=loaded.folder)
     elif policy.model is not None:
-        find_model(loaded, alias)
+        source, _ = find_model(loaded, alias)
+        # Of a GGUF file the layers are known when it is converted.
+        if not source.is_gguf:
+            _check_layers(loaded, alias, source.path)
+
+
+def _check_layers(loaded: LoadedRecipe, alias: str, model: Path) -> None:
+    """Whoever builds the model checks it again; here it costs nothing."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    last, layers = loaded.recipe.trainer.train_last, config.get("num_hidden_layers")
+    if last is not None and isinstance(layers, int) and last > layers:
+        raise ConfigError(
+            f"trainer.train_layers: 'last {last}' of policy {alias!r}, whose model has {layers} layers;"
+            " name at most as many"
+        )
 
 
 def _check_sampling(recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.launching import prepare_ground
 from lightningrl_verl.start.models import initial_model, records
 from lightningrl_verl.start.policies import serve_frozen, start_trainees
+from lightningrl_verl.start.precision import settle
 from lightningrl_verl.start.preflight import Plan
 from lightningrl_verl.start.progress import Display
 from lightningrl_verl.start.site import Site, site
@@ -53,6 +55,10 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
     with folder.locked():
         folder.adopt(plan.loaded)
         if MetricsLog(folder.metrics).last_iteration < plan.iterations:
+            loaded, precision = settle(plan.loaded)
+            plan = replace(plan, loaded=loaded)
+            if precision is not None:
+                console.print(precision, highlight=False)
             task = asyncio.create_task(_train(plan, overrides, folder, console))
             cancel_on_signals(task)
             try:

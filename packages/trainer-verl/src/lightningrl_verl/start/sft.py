@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -14,6 +15,7 @@ from lightningrl.machine.clock import SystemClock
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.launching import prepare_ground
 from lightningrl_verl.start.models import initial_model, records
+from lightningrl_verl.start.precision import settle
 from lightningrl_verl.start.preflight import SftPlan
 from lightningrl_verl.start.progress import LOSSES, Display
 from lightningrl_verl.start.stopping import INTERRUPTED, cancel_on_signals, first
@@ -43,6 +45,10 @@ async def sft_run(plan: SftPlan) -> int:
     folder = RunFolder(plan.loaded.run_folder)
     with folder.locked():
         folder.adopt(plan.loaded)
+        loaded, precision = settle(plan.loaded)
+        plan = replace(plan, loaded=loaded)
+        if precision is not None:
+            console.print(precision, highlight=False)
         task = asyncio.create_task(_work(plan, folder, console))
         cancel_on_signals(task)
         try:
@@ -59,7 +65,7 @@ async def _work(plan: SftPlan, folder: RunFolder, console: Console) -> None:
     recipe, alias = plan.recipe, plan.alias
     policy = recipe.policies[alias]
     assert policy.warm_start is not None
-    base = await initial_model(plan.loaded, policy, console)
+    base = await initial_model(plan.loaded, alias, console)
     folder.check_base({alias: base})
 
     def say(text: str) -> None:

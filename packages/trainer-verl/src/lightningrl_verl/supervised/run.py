@@ -112,8 +112,10 @@ class SupervisedRun:
             iteration=number, versions={self._alias: number}, credit={}, metrics=line, history=()
         )
 
+        newest = self._checkpoints.newest()
+
         def save(folder: Path) -> None:
-            self._tuition.learner.save(folder)
+            self._tuition.learner.save(folder, newest and newest[0])
             for record in self._records:
                 shutil.copy(record, folder / "huggingface")
 

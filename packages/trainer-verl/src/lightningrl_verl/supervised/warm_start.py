@@ -151,7 +151,7 @@ def folder_digest(folder: Path) -> str:
 def _write_model(draft: Path, base: Path, learner: Learner) -> None:
     """The base's files with the learner's weights."""
     saved = draft / ".saved"
-    learner.save(saved)
+    learner.save(saved, None)
     weights = [path for pattern in _WEIGHTS[:2] for path in (saved / "huggingface").glob(pattern)]
     if not weights:
         raise RunError(f"the learner exported no weights to {str(saved)!r}")

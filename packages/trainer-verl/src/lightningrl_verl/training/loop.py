@@ -24,6 +24,7 @@ from lightningrl.schema import AttemptState, Mode, NewRollout, Progress, Rollout
 from lightningrl.store.base import RolloutQuery, Store
 from lightningrl.traces import read_attempts, read_traces
 from lightningrl_verl.serving.probe import ProbeResult
+from lightningrl_verl.serving.prompt_tokens import reused_share
 from lightningrl_verl.training.batches import GREEDY, SAMPLED, Splits, scoring_rollouts
 from lightningrl_verl.training.checkpoint import Checkpoints, State, policy_folder
 from lightningrl_verl.training.checkup import SAMPLE, Checkup
@@ -156,15 +157,7 @@ class TrainingLoop:
 
     async def _train(self, iteration: int) -> Metrics:
         watch = Stopwatch(self._clock)
-        with self._phase(watch, "collect"):
-            collected = await collect_training(
-                self._store,
-                self._recipe,
-                self._splits.train,
-                iteration,
-                on_progress=self._watcher.rollouts,
-            )
-            live = await self._collect_live(iteration)
+        collected, live, reused = await self._collect(watch, iteration)
         if any(one.policy.sleeps for one in self._trainees):
             with self._phase(watch, "sleep"):
                 for trainee in self._trainees:
@@ -187,6 +180,7 @@ class TrainingLoop:
         self._checkup.calls(credited.lesson.calls)
         check_trainable(credited.lesson, iteration)
         metrics = dict(credited.lesson.metrics) | self._of_groups(groups, collected) | live.metrics
+        metrics |= reused
         metrics["train/failed"] = await self._failed(iteration)
         metrics["train/unidentified_calls"] = await self._count_unidentified()
         with self._phase(watch, "update", verl=True):
@@ -227,6 +221,28 @@ class TrainingLoop:
         self._checkup.rollouts((), unidentified=self._unidentified)
         # A server that was started again counts from zero.
         return self._unidentified - (before if before <= self._unidentified else 0)
+
+    async def _collect(
+        self, watch: Stopwatch, iteration: int
+    ) -> tuple[Collected, CollectedLive, Metrics]:
+        """Have the iteration's rollouts done; and what of their prompts engines had already."""
+        before = [await one.policy.prompt_tokens() for one in self._trainees]
+        with self._phase(watch, "collect"):
+            collected = await collect_training(
+                self._store,
+                self._recipe,
+                self._splits.train,
+                iteration,
+                on_progress=self._watcher.rollouts,
+            )
+            live = await self._collect_live(iteration)
+        metrics: Metrics = {
+            self._named(one, "engine/reused_share"): reused_share(
+                earlier, await one.policy.prompt_tokens()
+            )
+            for one, earlier in zip(self._trainees, before, strict=True)
+        }
+        return collected, live, metrics
 
     def _of_groups(self, groups: Sequence[Group], collected: Collected) -> Metrics:
         """What the rewards of all groups say, those that dynamic sampling left out included."""
@@ -298,12 +314,14 @@ class TrainingLoop:
             history=self._history,
         )
         aliases = [one.alias for one in self._trainees]
+        newest = self._checkpoints.newest()
 
         def save(folder: Path) -> None:
             with watch.phase("save", verl=True):
                 for one in self._trainees:
                     own = policy_folder(folder, one.alias, aliases)
-                    one.learner.save(own)
+                    former = newest and policy_folder(newest[0], one.alias, aliases)
+                    one.learner.save(own, former)
                     for record in self._records[one.alias]:
                         shutil.copy(record, own / "huggingface")
 

@@ -101,6 +101,38 @@ class VerlBackend:
             RunError: there are no rows, one can't be trained, the gradient is not finite, or a rank has
                 died.
         """
+        batches, _ = self._update_batches(rows, old_log_probs, weights)
+        measured, learning_rate = self.ranks.each("update", batches)[0]
+        return update_metrics(measured, learning_rate)
+
+    @property
+    def scores_in_update(self) -> bool:
+        """Whether an update is one step over all rows, whose forward pass shows log-probs of before it."""
+        optimiser = self.config.optimiser
+        once = optimiser.ppo_epochs == optimiser.mini_batches == 1
+        return once and not self.ranks.all("has_dropout")
+
+    def update_and_score(
+        self, rows: Sequence[TrainingRow], old_log_probs: Sequence[FloatArray]
+    ) -> tuple[dict[str, float], list[FloatArray]]:
+        """As `update`, where `scores_in_update`; and what `log_probs` would have given before it.
+
+        Raises:
+            RunError: as `update`.
+        """
+        batches, orders = self._update_batches(rows, old_log_probs, None)
+        found = self.ranks.each("update_and_score", batches)
+        measured, learning_rate, _ = found[0]
+        scored = gather(rows, orders, [of_rank for _, _, of_rank in found])
+        return update_metrics(measured, learning_rate), scored
+
+    def _update_batches(
+        self,
+        rows: Sequence[TrainingRow],
+        old_log_probs: Sequence[FloatArray],
+        weights: Sequence[FloatArray] | None,
+    ) -> tuple[list[TensorDict], list[Order]]:
+        """What each rank trains on, and which rows these are."""
         from verl.utils import tensordict_utils
 
         cut = cut_by_rollout([row.rollout_id for row in rows], self.config.optimiser.mini_batches)
@@ -120,8 +152,7 @@ class VerlBackend:
                 global_batch_size=size,
                 epochs=self.config.optimiser.ppo_epochs,
             )
-        measured, learning_rate = self.ranks.each("update", batches)[0]
-        return update_metrics(measured, learning_rate)
+        return batches, orders
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The current weights under their Hugging Face names: whole, fp32, detached, adapters merged in.
@@ -131,12 +162,16 @@ class VerlBackend:
         named: list[tuple[str, Tensor]] = self.ranks.all("weights")
         return iter(named)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, former: Path | None = None) -> None:
         """Write all that a resume needs, and the weights in Hugging Face form, below `directory`.
 
-        verl writes in place; make the folder atomic by renaming it.
+        It is written in place; make the folder atomic by renaming it.
+
+        Args:
+            directory: to write.
+            former: what was saved before, if it is still there: weights that are not trained are linked from it.
         """
-        self.ranks.all("save", directory.resolve())
+        self.ranks.all("save", directory.resolve(), former and former.resolve())
 
     def load(self, directory: Path) -> bool:
         """Restore weights, optimizer, learning rate and the ranks' random states.

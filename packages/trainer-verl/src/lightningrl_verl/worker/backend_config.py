@@ -45,6 +45,8 @@ class BackendConfig:
     """The recipe's section."""
     loss: str = "ppo"
     """`algorithm.loss` of the recipe, or `SUPERVISED`."""
+    train_last: int | None = None
+    """Layers from the last on that are trained, with the norm behind them. `None`: all weights are."""
     ranks: int = 1
     """Processes that hold a shard each; whoever launches them fills it in."""
     total_iterations: int = 1
@@ -62,6 +64,11 @@ class BackendConfig:
     def __post_init__(self) -> None:
         """Have all overrides under their dotted names."""
         object.__setattr__(self, "overrides", dotted(self.overrides))
+
+    @property
+    def weights_in_export(self) -> bool:
+        """Whether a checkpoint's export holds the very weights that training goes on with."""
+        return self.ranks == 1 and not self.overrides.get("model.lora_rank")
 
 
 def compose_verl_config(config: BackendConfig) -> DictConfig:
@@ -183,10 +190,10 @@ def _settings(config: BackendConfig) -> dict[str, Any]:
         "actor.kl_loss_type": optimiser.kl_estimator,
         "actor.use_dynamic_bsz": True,
         "actor.ppo_max_token_len_per_gpu": tokens,
-        # Of adapters the export is ours, with them merged in.
-        "actor.checkpoint.save_contents": ["model", "optimizer", "extra"]
-        + ([] if config.overrides.get("model.lora_rank") else ["hf_model"]),
-        "actor.checkpoint.load_contents": ["model", "optimizer", "extra"],
+        # The export is ours; where its weights are what training goes on with, they are kept once.
+        "actor.checkpoint.save_contents": ["model", "optimizer", "extra"],
+        "actor.checkpoint.load_contents": ([] if config.weights_in_export else ["model"])
+        + ["optimizer", "extra"],
         "actor.optim.lr": optimiser.learning_rate,
         "actor.optim.total_training_steps": config.total_iterations,
         "actor.optim.betas": optimiser.betas,

@@ -63,7 +63,8 @@ def _config(recipe: Recipe, model: Path, optimiser: Optimiser) -> BackendConfig:
     return BackendConfig(
         model_path=str(model.resolve()),
         device=recipe.trainer.device,
-        dtype=recipe.trainer.dtype,
+        dtype=recipe.trainer.precision,
+        train_last=recipe.trainer.train_last,
         optimiser=optimiser,
         max_tokens_per_micro_batch=recipe.trainer.max_tokens_per_micro_batch,
         seed=recipe.seed,

@@ -57,6 +57,7 @@ class Learner:
         """
         self._thread = thread
         self._algorithm = algorithm
+        self._weighs = algorithm is not None and algorithm.importance not in (None, "none")
         self._launcher = launcher or ThisProcess()
         self._backend: VerlBackend | None = None
         self._critic: VerlCritic | None = None
@@ -120,10 +121,14 @@ class Learner:
 
     def _update(self, backend: VerlBackend, rows: Sequence[Row]) -> Updated:
         assert self._algorithm is not None, "it imitates"
+        of_engine = [row.logprobs for row in rows]
+        if not self._weighs and backend.scores_in_update:
+            metrics, current = backend.update_and_score(rows, of_engine)
+            return Updated(metrics, log_prob_gaps(rows, current))
         current = backend.log_probs(rows)
         gaps = log_prob_gaps(rows, current)
-        if self._algorithm.importance == "none":
-            return Updated(backend.update(rows, [row.logprobs for row in rows]), gaps)
+        if not self._weighs:
+            return Updated(backend.update(rows, of_engine), gaps)
         weights, metrics = importance_weights(rows, current, self._algorithm)
         return Updated({**backend.update(rows, current, weights), **metrics}, gaps)
 
@@ -136,8 +141,13 @@ class Learner:
         scored = await self.call(lambda one: one.log_probs(rows, 1.0))
         return -float(sum(one.sum() for one in scored)) / sum(row.trained_tokens for row in rows)
 
-    def save(self, folder: Path) -> None:
-        """Write what `start` loads; on the learners' thread."""
-        self.backend.save(folder)
+    def save(self, folder: Path, former: Path | None) -> None:
+        """Write what `start` loads; on the learners' thread.
+
+        Args:
+            folder: to write.
+            former: the same of the checkpoint before. `None`: there is none.
+        """
+        self.backend.save(folder, former)
         if self._critic is not None:
             self._critic.save(folder / _CRITIC)

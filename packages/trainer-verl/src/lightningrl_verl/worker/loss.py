@@ -28,6 +28,25 @@ _REPORTED = (
 )
 
 
+ROW = "row"
+"""Field of a batch with the number of each row; where it is there, its log-probs are kept."""
+
+
+def keeping_loss(
+    kept: dict[int, Tensor],
+    config: Any,
+    model_output: dict[str, Tensor],
+    data: TensorDict,
+    dp_group: Any = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """`token_sum_loss`; the log-probs of rows with a `ROW` are put into `kept`, of each token's successor."""
+    if ROW in data:
+        log_probs: Any = model_output["log_probs"]
+        numbers: list[int] = data[ROW].tolist()
+        kept |= dict(zip(numbers, log_probs.detach().unbind(), strict=True))
+    return token_sum_loss(config, model_output, data, dp_group)
+
+
 def token_sum_loss(
     config: Any, model_output: dict[str, Tensor], data: TensorDict, dp_group: Any = None
 ) -> tuple[Tensor, dict[str, Any]]:

@@ -21,10 +21,16 @@ from lightningrl_verl.worker.backend_config import (
     compose_verl_config,
 )
 from lightningrl_verl.worker.batch import FloatArray
-from lightningrl_verl.worker.loss import answer_loss, token_sum_loss
-from lightningrl_verl.worker.rank_state import load_state, restore_whole, save_state
+from lightningrl_verl.worker.loss import ROW, answer_loss, keeping_loss
+from lightningrl_verl.worker.rank_state import (
+    load_state,
+    restore_weights,
+    restore_whole,
+    save_moments,
+    save_state,
+)
 from lightningrl_verl.worker.schedule import learning_rate_factor
-from lightningrl_verl.worker.whole_weights import export, send_merged, weights_of
+from lightningrl_verl.worker.whole_weights import export_weights, send_merged, weights_of
 from lightningrl_verl.worker.workers import policy_worker, schedule_learning_rate, select_device
 
 if TYPE_CHECKING:
@@ -46,6 +52,7 @@ class PolicyRank:
         Raises:
             ConfigError: an override is wrong, the device is absent, or verl already runs on another.
         """
+        self._config = config
         self._device = config.device
         composed = compose_verl_config(config)
         select_device(config.device)
@@ -53,11 +60,16 @@ class PolicyRank:
         settings = composed.actor_rollout_ref
         colocated = config.rollout is not None and config.rollout.colocated
         role = "actor_rollout" if colocated else "actor"
-        self._actor = policy_worker(settings, role, config.device)
+        self._actor = policy_worker(settings, role, config.device, config.train_last)
         penalised = config.optimiser.kl_coeff > 0
         self._reference = policy_worker(settings, "ref", config.device) if penalised else None
-        loss = answer_loss if config.loss == SUPERVISED else token_sum_loss
-        self._actor.set_loss_fn(partial(loss, config=self._actor.loss_fn.keywords["config"]))
+        of_verl = self._actor.loss_fn.keywords["config"]
+        self._kept: dict[int, Tensor] = {}
+        self._actor.set_loss_fn(
+            partial(answer_loss, of_verl)
+            if config.loss == SUPERVISED
+            else partial(keeping_loss, self._kept, of_verl)
+        )
         if config.rollout is not None:
             send_merged(self._engine)
         optimiser = config.optimiser
@@ -84,6 +96,23 @@ class PolicyRank:
         """Of each token's successor, rows end to end."""
         scored: Any = self._actor.compute_log_prob(batch)
         return scored["log_probs"].values().float().numpy(force=True)
+
+    def has_dropout(self) -> bool:
+        """Whether a forward pass of an update differs from one that only scores."""
+        return any(
+            getattr(one, "attention_dropout", 0) or (isinstance(one, torch.nn.Dropout) and one.p)
+            for one in self._engine.module.modules()
+        )
+
+    def update_and_score(self, batch: TensorDict) -> tuple[dict[str, Any], float, FloatArray]:
+        """As `update` of one mini-batch in one epoch, and as `log_probs` of before it."""
+        batch[ROW] = torch.arange(len(batch))
+        try:
+            metrics, learning_rate = self.update(batch)
+            scored = torch.cat([self._kept[row] for row in range(len(batch))])
+        finally:
+            self._kept.clear()
+        return metrics, learning_rate, scored.float().numpy(force=True)
 
     def update(self, batch: TensorDict) -> tuple[dict[str, Any], float]:
         """Train on this rank's rows; return verl's metrics of all ranks, and the learning rate used."""
@@ -119,10 +148,23 @@ class PolicyRank:
         if self._device == "cuda":
             torch.cuda.empty_cache()
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's shard, and together with the others the weights in Hugging Face form."""
-        save_state(self._actor, directory)
-        export(self._engine, directory / _EXPORT)
+    def save(self, directory: Path, former: Path | None) -> None:
+        """Write this rank's shard, and together with the others the weights in Hugging Face form.
+
+        Args:
+            directory: to write.
+            former: of the checkpoint before, for weights that are not trained. `None`: there is none.
+        """
+        if self._config.weights_in_export:
+            save_moments(self._engine, directory)
+        else:
+            save_state(self._actor, directory)
+        export_weights(
+            self._engine,
+            directory / _EXPORT,
+            model=Path(self._config.model_path),
+            former=former and former / _EXPORT,
+        )
 
     def load(self, directory: Path) -> bool:
         """Restore this rank's shard of weights and optimiser, the learning rate and the random states.
@@ -135,6 +177,8 @@ class PolicyRank:
             RunError: `directory` holds no checkpoint, or adapters of another number of ranks.
         """
         if load_state(self._actor, directory):
+            if self._config.weights_in_export:
+                restore_weights(self._engine, directory / _EXPORT)
             return True
         if self._engine.model_config.lora_rank > 0:
             raise RunError(

@@ -1,8 +1,9 @@
 """What a checkpoint keeps of each rank, and how it is read by another number of ranks.
 
 verl writes one file a rank for weights, optimiser, and schedule with random states, named by the number of
-ranks. Invariant: a checkpoint is restored exactly on the number of ranks that wrote it; on another number
-the weights are exact, the schedule goes on, and the optimiser's moments begin anew.
+ranks. Of a single rank the weights are those of the export. Invariant: a checkpoint is restored exactly on the
+number of ranks that wrote it; on another number the weights are exact, the schedule goes on, and the optimiser's
+moments begin anew.
 """
 
 from __future__ import annotations
@@ -25,8 +26,21 @@ def save_state(worker: Any, directory: Path) -> None:
         worker.save_checkpoint(str(directory))
 
 
+def save_moments(engine: Any, directory: Path) -> None:
+    """Write what verl writes beside weights, of the only rank: optimiser, schedule, random states."""
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.save(engine.optimizer.state_dict(), directory / "optim_world_size_1_rank_0.pt")
+    extra = {
+        "lr_scheduler": engine.lr_scheduler.state_dict(),
+        "rng": engine.checkpoint_manager.get_rng_state(),
+    }
+    torch.save(extra, directory / "extra_state_world_size_1_rank_0.pt")
+
+
 def load_state(worker: Any, directory: Path) -> bool:
     """Restore a worker's shard, its learning rate, and the process' random states.
+
+    The worker's configuration says whether weights are among them.
 
     Returns:
         False, with nothing restored, if the checkpoint is of another number of ranks.
@@ -53,6 +67,22 @@ def restore_whole(engine: Any, directory: Path, weights: Path) -> None:
     Raises:
         RunError: a weight is missing.
     """
+    restore_weights(engine, weights)
+    name = f"extra_state_world_size_{_ranks_of(directory)}_rank_0.pt"
+    extra = torch.load(directory / name, weights_only=False)
+    engine.lr_scheduler.load_state_dict(extra["lr_scheduler"])
+    for group, rate in zip(
+        engine.optimizer.param_groups, engine.lr_scheduler.get_last_lr(), strict=True
+    ):
+        group["lr"] = rate
+
+
+def restore_weights(engine: Any, weights: Path) -> None:
+    """Restore whole weights from a folder of `*.safetensors`, as `restore_whole`.
+
+    Raises:
+        RunError: a weight is missing.
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     first = dist.get_rank() == 0
@@ -63,13 +93,6 @@ def restore_whole(engine: Any, directory: Path, weights: Path) -> None:
         _complete(engine.module, state, weights)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(engine.module, state, options=options)
-    name = f"extra_state_world_size_{_ranks_of(directory)}_rank_0.pt"
-    extra = torch.load(directory / name, weights_only=False)
-    engine.lr_scheduler.load_state_dict(extra["lr_scheduler"])
-    for group, rate in zip(
-        engine.optimizer.param_groups, engine.lr_scheduler.get_last_lr(), strict=True
-    ):
-        group["lr"] = rate
 
 
 def _complete(module: Any, state: dict[str, Any], weights: Path) -> None:
@@ -91,8 +114,10 @@ def _ranks_of(directory: Path) -> int:
     Raises:
         RunError: there is none.
     """
-    for path in directory.glob("model_world_size_*_rank_0.pt"):
-        found = re.fullmatch(r"model_world_size_(\d+)_rank_0\.pt", path.name)
+    for path in directory.glob("extra_state_world_size_*_rank_0.pt"):
+        found = re.fullmatch(r"extra_state_world_size_(\d+)_rank_0\.pt", path.name)
         if found:
             return int(found[1])
-    raise RunError(f"no checkpoint in {str(directory)!r}: model_world_size_N_rank_0.pt is missing")
+    raise RunError(
+        f"no checkpoint in {str(directory)!r}: extra_state_world_size_N_rank_0.pt is missing"
+    )

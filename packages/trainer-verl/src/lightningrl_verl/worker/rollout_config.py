@@ -59,7 +59,7 @@ def rollout_of(recipe: Recipe, alias: str) -> Rollout | None:
             "max_model_len": length,
             "max_num_seqs": engine.slots,
             "seed": recipe.seed,
-            "dtype": _DTYPES[trainer.dtype],
+            "dtype": _DTYPES[trainer.precision],
             "gpu_memory_utilization": engine.gpu_memory_share,
             "enable_sleep_mode": colocated,
             "free_cache_engine": colocated,

@@ -5,14 +5,15 @@ Invariant: an export holds the same numbers as engines are given, by `weights_of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
+
+from lightningrl_verl.worker.export import export
+from lightningrl_verl.worker.trained_layers import trained_names
 
 
 def has_adapters(engine: Any) -> bool:
@@ -41,21 +42,33 @@ def send_merged(engine: Any) -> None:
         engine.get_per_tensor_param = lambda **_: (_merged(engine), None)
 
 
-def export(engine: Any, folder: Path) -> None:
-    """Complete verl's export, in which the first rank has written configuration and tokenizer; collective.
+def export_weights(engine: Any, folder: Path, *, model: Path, former: Path | None) -> None:
+    """Write the weights in Hugging Face form; collective, the first rank writes.
 
-    verl says bf16 in the configuration while the weights are fp32
-    (`utils/checkpoint/fsdp_checkpoint_manager.py:447`; transformers would round them on loading), and of
-    adapters it would export names that no loader knows, so for those it is told to leave the weights out.
+    Args:
+        engine: verl's.
+        folder: to write.
+        model: the initial model's folder.
+        former: the same of the checkpoint before; weights that are not trained are linked from there.
     """
-    merged = weights_of(engine) if has_adapters(engine) else None
+    found = dict(weights_of(engine))
     if dist.get_rank() == 0:
-        if merged is not None:
-            separate = {name: tensor.contiguous() for name, tensor in merged}
-            save_file(separate, folder / "model.safetensors", metadata={"format": "pt"})
-        path = folder / "config.json"
-        config = json.loads(path.read_text())
-        path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+        tied: dict[str, str] = getattr(engine.module, "all_tied_weights_keys", None) or {}
+        weights = {
+            name: one
+            for name, one in found.items()
+            if tied.get(name, name) not in found.keys() - {name}
+        }
+        trained = set() if has_adapters(engine) else trained_names(engine.module)
+        # By other names than an export has, or merged adapters: which have changed is not known.
+        known = bool(trained) and trained <= weights.keys()
+        export(
+            weights,
+            folder,
+            model=model,
+            trained=trained if known else set(weights),
+            former=former,
+        )
     dist.barrier()
 
 

@@ -20,6 +20,7 @@ from lightningrl_verl.worker.process_group import (
     rank_environment,
     start_process_group,
 )
+from lightningrl_verl.worker.shared_rows import cut_by_shared_tokens
 from lightningrl_verl.worker.token_log_probs import token_log_probs
 
 if TYPE_CHECKING:
@@ -59,19 +60,29 @@ def select_platform(device: str) -> None:
 
 
 def policy_worker(
-    settings: DictConfig, role: Literal["actor", "actor_rollout", "ref"], device: str
+    settings: DictConfig,
+    role: Literal["actor", "actor_rollout", "ref"],
+    device: str,
+    train_last: int | None = None,
 ) -> ActorRolloutRefWorker:
-    """Build verl's worker of a policy, with its weights loaded; `settings` is verl's `actor_rollout_ref`.
+    """Build verl's worker of a policy, with its weights loaded.
 
-    An `actor_rollout` also speaks with the engine that shares its device.
+    Args:
+        settings: verl's `actor_rollout_ref`.
+        role: an `actor_rollout` also speaks with the engine that shares its device.
+        device: "cpu" or "cuda".
+        train_last: layers from the last on that are trained. `None`: everything is.
     """
     with quiet(), rank_environment():
         start_process_group(device)
         _replace_slow_parts()
         from verl.workers.engine_workers import ActorRolloutRefWorker
 
+        from lightningrl_verl.worker.language_engine import training_last
+
         worker = ActorRolloutRefWorker(settings, role=role)
-        worker.init_model()
+        with training_last(train_last):
+            worker.init_model()
         return worker
 
 
@@ -137,21 +148,32 @@ def _replace_slow_parts() -> None:
     from verl.utils import torch_functional
     from verl.workers.engine.fsdp import transformer_impl
 
+    from lightningrl_verl.worker import language_engine
+
+    language_engine.register()
+
     torch_functional.logprobs_from_logits_v2 = token_log_probs
     transformer_impl.prepare_micro_batches = _micro_batches  # pyright: ignore[reportPrivateImportUsage] # the name it calls
 
 
 def _micro_batches(data: Any, **options: Any) -> tuple[list[TensorDict], Any]:
-    """Stands in for `workers/engine/utils.py:92`: rows of like length share a padded pass."""
+    """Stands in for `workers/engine/utils.py:92`: rows that share tokens, or of like length, share a pass."""
     from verl.utils import tensordict_utils
     from verl.workers.engine import utils
 
+    from lightningrl_verl.worker.language_engine import PACKS
+
     if tensordict_utils.get_non_tensor_data(data, "use_remove_padding", default=False):
         return utils.prepare_micro_batches(data, **options)
-    lengths: list[int] = data["input_ids"].offsets().diff().tolist()
     budget = data["max_token_len_per_gpu"]
-    groups = cut_by_padded_tokens(lengths, budget)
+    cut: Callable[..., list[list[int]]]
+    if tensordict_utils.get_non_tensor_data(data, PACKS, default=False):
+        rows = [row.numpy() for row in data["input_ids"].unbind()]
+        cut = partial(cut_by_shared_tokens, rows, budget)
+    else:
+        lengths: list[int] = data["input_ids"].offsets().diff().tolist()
+        cut = partial(cut_by_padded_tokens, lengths, budget)
+    groups = cut()
     if options.get("same_micro_num_in_dp"):
-        most = largest_of_all_ranks(len(groups), options["dp_group"])
-        groups = cut_by_padded_tokens(lengths, budget, at_least=most)
+        groups = cut(at_least=largest_of_all_ranks(len(groups), options["dp_group"]))
     return [tensordict_utils.index_select_tensor_dict(data, group) for group in groups], groups

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightningrl.recipe import LoadedRecipe, parse_recipe
+from lightningrl.schema import RewriteRules
 from lightningrl_verl.engine.weights import digest
 from lightningrl_verl.serving.policy import ServedPolicy
 from lightningrl_verl.serving.probe import WeightMismatch
@@ -92,7 +93,7 @@ class Engines:
 
 def served(engines: Engines, **trainer: Any) -> ServedPolicy:
     recipe = loaded(trainer={"dtype": "bf16", **trainer}).recipe
-    return ServedPolicy(recipe, "policy", None, engines)  # type: ignore[arg-type]
+    return ServedPolicy(recipe, "policy", None, engines, RewriteRules())  # type: ignore[arg-type]
 
 
 async def test_in_bf16_the_limit_is_three_times_what_the_first_probe_found() -> None:

@@ -248,6 +248,13 @@ async def test_model_steps_that_reached_no_model_are_a_problem(lab: Lab) -> None
     assert "set_llm_cache(None)" in finding.remedy
 
 
+async def test_rollouts_recorded_in_production_need_no_gateway(lab: Lab) -> None:
+    asked = {"messages": [{"role": "user", "content": "1+1"}]}
+    kept = msgspec.structs.replace(opened(AttemptId("a"), "kept", StepKind.LLM), inputs=asked)
+    await lab.rollouts(lambda a: [msgspec.structs.replace(kept, attempt_id=a), closed(a, "kept")])
+    assert await lab.examine() == []
+
+
 async def test_several_models_of_which_none_is_declared_are_listed(lab: Lab) -> None:
     other: Left = lambda a: [  # noqa: E731 - one expression, as its neighbours
         msgspec.structs.replace(call(a, "c"), model="gpt-x"),
@@ -397,6 +404,24 @@ async def test_a_first_call_with_examples_carries_nothing_over(lab: Lab) -> None
     examples = [user("0+0"), assistant("0"), user("1+1")]
     left: Left = lambda a: [asks(a, "c", (1,), examples, "two")]  # noqa: E731 - as its neighbours
     await lab.rollouts(left, left)
+    assert await lab.examine() == []
+
+
+async def test_examples_that_the_model_would_answer_alike_carry_nothing_over(lab: Lab) -> None:
+    examples = [user("0+0"), assistant("0")]
+    await lab.rollouts(
+        lambda a: [asks(a, "c", (1,), [*examples, user("0+0")], "0")],
+        lambda a: [asks(a, "c", (1,), [*examples, user("1+1")], "2")],
+    )
+    assert await lab.examine() == []
+
+
+async def test_requests_that_hold_no_messages_are_passed(lab: Lab) -> None:
+    def odd(a: AttemptId) -> list[Event]:
+        bodies = (b'{"messages":"hello"}', b'{"messages":["hello"]}', b'{"messages":[[1]]}')
+        return [call(a, f"c{n}", prompt=(n + 1,), request=body) for n, body in enumerate(bodies)]
+
+    await lab.rollouts(odd, odd)
     assert await lab.examine() == []
 
 

@@ -11,6 +11,7 @@ import openai
 import pytest
 from yarl import URL
 
+from lightningrl.capture.client import PLACEHOLDER_KEY
 from lightningrl.errors import AuthError, ConfigError, Conflict, NotFound
 from lightningrl.gateway import Gateway, GatewayLimits
 from lightningrl.keys import sign_attempt_key
@@ -86,6 +87,16 @@ async def test_without_a_valid_key_a_call_is_refused_and_told_how_to_identify(
             assert (status, code) == (401, "unidentified")
             assert "LIGHTNINGRL_ATTEMPT_URL" in message
             assert not key or key not in message
+
+
+async def test_a_runners_placeholder_is_told_where_such_calls_come_from(rig: GatewayRig) -> None:
+    status, code, message = await refused(f"{rig.url}/v1", PLACEHOLDER_KEY)
+    assert (status, code) == (401, "unidentified")
+    assert "lightningrl.bind" in message
+    assert "reward function" in message
+    assert (
+        "LIGHTNINGRL_ATTEMPT_URL" not in message
+    )  # a function agent's process has no such variable
 
 
 async def test_a_key_of_another_attempt_than_the_urls_is_forbidden(rig: GatewayRig) -> None:

@@ -39,8 +39,9 @@ def answer(
         (answer(agent="solver"), UNTRAINED_AGENT),
         (answer(agent="solver", policy="frozen"), UNTRAINED_POLICY),
         (answer(policy="of another run"), UNTRAINED_POLICY),
-        (answer(agent="solver", untrainable="no log-probs"), "no log-probs"),
-        (answer(policy="frozen", untrainable="no log-probs"), "no log-probs"),
+        (answer(agent="solver", untrainable="no log-probs"), UNTRAINED_AGENT),
+        (answer(policy="frozen", untrainable="no log-probs"), UNTRAINED_POLICY),
+        (answer(agent="planner", untrainable="no log-probs"), "no log-probs"),
         (trace(0, Did("x", kind=StepKind.TOOL)).transitions[0], "not a model call"),
     ],
 )

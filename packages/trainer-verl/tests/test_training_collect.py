@@ -112,7 +112,7 @@ async def test_failures_that_have_a_reward_are_an_outcome_like_others(store: Sql
 
 async def test_failed_infrastructure_is_no_outcome(store: SqliteStore) -> None:
     away = Failure(FailureKind.INFRASTRUCTURE, "the engine is away")
-    tries = [away] * 2 * (RetryPolicy().max_infrastructure_failures + 1)
+    tries: list[Failure | None] = [away] * 2 * (RetryPolicy().max_infrastructure_failures + 1)
     with pytest.raises(RunError, match="x infrastructure: the engine is away"):
         await collected(store, tries, failures_count=True)
 

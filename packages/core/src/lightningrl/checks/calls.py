@@ -104,7 +104,7 @@ def is_joined(record: AttemptRecord) -> bool:
 
 def no_model_call(found: Evidence) -> Iterator[Finding]:
     """Rollouts ended well without an answered call; in one that failed early, that means nothing."""
-    without = [one for one in _well(found) if not delivered(one)]
+    without = [one for one in _well(found) if not delivered(one) and not _is_without_gateway(one)]
     if without:
         hosts = _outside(without)
         yield Finding(
@@ -128,6 +128,11 @@ def unjoined_calls(found: Evidence) -> Iterator[Finding]:
             " the gateway saw calls, and none belong together",
             "a client was built that the adapter does not know; build it the way that the adapter's page shows",
         )
+
+
+def _is_without_gateway(record: AttemptRecord) -> bool:
+    """Whether it was recorded in production: then model steps keep what was asked themselves, and there are no calls."""
+    return any(step.kind is StepKind.LLM and step.inputs is not None for step in record.transitions)
 
 
 def _well(found: Evidence) -> list[AttemptRecord]:
@@ -234,7 +239,7 @@ def _first_sentence(text: str) -> str:
 def unanswered_steps(found: Evidence) -> Iterator[Finding]:
     """Model steps that an adapter saw end well, and for which no call reached the gateway."""
     # A call to another host leaves such a step too, and is told as that.
-    seen = [one for one in found.decisive if not _outside([one])]
+    seen = [one for one in found.decisive if not _outside([one]) and not _is_without_gateway(one)]
     steps = [step for one in seen for step in one.transitions if step.kind is StepKind.LLM]
     silent = [step for step in steps if _is_silent(step)]
     if silent:

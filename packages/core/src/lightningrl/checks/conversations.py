@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from lightningrl.checks.differences import Difference, difference
+from lightningrl.checks.differences import Difference, difference, messages_in
 from lightningrl.checks.evidence import Evidence, Finding, Level, counted, delivered
-from lightningrl.conversation import Message, answer_of, is_continuation, messages_of
-from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation import Message, answer_of, is_continuation
 from lightningrl.experience.trajectory import Merge, merge
 from lightningrl.schema import CallEvent
 from lightningrl.traces import AttemptRecord
@@ -56,11 +55,22 @@ def _why(record: AttemptRecord, merged: Merge) -> Difference | None:
 def carried_over(found: Evidence) -> Iterator[Finding]:
     """The first call of an attempt holds answers that another attempt got: state outlives a rollout."""
     firsts = [(record, calls[0]) for record in found.attempts if (calls := delivered(record))]
-    holding = [(record, call) for record, call in firsts if is_continuation(call)]
-    if not holding:
+    held = {
+        record.attempt.id: _answers_in(call) for record, call in firsts if is_continuation(call)
+    }
+    if not held:
         return
     given = _given(found)
-    seen = [(record, whose) for record, call in holding if (whose := _owner(record, call, given))]
+    seen: list[tuple[AttemptRecord, str]] = []
+    for record, _ in firsts:
+        for turn in held.get(record.attempt.id, ()):
+            # What its owner was shown as well, before it was given it, is an example in the prompt.
+            owners = [
+                one for one in given.get(turn, ()) if turn not in held.get(one.attempt.id, ())
+            ]
+            if owners and owners[0].attempt.id != record.attempt.id:
+                seen.append((record, owners[0].rollout.id))
+                break
     if seen:
         record, whose = seen[0]
         yield Finding(
@@ -83,23 +93,20 @@ def _given(found: Evidence) -> dict[_Turn, list[AttemptRecord]]:
     given: dict[_Turn, list[AttemptRecord]] = defaultdict(list)
     for record in found.attempts:
         for call in delivered(record)[:_FIRST_CALLS]:
-            asked = _messages(call)
+            asked = messages_in(call)
             if asked:
                 given[_turn(asked[-1], answer_of(call))].append(record)
     return given
 
 
-def _owner(
-    record: AttemptRecord, call: CallEvent, given: dict[_Turn, list[AttemptRecord]]
-) -> str | None:
-    """The rollout of another attempt that was given an answer which the call holds."""
-    messages = _messages(call)
-    for asked, answer in pairwise(messages):
-        if answer.get("role") == "assistant":
-            for other in given.get(_turn(asked, answer), ()):
-                if other.attempt.id != record.attempt.id:
-                    return other.rollout.id
-    return None
+def _answers_in(call: CallEvent) -> list[_Turn]:
+    """The answers in a request, each with what was said before it."""
+    messages = messages_in(call) or []
+    return [
+        _turn(asked, answer)
+        for asked, answer in pairwise(messages)
+        if answer.get("role") == "assistant"
+    ]
 
 
 def _turn(asked: Message, answer: Message) -> _Turn:
@@ -111,7 +118,7 @@ def same_prompt(found: Evidence) -> Iterator[Finding]:
     """Rollouts of distinct tasks begin with the same prompt, so the policy can't tell them apart."""
     tasks: dict[bytes, dict[str, str]] = defaultdict(dict)
     for record in found.decisive:
-        asked = next((_messages(call) for call in delivered(record)), [])
+        asked = next((messages_in(call) for call in delivered(record)), None)
         if asked:
             spec = record.rollout.spec
             row = {key: value for key, value in spec.task.items() if key != "id"}
@@ -127,14 +134,6 @@ def same_prompt(found: Evidence) -> Iterator[Finding]:
             "pass what is asked on to the model: the agent, or the recipe's `input`, gets the task's row. Right"
             " only where the task shows in later turns, as in a game",
         )
-
-
-def _messages(call: CallEvent) -> list[Message]:
-    """What was asked; empty where only earlier calls would tell."""
-    try:
-        return messages_of(call)
-    except Malformed:
-        return []
 
 
 def _digest(messages: Sequence[Message]) -> bytes:

@@ -56,10 +56,10 @@ def difference(calls: Sequence[CallEvent], index: int) -> Difference | None:
         calls: an attempt's delivered calls, in order.
         index: of a call whose prompt continues none before it token by token.
     """
-    try:
-        earlier, now = _conversations(calls, index)
-    except Malformed:
+    found = _conversations(calls, index)
+    if found is None:
         return None
+    earlier, now = found
     said = [_said(message) for message in now]
     spoken = [[*map(_said, messages), _said(answer)] for messages, answer in earlier]
     if not spoken:
@@ -75,16 +75,32 @@ def difference(calls: Sequence[CallEvent], index: int) -> Difference | None:
     return _seen(spoken[place], said, shared[place])
 
 
+def messages_in(call: CallEvent, recorded: Recorded | None = None) -> list[Message] | None:
+    """What was asked. `None`: only calls that are not in `recorded` would tell, or it is no list of messages."""
+    try:
+        found: Any = (recorded or Recorded()).messages(call)
+    except Malformed:
+        return None
+    # An engine may answer what is no message; whatever it is, nothing can be said of it here.
+    return (
+        found if isinstance(found, list) and all(isinstance(one, dict) for one in found) else None
+    )
+
+
 def _conversations(
     calls: Sequence[CallEvent], index: int
-) -> tuple[list[tuple[list[Message], Message]], list[Message]]:
+) -> tuple[list[tuple[list[Message], Message]], list[Message]] | None:
     """Of each call before what was asked and answered; and what was asked in call `index`."""
     recorded = Recorded()
     earlier: list[tuple[list[Message], Message]] = []
     for call in calls[:index]:
-        earlier.append((recorded.messages(call), answer_of(call)))
+        asked = messages_in(call, recorded)
+        if asked is None:
+            return None
+        earlier.append((asked, answer_of(call)))
         recorded.add(call)
-    return earlier, recorded.messages(calls[index])
+    now = messages_in(calls[index], recorded)
+    return None if now is None else (earlier, now)
 
 
 def _is_meant(

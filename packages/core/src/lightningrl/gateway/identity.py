@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from lightningrl.capture.client import PLACEHOLDER_KEY
 from lightningrl.errors import AuthError, NotFound
 from lightningrl.gateway.asgi import Headers, Refusal
 from lightningrl.gateway.dialects import SPOKEN
@@ -24,6 +25,11 @@ from lightningrl.store.base import Store
 HOW_TO_IDENTIFY = (
     "Set the client's base_url to the environment variable LIGHTNINGRL_ATTEMPT_URL and its api_key to "
     "the attempt key (inside a rollout, LightningRL's runner and capture do both)"
+)
+WITHOUT_ROLLOUT = (
+    "this call came from a runner's process, and from no rollout. Of a thread or pool that the agent starts: wrap the"
+    " function in lightningrl.bind(function). Of a child process: give it the attempt's own URL and key. Of a judge in"
+    " the reward function: make its client with a base URL and key of its own"
 )
 UNIDENTIFIED = "unidentified"
 """Code of the refusal of a request that nothing shows to be of any attempt."""
@@ -247,6 +253,8 @@ class Identifier:
             now = self._clock.now() - self._contexts.extension(checked.attempt_id)
             checked.refuse_expired(now)
         except AuthError as error:
+            if key == PLACEHOLDER_KEY:
+                raise Refusal(401, UNIDENTIFIED, WITHOUT_ROLLOUT) from error
             raise _unidentified(str(error)) from error
         return checked.attempt_id
 

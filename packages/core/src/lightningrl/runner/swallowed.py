@@ -24,7 +24,7 @@ from lightningrl.capture.context import describe_error
 MOST = 32
 """Rewards of a process that are listened to."""
 _LONGEST = 200
-"""Characters that are told of an error."""
+"""Characters that are told of an error's first sentence."""
 
 
 @dataclass
@@ -114,6 +114,6 @@ def _on_exception(frame: FrameType, event: str, value: Any) -> Any:
         if isinstance(error, Exception) and not isinstance(
             error, StopIteration | StopAsyncIteration
         ):
-            text = describe_error(error)[:_LONGEST]
+            text = describe_error(error).split(". ")[0][:_LONGEST]
             reward.errors[id(error)] = f"{text}, in line {frame.f_lineno} ({frame.f_code.co_name})"
     return _on_exception

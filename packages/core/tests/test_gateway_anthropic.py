@@ -410,6 +410,31 @@ async def test_what_cant_be_done_is_refused_in_the_services_form(
     assert part in error["error"]["message"]
 
 
+async def test_tokens_are_counted_as_a_call_would_have_them_and_nothing_is_recorded(
+    rig: GatewayRig,
+) -> None:
+    tools: Any = [{"name": "f", "input_schema": {"type": "object"}}]
+    with ModelServer() as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        async with agent(rig, claim) as client:
+            asked: Any = {"model": "m", "messages": HI, "system": "Be.", "tools": tools}
+            counted = await client.messages.count_tokens(**asked)
+            assert await rig.calls(claim) == []
+            answered = await client.messages.create(max_tokens=9, **asked)
+    assert counted.input_tokens == answered.usage.input_tokens
+
+
+async def test_an_engine_that_cannot_count_is_told(rig: GatewayRig) -> None:
+    await rig.register("http://127.0.0.1:9/v1")
+    with ModelServer() as engine:
+        await rig.register(engine.url)
+        engine.fail_next(1, status=404)
+        async with agent(rig, await rig.claim()) as client:
+            with pytest.raises(anthropic.InternalServerError, match="can't count tokens"):
+                await client.messages.count_tokens(model="m", messages=HI)
+
+
 async def test_refusals_of_the_gateway_itself_are_in_the_services_form(rig: GatewayRig) -> None:
     claim = await rig.claim()
     async with agent(rig, claim) as client:
@@ -418,7 +443,7 @@ async def test_refusals_of_the_gateway_itself_are_in_the_services_form(rig: Gate
                 model="m", max_tokens=9, messages=HI
             )
         with pytest.raises(anthropic.NotFoundError) as lost:
-            await client.messages.count_tokens(model="m", messages=HI)
+            await client.messages.batches.list()
         with pytest.raises(anthropic.NotFoundError) as unknown:  # no policy is registered
             await client.messages.create(model="m", max_tokens=9, messages=HI)
     bodies: list[Any] = [error.value.body for error in (failed, lost, unknown)]

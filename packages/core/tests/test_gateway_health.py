@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from lightningrl.gateway import GatewayLimits
-from lightningrl.gateway.health import IN_USE_SECONDS, Health, health_url
+from lightningrl.gateway.health import IN_USE_SECONDS, Health, url_at
 from lightningrl.gateway.upstream import rank
 from lightningrl.schema import CallEvent, Claim, Endpoint
 from lightningrl_testkit.gateway import GatewayRig, open_rig, serve
@@ -184,4 +184,4 @@ def test_without_checks_an_endpoint_is_only_avoided_for_a_while() -> None:
     [("/health", "http://h:1/health"), ("models", "http://h:1/api/v1/models")],
 )
 def test_a_health_path_is_of_the_host_or_below_the_base_url(path: str, asked: str) -> None:
-    assert health_url("http://h:1/api/v1/", path) == asked
+    assert url_at("http://h:1/api/v1/", path) == asked

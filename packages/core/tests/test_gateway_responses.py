@@ -505,3 +505,19 @@ async def test_what_the_engine_refuses_is_told_and_recorded(rig: GatewayRig) -> 
     [call] = await rig.calls(claim)
     assert (call.status, call.http_status, call.error) == (CallStatus.FAILED, 400, "too long")
     assert call.dialect is Dialect.RESPONSES
+
+
+async def test_tokens_of_a_conversation_are_counted_as_a_call_would_have_them(
+    rig: GatewayRig,
+) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        async with agent(rig, claim) as client:
+            first = await client.responses.create(model="m", input="Hi")
+            asked: Any = {"model": "m", "input": "Go on", "previous_response_id": first.id}
+            counted = await client.responses.input_tokens.count(**asked)
+            answered = await client.responses.create(**asked)
+    assert answered.usage is not None
+    assert counted.input_tokens == answered.usage.input_tokens
+    assert len(await rig.calls(claim)) == 2

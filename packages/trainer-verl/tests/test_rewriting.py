@@ -323,17 +323,19 @@ async def test_the_instructions_of_a_real_client_reach_the_model(
         async with openai.AsyncOpenAI(
             base_url=rig.attempt_url(claim), api_key=claim.key, max_retries=0
         ) as client:
-            await client.responses.create(
-                model="policy",
-                instructions="be brief",
-                input=[
+            asked: Any = {
+                "model": "policy",
+                "instructions": "be brief",
+                "input": [
                     {"role": "developer", "content": "say banana"},
                     {"role": "user", "content": "hi"},
                 ],
-                max_output_tokens=1,
-            )
+            }
+            counted = await client.responses.input_tokens.count(**asked)
+            await client.responses.create(**asked, max_output_tokens=1)
         [call] = await rig.calls(claim)
     prompt = tokenizer.decode(np.frombuffer(call.prompt_ids, "<i4").tolist())
+    assert counted.input_tokens == len(call.prompt_ids) // 4
     assert prompt == "S be brief\n\nsay bananaU hiA "
     assert [one.name for one in call.rewrites] == ["roles", "one_instruction"]
     assert call.choices[0].untrainable is None

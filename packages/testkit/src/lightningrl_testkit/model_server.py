@@ -181,6 +181,9 @@ class ModelServer:
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _body(receive)
+        if scope["path"] == "/tokenize":
+            await self._count(json.loads(body), send)
+            return
         if not scope["path"].endswith("/completions"):
             await _send_json(send, 404, _error(f"no such route: {scope['path']}"))
             return
@@ -196,6 +199,13 @@ class ModelServer:
             answer = self._scripted(request)
         if await self._outlasts(answer.delay_seconds, receive):
             await self._answer(request, answer, send)
+
+    async def _count(self, request: dict[str, Any], send: Send) -> None:
+        if self._failures:
+            await _send_json(send, self._failures.pop(0), _error("told to fail"))
+            return
+        ids = prompt_ids(request["messages"], request.get("tools") or ())
+        await _send_json(send, 200, {"count": len(ids), "tokens": ids})
 
     def _scripted(self, request: dict[str, Any]) -> Answer:
         try:

@@ -30,9 +30,10 @@ from lightningrl.gateway.asgi import (
     send_answer,
     to_json,
 )
-from lightningrl.gateway.calls import Calls
+from lightningrl.gateway.calls import AGENT_HEADER, Calls, name_in
 from lightningrl.gateway.control import CONTROL_PREFIX
 from lightningrl.gateway.control_routes import ControlRoutes
+from lightningrl.gateway.counting import COUNTED, Counting
 from lightningrl.gateway.dialects import SPOKEN, models
 from lightningrl.gateway.dialects.anthropic import ANTHROPIC
 from lightningrl.gateway.dialects.base import Spoken
@@ -55,7 +56,7 @@ _LOG = logging.getLogger(__name__)
 METRICS_PATH = "/metrics"
 
 SERVED_ROUTES = (
-    *(f"POST /v1/{route}" for route in SPOKEN),
+    *(f"POST /v1/{route}" for route in (*SPOKEN, *COUNTED)),
     "POST /v1/rewards",
     "GET /v1/models and /v1/models/{name}",
     "the same below /rollouts/{rollout}/attempts/{attempt} and /keys/{attempt key}",
@@ -115,6 +116,7 @@ class Gateway:
             observers=(self._metrics, *observers),
         )
         self._refusals = Refusals(store, clock)
+        self._counting = Counting(self._policies, self._upstream, self._calls.recollection)
         self._control = ControlRoutes(self._policies, self._upstream.health, keys, self._refusals)
         self._identifier: Identifier | None = None
         self._closing = False
@@ -203,6 +205,8 @@ class Gateway:
             raise _unserved(method, path)
         if method == "POST" and route.rest in SPOKEN:
             return await self._call(SPOKEN[route.rest], route, headers, receive)
+        if method == "POST" and route.rest in COUNTED:
+            return await self._count(route, headers, receive)
         if method == "POST" and route.rest == "rewards":
             return await self._reward(route, headers, receive)
         if method == "GET" and route.rest.partition("/")[0] == models.ROUTE:
@@ -244,6 +248,12 @@ class Gateway:
             return refusal  # whose it is does not matter: nobody's would be served
         await self._refusals.tell(context, refusal)
         return refusal
+
+    async def _count(self, route: AgentRoute, headers: Headers, receive: Receive) -> Answer:
+        context = await self._identified().identify(route, headers)
+        body = await read_body(receive, headers, self._limits.body_bytes)
+        agent = name_in(headers, AGENT_HEADER)
+        return await self._counting.answer(route.rest, context, agent, body)
 
     async def _models(self, route: AgentRoute, headers: Headers) -> Answer:
         context = await self._identified().identify(route, headers)

@@ -74,7 +74,8 @@ class Calls:
         self._upstream = upstream
         self._observers = observers
         self._shared_limits = limits.shared
-        self._recollection = Recollection(store)
+        self.recollection = Recollection(store)
+        """What attempts were answered so far."""
 
     async def answer(
         self,
@@ -90,17 +91,17 @@ class Calls:
             Refusal: the request is wrong, or its engine failed it; the latter is recorded.
             ClientGone: the client hung up; recorded as cancelled.
         """
-        request = await spoken.read(body, lambda: self._recollection.of(context.id))
-        agent = _name(headers, AGENT_HEADER)
+        request = await spoken.read(body, lambda: self.recollection.of(context.id))
+        agent = name_in(headers, AGENT_HEADER)
         served = await self._policies.resolve(context.rollout.run, request.model, agent)
         event_id = new_id("call")
         own_step_id = event_id.replace("call", "s")  # one reading of the system's randomness
         call = Call(
             event_id=EventId(event_id),
             attempt_id=context.id,
-            step_id=StepId(_name(headers, STEP_HEADER) or own_step_id),
+            step_id=StepId(name_in(headers, STEP_HEADER) or own_step_id),
             agent=agent,
-            state=_name(headers, STATE_HEADER),
+            state=name_in(headers, STATE_HEADER),
             policy=served.policy.name,
             dialect=spoken.dialect,
             request=request,
@@ -123,7 +124,7 @@ class Calls:
     ) -> Rewritten:
         held = None
         if served.rewriter.remembers:
-            recorded = await self._recollection.of(context.id)
+            recorded = await self.recollection.of(context.id)
             held = recorded.held.get((served.policy.name, agent))
         try:
             return served.rewriter.rewrite(request.engine.fields, dialect, held)
@@ -245,7 +246,7 @@ class Calls:
                 f"the call could not be recorded, so it is not answered: {error}",
                 retry_after=2,
             ) from error
-        self._recollection.note(event)
+        self.recollection.note(event)
         if self._observers:
             rollout = context.rollout
             recorded = Recorded(event, rollout.run, rollout.id, call.traceparent)
@@ -320,7 +321,7 @@ def _text(headers: Headers, name: bytes) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
-def _name(headers: Headers, header: bytes) -> str | None:
+def name_in(headers: Headers, header: bytes) -> str | None:
     """The name that a header of ours holds. `None`: it is missing or empty."""
     name = unquote(headers.get(header, b"").decode("latin-1"))
     if len(name) > _LONGEST_NAME or not (name.isprintable()):

@@ -164,7 +164,7 @@ class HealthChecks:
 
     async def _ask(self, endpoint: Endpoint) -> None:
         headers = {} if endpoint.key is None else {"authorization": f"Bearer {endpoint.key}"}
-        url = health_url(endpoint.url, self._limits.health_path)
+        url = url_at(endpoint.url, self._limits.health_path)
         try:
             async with asyncio.timeout(self._limits.health_timeout_seconds):
                 status, _ = await self._connections.get(url, headers)
@@ -178,8 +178,8 @@ class HealthChecks:
             self._health.answered(endpoint.url)
 
 
-def health_url(base: str, path: str) -> str:
-    """What to ask whether the endpoint with base URL `base` lives; see `GatewayLimits.health_path`."""
+def url_at(base: str, path: str) -> str:
+    """A URL of the endpoint with base URL `base`: at the server's root if `path` begins with a slash, else below it."""
     if path.startswith("/"):
         parts = urlsplit(base)
         return f"{parts.scheme}://{parts.netloc}{path}"

@@ -14,7 +14,7 @@ import msgspec
 
 from lightningrl.gateway.asgi import Refusal
 from lightningrl.gateway.connections import Broken, Connections
-from lightningrl.gateway.health import Health, HealthChecks
+from lightningrl.gateway.health import Health, HealthChecks, url_at
 from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.machine.clock import Clock
 from lightningrl.schema import Endpoint, RolloutId
@@ -83,8 +83,18 @@ class Upstream:
         body: bytes,
         headers: dict[str, str],
         sending: Sending,
+        *,
+        beside: bool = False,
     ) -> tuple[int, bytes]:
         """Send `body` to the first endpoint that answers; return status and body of its answer.
+
+        Args:
+            ranked: The endpoints, the best first.
+            path: Route below the endpoints' base URL.
+            body: JSON.
+            headers: Beside the endpoint's key.
+            sending: Is told how it goes.
+            beside: Whether the route is not below the base URL but at the server's root.
 
         Raises:
             Refusal: 502, none answered; 504, one took longer than `upstream_seconds`.
@@ -94,13 +104,14 @@ class Upstream:
                 await asyncio.sleep(self._backoff(retry))
             endpoint = self.health.choose(ranked)
             sending.endpoint, sending.tries = endpoint.url, sending.tries + 1
+            url = url_at(endpoint.url, path) if beside else endpoint.url.rstrip("/") + path
             last = retry == self._limits.upstream_retries
             try:
                 if len(ranked) == 1:
-                    status, answer = await self._send(endpoint, path, body, headers)
+                    status, answer = await self._send(endpoint, url, body, headers)
                 else:
                     with self.health.waiting(endpoint):
-                        status, answer = await self._send(endpoint, path, body, headers)
+                        status, answer = await self._send(endpoint, url, body, headers)
             except Broken as error:
                 self.health.failed(endpoint.url, str(error))
                 if last:
@@ -121,12 +132,12 @@ class Upstream:
         return min(pause, self._limits.backoff_limit_seconds)
 
     async def _send(
-        self, endpoint: Endpoint, path: str, body: bytes, headers: dict[str, str]
+        self, endpoint: Endpoint, url: str, body: bytes, headers: dict[str, str]
     ) -> tuple[int, bytes]:
         if endpoint.key is not None:
             headers = {**headers, "authorization": f"Bearer {endpoint.key}"}
         try:
-            return await self._connections.post(endpoint.url.rstrip("/") + path, body, headers)
+            return await self._connections.post(url, body, headers)
         except TimeoutError as error:
             raise Refusal(
                 504,

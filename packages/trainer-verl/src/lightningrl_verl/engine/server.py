@@ -114,6 +114,7 @@ def engine_app(engine: TorchEngine, *, model_name: str, parser: ToolParser) -> S
         routes=[
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
             Route("/v1/completions", routes.completions, methods=["POST"]),
+            Route("/tokenize", routes.tokenize, methods=["POST"]),
             Route("/v1/models", routes.models),
             Route("/health", routes.health),
             Route("/stats", routes.stats),
@@ -151,6 +152,10 @@ class _Routes:
         """`POST /v1/completions`."""
         return await self._respond(request, self._completion_reply)
 
+    async def tokenize(self, request: Request) -> Response:
+        """`POST /tokenize`: the prompt of a chat request (vLLM)."""
+        return await self._respond(request, self._tokenized)
+
     async def _respond(
         self, request: Request, answer: Callable[[bytes], Coroutine[Any, Any, Mapping[str, Any]]]
     ) -> Response:
@@ -173,6 +178,12 @@ class _Routes:
         prompt_ids, tools = self._renderer.render(chat)
         completions = await self._sample(prompt_ids, params)
         return self._writer.reply(chat, prompt_ids, tools, completions)
+
+    async def _tokenized(self, body: bytes) -> Mapping[str, Any]:
+        chat = read_request(body)
+        self._sampling(chat)
+        ids, _ = self._renderer.render(chat)
+        return {"count": len(ids), "max_model_len": self._engine.max_model_len, "tokens": ids}
 
     async def _completion_reply(self, body: bytes) -> Mapping[str, Any]:
         plain = read_completion(body)

@@ -1,0 +1,99 @@
+"""How many tokens a request would be as a prompt: agents decide by it when to shorten their history.
+
+Invariant: what is counted is the prompt that a call with the same fields would get, by the engine's own tokenizer;
+nothing is sampled, and nothing recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from lightningrl.conversation.malformed import Malformed
+from lightningrl.gateway.asgi import Answer, Refusal, to_json
+from lightningrl.gateway.dialects.anthropic import ANTHROPIC
+from lightningrl.gateway.dialects.base import Spoken
+from lightningrl.gateway.dialects.reading import decoded_fields, refusal_of
+from lightningrl.gateway.dialects.responses import RESPONSES
+from lightningrl.gateway.identity import AttemptContext
+from lightningrl.gateway.policies import Policies, Served
+from lightningrl.gateway.recollection import Recollection
+from lightningrl.gateway.upstream import Sending, Upstream, rank, refusal_of_engine
+
+COUNTED: Mapping[str, Spoken] = {
+    "messages/count_tokens": ANTHROPIC,
+    "responses/input_tokens": RESPONSES,
+}
+"""Route below `/v1/` -> the dialect of the requests that are counted there."""
+
+_TOKENIZE = "/tokenize"
+"""vLLM's route, beside `/v1`; the embedded engine has it, too."""
+_PROMPT = ("messages", "tools", "chat_template_kwargs")
+"""Fields that a prompt is rendered from."""
+
+
+class _Count(msgspec.Struct, frozen=True):
+    count: int
+
+
+_COUNT = msgspec.json.Decoder(_Count)
+
+
+class Counting:
+    """Counts the tokens of requests."""
+
+    def __init__(self, policies: Policies, upstream: Upstream, recollection: Recollection) -> None:
+        self._policies = policies
+        self._upstream = upstream
+        self._recollection = recollection
+
+    async def answer(
+        self, route: str, context: AttemptContext, agent: str | None, body: bytes
+    ) -> Answer:
+        """The count, as the clients of the route's dialect expect it.
+
+        Raises:
+            Refusal: the request is wrong, or its engine can't count.
+        """
+        spoken = COUNTED[route]
+        whole = {"max_tokens": 1, **decoded_fields(body)} if spoken is ANTHROPIC else None
+        asked = body if whole is None else to_json(whole)
+        request = await spoken.read(asked, lambda: self._recollection.of(context.id))
+        served = await self._policies.resolve(context.rollout.run, request.model, agent)
+        recorded = await self._recollection.of(context.id) if served.rewriter.remembers else None
+        held = recorded.held.get((served.policy.name, agent)) if recorded is not None else None
+        try:
+            sent = served.rewriter.rewrite(request.engine.fields, spoken.dialect, held).fields
+        except Malformed as error:
+            raise refusal_of(error) from error
+        prompt = {name: sent[name] for name in _PROMPT if name in sent}
+        count = await self._count(served, context, {"model": served.policy.name, **prompt})
+        told: dict[str, Any] = {"input_tokens": count}
+        if spoken is RESPONSES:
+            told["object"] = "response.input_tokens"
+        return Answer(200, to_json(told))
+
+    async def _count(self, served: Served, context: AttemptContext, prompt: dict[str, Any]) -> int:
+        sending = Sending()
+        status, answer = await self._upstream.post(
+            rank(served.policy.endpoints, context.rollout.id),
+            _TOKENIZE,
+            to_json(prompt),
+            {"content-type": "application/json"},
+            sending,
+            beside=True,
+        )
+        if status == 400:
+            raise refusal_of_engine(status, answer, sending.endpoint)
+        try:
+            if status == 200:
+                return _COUNT.decode(answer).count
+        except msgspec.DecodeError:
+            pass  # said below: it is no engine that counts
+        raise Refusal(
+            501,
+            "tokens_not_counted",
+            f"engine {sending.endpoint!r} can't count tokens: it answered {status} to POST {_TOKENIZE}",
+        )

@@ -151,7 +151,14 @@ def test_show_says_what_it_is_and_what_vanishes(converted: tuple[TinyGguf, Path,
     _, _, path = converted
     done = CliRunner().invoke(commands, ["model", "show", str(path)])
     assert done.exit_code == 0, done.output
-    for part in ("licence", "mit", "1,024 tokens", "ends <|im_end|>", "not bit for bit", "vanishes"):
+    for part in (
+        "licence",
+        "mit",
+        "1,024 tokens",
+        "ends <|im_end|>",
+        "not bit for bit",
+        "vanishes",
+    ):
         assert part in done.output, part
 
 

@@ -153,6 +153,9 @@ def test_its_own_template_knows_no_tools(own: PreTrainedTokenizerBase) -> None:
         "its result": "written",
     }
     assert not writes_tools(own)
+    shown = {one.kind: one.text for one in renderings(own)}
+    assert shown["its result"] == "<|im_start|>tool\nRESULT-TEXT<|im_end|>\n"
+    assert shown["assistant"] == "<|im_start|>assistant\nANSWER-TEXT<|im_end|>\n"
 
 
 def test_with_the_hermes_template_nothing_vanishes(tokenizer: PreTrainedTokenizerBase) -> None:

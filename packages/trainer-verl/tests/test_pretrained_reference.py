@@ -76,9 +76,9 @@ def test_what_is_not_there_says_what_to_do(tmp_path: Path, reference: str, reaso
 def test_a_run_gives_its_newest_model_or_that_of_an_iteration(tmp_path: Path) -> None:
     _run(tmp_path / "runs" / "math", "policy")
     newest = locate("run:math", folder=tmp_path)
-    assert newest.path == Path("runs/math/checkpoints/iteration-000004/huggingface")
+    assert newest.path == tmp_path / "runs/math/checkpoints/iteration-000004/huggingface"
     assert newest.origin == "policy 'policy' of run 'runs/math', iteration 4"
-    assert locate("run:runs/math@2", folder=tmp_path).path.parts[3] == "iteration-000002"
+    assert locate("run:runs/math@2", folder=tmp_path).path.parts[-2] == "iteration-000002"
     with pytest.raises(ConfigError, match="no checkpoint of iteration 3; it keeps those of 2, 4"):
         locate("run:math@3", folder=tmp_path)
 
@@ -89,6 +89,8 @@ def test_of_a_run_with_several_policies_the_alias_says_which(tmp_path: Path) -> 
     assert found.path.parts[-2:] == ("checker", "huggingface")
     with pytest.raises(ConfigError, match="trained no policy 'other'"):
         locate("run:two", folder=tmp_path, policy="other")
+    _run(tmp_path / "runs" / "one", "solver")
+    assert "policy 'solver'" in locate("run:one", folder=tmp_path, policy="other").origin
 
 
 def test_the_installed_package_tells_its_licence() -> None:

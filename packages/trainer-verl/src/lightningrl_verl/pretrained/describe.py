@@ -76,20 +76,24 @@ class Rendering:
 
 
 def renderings(tokenizer: PreTrainedTokenizerBase) -> list[Rendering]:
-    """What the tokenizer's chat template makes of each of `CASES`."""
+    """What the tokenizer's chat template makes of each of `CASES`; what opens the answer is left away."""
     renderer = PromptRenderer(tokenizer)
 
-    def text(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> str:
+    def prompt(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> str:
         request = ChatRequest(
             model="",
             messages=msgspec.Raw(msgspec.json.encode(messages)),
             tools=msgspec.Raw(msgspec.json.encode(tools)),
         )
-        return str(
-            tokenizer.decode(renderer.render(request)[0], clean_up_tokenization_spaces=False)
-        )
+        ids = renderer.render(request)[0]
+        return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
-    return [_rendering(case, text) for case in CASES]
+    try:
+        closed = str(tokenizer.apply_chat_template([_USER], tokenize=False))
+        opening = prompt([_USER], []).removeprefix(closed)
+    except Exception:  # noqa: BLE001 - a template is a program of the model's author; each case tells
+        opening = ""
+    return [_rendering(case, lambda *asked: prompt(*asked).removesuffix(opening)) for case in CASES]
 
 
 def _rendering(case: Case, text: Any) -> Rendering:

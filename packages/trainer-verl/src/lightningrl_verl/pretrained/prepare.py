@@ -80,5 +80,5 @@ def summary(prepared: Prepared) -> str:
         ]
     if "chat_template" in record:
         parts.append(f"chat template {record['chat_template']!r}")
-    how = "converted, now" if prepared.built else "found"
-    return f"model {prepared.source.reference!r}: {', '.join(parts)}; {how} in {prepared.path}"
+    how = "converted to" if prepared.built else "found in"
+    return f"model {prepared.source.reference!r}: {', '.join(parts)}; {how} {prepared.path}"

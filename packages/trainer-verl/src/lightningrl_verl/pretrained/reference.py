@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightningrl.cli.export import find_checkpoint
-from lightningrl.cli.stored_run import find_run_folder
+from lightningrl.cli.stored_run import find_run_folder, load_run_recipe
 from lightningrl.errors import ConfigError
 from lightningrl_verl.pretrained.packages import find_package
 
@@ -29,7 +29,7 @@ class Source:
     reference: str
     """As given."""
     path: Path
-    """A Hugging Face folder, or a GGUF file."""
+    """A Hugging Face folder, or a GGUF file; absolute."""
     origin: str
     """What it is, for people."""
     licence: str | None = None
@@ -47,7 +47,7 @@ def locate(reference: str, *, folder: Path, policy: str | None = None) -> Source
     Args:
         reference: see the module.
         folder: what paths are relative to.
-        policy: alias, where a run has trained several policies.
+        policy: alias; it counts where a run has trained several policies.
 
     Raises:
         ConfigError: it has no such form, isn't there, or holds no model.
@@ -79,7 +79,12 @@ def _of_run(reference: str, policy: str | None) -> Source:
         raise ConfigError(f"{reference!r} is not of the form run:NAME or run:NAME@ITERATION")
     run = find_run_folder(parts["name"])
     asked = parts["iteration"]
+    trained = [one for one in load_run_recipe(run).recipe.policies.values() if one.trainable]
     iteration, alias, path = find_checkpoint(
-        run, iteration=None if asked is None else int(asked), policy=policy
+        run,
+        iteration=None if asked is None else int(asked),
+        policy=policy if len(trained) > 1 else None,
     )
-    return Source(reference, path, f"policy {alias!r} of run {str(run)!r}, iteration {iteration}")
+    origin = f"policy {alias!r} of run {str(run)!r}, iteration {iteration}"
+    # Ranks and engines have working directories of their own.
+    return Source(reference, path.resolve(), origin)

@@ -115,7 +115,7 @@ async def test_it_has_the_models_own_files_and_what_was_learned(
     assert again is not None
     assert (again.path, again.built) == (made.path, False)
     (made.path / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(RunError, match="warm start .* does not match its warm_start.json"):
+    with pytest.raises(RunError, match=r"warm start .* does not match its warm_start\.json"):
         place.found()
 
 

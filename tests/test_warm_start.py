@@ -175,9 +175,10 @@ def test_two_ranks_in_ray_learn_the_same_and_train_on(project: Project, cache: P
     assert record["val_loss_after"] < record["val_loss_before"]
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_a_fine_tuning_cleanly(project: Project) -> None:
     write_demonstrations(project)
-    recipe = project.recipe(policies=policies(epochs=400, score_every=1))
+    recipe = project.recipe(policies=policies(epochs=400, score_every=1, held_out=0.0))
     process = project.start_warm("sft", str(recipe))
     wait_for_metrics(replace(project, name="quick-sft"), process, lines=3)
     process.send_signal(signal.SIGINT)

@@ -235,9 +235,9 @@ SETTINGS = (
     Setting("LIGHTNINGRL_POLICY_KEY", "`try`", "none", "the endpoint's API key"),
     Setting(
         "LIGHTNINGRL_CACHE",
-        "`train`, `tiny`",
+        "`train`, `sft`, `tiny`",
         "the user's cache folder",
-        "folder of tiny policies",
+        "folder of tiny policies and warm starts",
     ),
     Setting("LIGHTNINGRL_DEBUG", "all commands", "off", "`1`: show tracebacks of errors"),
 )

@@ -148,9 +148,37 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_weights(project: Project, cach
     assert all((found[name] == wanted[name]).all() for name in wanted)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_two_ranks_in_ray_learn_the_same_and_train_on(project: Project, cache: Path) -> None:
+    write_demonstrations(project)
+    ray: dict[str, Any] = {"cluster": "ray", "trainer": {"ranks": 2, "keep_checkpoints": 10}}
+    alone = project.program(CLI, "sft", str(project.recipe(policies=policies(), name="alone")))
+    assert alone.returncode == 0, alone.stderr
+    together = project.recipe(policies=policies(), name="together", **ray)
+    done = project.cli("sft", str(together), timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (replace(project, name=f"{name}-sft").metrics() for name in ("alone", "together"))
+    assert [line["sft/loss"] for line in two[1:]] == pytest.approx(
+        [line["sft/loss"] for line in one[1:]], abs=1e-3
+    )
+    before = set((cache / "warm-starts").glob("policy-*"))
+    algorithm = {"iterations": 1, "tasks_per_iteration": 4, "group_size": 4}
+    recipe = project.recipe(
+        policies=policies(epochs=2), name="trained", algorithm=algorithm,
+        engine={"replicas": 2, "placement": "colocated"}, **ray,
+    )  # fmt: skip
+    trained = project.cli("train", str(recipe), timeout=600)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    (folder,) = set((cache / "warm-starts").glob("policy-*")) - before
+    record = json.loads((folder / "warm_start.json").read_text(encoding="utf-8"))
+    assert record["val_loss_after"] < record["val_loss_before"]
+
+
+@pytest.mark.long
 def test_ctrl_c_stops_a_fine_tuning_cleanly(project: Project) -> None:
     write_demonstrations(project)
-    recipe = project.recipe(policies=policies(epochs=400, score_every=1))
+    recipe = project.recipe(policies=policies(epochs=400, score_every=1, held_out=0.0))
     process = project.start_cli("sft", str(recipe))
     wait_for_metrics(replace(project, name="quick-sft"), process, lines=3)
     process.send_signal(signal.SIGINT)

@@ -160,6 +160,39 @@ def test_a_record_of_serving_that_cannot_be_read_is_told(folder: Path) -> None:
     assert not (folder / "export").exists()
 
 
+def test_what_a_policy_learned_first_is_in_the_card(folder: Path) -> None:
+    model = folder / "checkpoints" / "iteration-000002" / "huggingface"
+    (model / "warm_start.json").write_text('{"demonstrations": 448}\n')
+    text = card(folder)
+    assert '## Warm start\n\n```json\n{"demonstrations": 448}\n```' in text
+    assert "reinforcement learning of the model behind an agent" in text
+
+
+def test_the_card_of_a_fine_tuning_has_its_losses(folder: Path) -> None:
+    learning = "warm_start: {demonstrations: d.jsonl, learning_rate: 0.001}"
+    recipe = f"name: a\npolicies:\n  policy: {{model: base, {learning}}}\n"
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    lines = [
+        {"iteration": 0, "sft/val_loss": 2.0},
+        {"iteration": 1, "sft/loss": 1.5},
+        {"iteration": 2, "sft/loss": 1.25, "sft/val_loss": 1.125},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    assert program("plot", folder).exit_code == 0
+    written = card(folder)
+    assert "supervised fine-tuning on demonstrations" in written
+    assert "| demonstrations held out | 2.000 | 1.125 |" in written
+    assert "![Loss by iteration](curve.png)" in written
+    assert "## Rewards" not in written
+
+
+def test_a_fine_tuning_has_no_rollouts_to_show(folder: Path) -> None:
+    result = program("show", folder)
+    assert result.exit_code == 2
+    assert "Of a fine-tuning 'lightningrl drift' shows" in " ".join(result.stderr.split())
+
+
 def test_the_curve_comes_along(folder: Path) -> None:
     assert "curve.png" not in card(folder)
     assert program("plot", folder).exit_code == 0

@@ -66,6 +66,16 @@ def test_rewards_of_any_range_are_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "b.png").exists()
 
 
+def test_of_a_fine_tuning_the_losses_are_drawn(tmp_path: Path) -> None:
+    lines = [
+        {"iteration": 0, "sft/val_loss": 2.0},
+        {"iteration": 1, "sft/loss": 2.1},
+        {"iteration": 2, "sft/loss": 1.0, "sft/val_loss": 1.1},
+    ]
+    draw_curve(write(tmp_path, *lines), tmp_path / "curve.png", "t")
+    assert (tmp_path / "curve.png").read_bytes().startswith(PNG)
+
+
 def test_metrics_without_a_reward_draw_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no reward yet"):
         draw_curve(write(tmp_path, {"iteration": 0, "loss": 1.0}), tmp_path / "curve.png", "t")

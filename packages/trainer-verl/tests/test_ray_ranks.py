@@ -33,7 +33,7 @@ from lightningrl_verl.cluster.ray_ranks import RayRanks
 from lightningrl_verl.serving.managed_engines import ManagedEngines
 from lightningrl_verl.serving.probe import WeightMismatch, probe
 from lightningrl_verl.worker.backend import VerlBackend
-from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.backend_config import SUPERVISED, BackendConfig
 from lightningrl_verl.worker.critic import VerlCritic
 from lightningrl_verl.worker.from_recipe import backend_config
 from lightningrl_verl.worker.learner import Learner
@@ -184,6 +184,24 @@ def test_one_row_for_two_ranks_weighs_as_much(ray_ranks: RayRanks, config: Backe
     before = one.log_probs(rows)
     alone, together = one.update(rows, before), two.update(rows, before)
     assert together == pytest.approx(alone, rel=1e-5, abs=1e-6)
+
+
+def test_a_supervised_step_is_that_of_one_process(
+    ray_ranks: RayRanks, config: BackendConfig
+) -> None:
+    """Of an odd number of rows, so that one rank has a filler."""
+    config = replace(config, loss=SUPERVISED)
+    rows = sequences(5)
+    one, two = VerlBackend(config), VerlBackend(config, ray_ranks)
+    try:
+        alone, together = one.imitate(rows), two.imitate(rows)
+        assert together == pytest.approx(alone, rel=1e-5)
+        ours = whole(one)
+        for name, weight in whole(two).items():
+            torch.testing.assert_close(weight, ours[name], atol=2e-4, rtol=0)
+    finally:
+        one.close()
+        two.close()
 
 
 def test_both_ranks_hold_the_same_whole_weights(ray_ranks: RayRanks, config: BackendConfig) -> None:

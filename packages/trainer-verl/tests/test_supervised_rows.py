@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bpe_model import write_bpe_model
+from transformers import AutoTokenizer
 
 from lightningrl.errors import ConfigError, NothingTrainable
 from lightningrl.experience.drift import total
@@ -141,3 +144,48 @@ def test_the_digest_knows_the_masks() -> None:
     (one,), (two,) = plain.train[0].rows, weighted.train[0].rows
     assert np.array_equal(one.token_ids, two.token_ids)
     assert plain.digest() != weighted.digest()
+
+
+# As published templates of the Hermes form write it: a line end before each call, JSON with spaces.
+_HERMES = (
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'assistant' -%}"
+    "{{ '<|im_start|>assistant' }}"
+    "{%- if message.content -%}{{ '\\n' ~ message.content }}{%- endif -%}"
+    "{%- for call in message.tool_calls or [] -%}"
+    '{{ \'\\n<tool_call>\\n{"name": "\' ~ call.function.name ~ \'", "arguments": \' }}'
+    "{{ call.function.arguments | tojson }}{{ '}\\n</tool_call>' }}"
+    "{%- endfor -%}"
+    "{{ '<|im_end|>\\n' }}"
+    "{%- else -%}"
+    "{{ '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+)
+
+
+def test_hermes_calls_merge_with_the_template_of_their_models(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(write_bpe_model(tmp_path))
+    tokenizer.chat_template = _HERMES
+    call = {"id": "c", "type": "function", "function": {"name": "calc", "arguments": '{"x":1}'}}
+    turns = (
+        ASK,
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [call, call]},
+        RESULT,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        RESULT,
+        SAY,
+    )
+    example = example_of(
+        Demonstration("d:1", "a", turns, (CALCULATOR,)),
+        Scribe(tokenizer, "hermes"),
+        alias="policy",
+        longest=1000,
+    )
+    assert example.drift.breaks == ()
+    (row,) = example.rows
+    one = '<tool_call>\n{"name": "calc", "arguments": {"x": 1}}\n</tool_call>'
+    assert tokenizer.decode(row.token_ids[row.mask]) == (
+        f"Let me see.\n{one}\n{one}<|im_end|>{one}<|im_end|>7<|im_end|>"
+    )

@@ -235,9 +235,9 @@ SETTINGS = (
     Setting("LIGHTNINGRL_POLICY_KEY", "`try`", "none", "the endpoint's API key"),
     Setting(
         "LIGHTNINGRL_CACHE",
-        "`train`, `tiny`, `model`",
+        "`train`, `sft`, `tiny`, `model`",
         "the user's cache folder",
-        "folder of tiny policies, and of pretrained models that were fetched or converted",
+        "folder of tiny policies, warm starts, and pretrained models that were fetched or converted",
     ),
     Setting("LIGHTNINGRL_DEBUG", "all commands", "off", "`1`: show tracebacks of errors"),
 )

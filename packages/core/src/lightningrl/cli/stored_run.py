@@ -103,7 +103,7 @@ async def open_runs(
     """The run that a command names; without a name, all runs of the server.
 
     Raises:
-        ConfigError: neither a run nor a server is named, or the run's folder doesn't exist.
+        ConfigError: neither a run nor a server is named, the run's folder doesn't exist, or it has no rollouts.
         NotFound: the server has no such run.
     """
     if server is None:
@@ -111,6 +111,7 @@ async def open_runs(
             raise ConfigError("name a run's folder, or a server by --server URL")
         folder = find_run_folder(run)
         recipe = load_run_recipe(folder)
+        _check_rollouts(folder, recipe)
         store = open_store(folder / "store.db", read_only=True)
         names = [recipe.recipe.name]
     else:
@@ -123,6 +124,15 @@ async def open_runs(
         yield [StoredRun(name, store, recipe, folder) for name in names]
     finally:
         await store.close()
+
+
+def _check_rollouts(folder: Path, loaded: LoadedRecipe) -> None:
+    """Say of a fine-tuning that it has no store."""
+    if loaded.recipe.algorithm is None and not (folder / "store.db").exists():
+        raise ConfigError(
+            f"{str(folder)!r} is no run with rollouts: it has no store. Of a fine-tuning 'lightningrl drift' shows"
+            " what was trained, and 'lightningrl plot' the loss"
+        )
 
 
 def _open_remote(url: str, key: str | None, *, read_only: bool) -> Store:
@@ -148,13 +158,14 @@ async def open_to_change(
     """The run that a command changes.
 
     Raises:
-        ConfigError: the run's folder doesn't exist.
+        ConfigError: the run's folder doesn't exist, or it has no rollouts.
         NotFound: the server has no such run.
         StoreLocked: a process writes the folder's store; the message names its URL.
     """
     if server is None:
         folder = find_run_folder(run)
         recipe = load_run_recipe(folder)
+        _check_rollouts(folder, recipe)
         store = open_store(folder / "store.db")
         name = recipe.recipe.name
     else:

@@ -25,7 +25,7 @@ class WarmStart(Section, frozen=True):
     args: dict[str, Any] = msgspec.field(default_factory=dict)
     """Keyword arguments for the function."""
     limit: int | None = None
-    """Use the first `limit` dialogues or rollouts. `None`: all."""
+    """Use the first `limit` dialogues, or the `limit` best rollouts. `None`: all."""
     min_reward: float | None = None
     """Of a run's rollouts those with at least this final reward. Needed with `run:`, and only there."""
     held_out: Share = 0.1

@@ -60,10 +60,13 @@ async def read_material(
     policy = recipe.policies[alias]
     settings = policy.warm_start
     assert settings is not None
-    if isinstance(dialogues, Path):
-        dialogues = await read_rollouts(dialogues, settings, alias)
+    shown = (
+        await read_rollouts(dialogues, settings, alias)
+        if isinstance(dialogues, Path)
+        else dialogues
+    )
     seed = seed_of(recipe, alias)
-    found = await asyncio.to_thread(prepare, dialogues, base, policy, alias=alias, seed=seed)
+    found = await asyncio.to_thread(prepare, shown, base, policy, alias=alias, seed=seed)
     say(f"warm start of {alias!r}: {found.told()}")
     return found
 

@@ -128,7 +128,7 @@ def example_of(
         except UnfitError as error:
             raise ConfigError(f"{demonstration.place}: messages[{index}]: {error}") from error
         transitions.append(
-            rendered(
+            with_tokens(
                 call_transition(rollout, len(transitions), {"messages": before}),
                 prompt,
                 answer,
@@ -161,7 +161,7 @@ def merged(
     return Example(key, found.rows, msgspec.structs.replace(drift, rendered=tokens), reasons)
 
 
-def rendered(
+def with_tokens(
     transition: Transition,
     prompt: Sequence[int],
     answer: Sequence[int],
@@ -176,7 +176,7 @@ def rendered(
         transition,
         prompt_bytes=np.asarray(prompt, "<i4").tobytes() if fits else b"",
         token_bytes=ids.tobytes(),
-        # Nobody sampled them: supervised updates compare with no log-prob.
+        # Supervised updates compare with no log-prob.
         logprob_bytes=np.zeros(len(ids), "<f4").tobytes(),
         untrainable=untrainable if fits else TOO_LONG,
     )

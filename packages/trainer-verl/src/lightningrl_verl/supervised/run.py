@@ -125,7 +125,8 @@ class SupervisedRun:
         self._log.append(line)
         await self._trackers.log(line)
         self._watcher.end(line)
-        if self._tuition.course.due(line["iteration"]):
+        # Before the first update there may be no loss to draw.
+        if line["iteration"] and self._tuition.course.due(line["iteration"]):
             draw_curve(self._files.metrics, self._files.curve, self._recipe.name)
 
     @contextlib.contextmanager

@@ -34,10 +34,11 @@ class Scribe:
             UnfitError: the tokenizer has no end token or no chat template.
             UnknownToolParserError: there is no such parser.
         """
-        if tokenizer.eos_token_id is None or not tokenizer.chat_template:
+        end = tokenizer.eos_token_id
+        if not isinstance(end, int) or not tokenizer.chat_template:
             raise UnfitError("the policy's tokenizer has no end token, or no chat template")
         self._tokenizer = tokenizer
-        self._end: int = tokenizer.eos_token_id
+        self._end = end
         self._prompts = PromptRenderer(tokenizer)
         self._parser = tool_parser(parser)
 

@@ -37,7 +37,7 @@ from lightningrl.schema import (
 )
 from lightningrl.store.base import RolloutQuery
 from lightningrl.traces import AttemptRecord, read_attempts
-from lightningrl_verl.supervised.rows import Example, call_transition, merged, rendered
+from lightningrl_verl.supervised.rows import Example, call_transition, merged, with_tokens
 from lightningrl_verl.supervised.scribe import Scribe, UnfitError
 
 ANOTHER_POLICY = "another policy of the run answered it"
@@ -193,15 +193,16 @@ def stored_example(
     found: list[Transition] = []
     from_text: list[int] = []
     for one in stored.calls:
-        reason = None
         if own and (one.call is None or one.call.policy != alias):
-            reason = ANOTHER_POLICY
-        elif policy.train_agents and one.agent not in policy.train_agents:
-            reason = UNTRAINED_AGENT
+            found.append(_without(one, ANOTHER_POLICY))
+            continue
+        if policy.train_agents and one.agent not in policy.train_agents:
+            found.append(_without(one, UNTRAINED_AGENT))
+            continue
         call, recorded = _tokens(one, stored.asked[one.step_id], scribe, policy.max_model_len)
         if not recorded:
             from_text.append(len(found))
-        found.append(call if reason is None else _without(call, reason))
+        found.append(call)
     return merged(stored.key, alias, found, from_text)
 
 
@@ -214,13 +215,13 @@ def _tokens(
         return _without(whole, asked), False
     prompt, answer = ids_from_bytes(step.prompt_bytes), ids_from_bytes(step.token_bytes)
     if len(prompt) and len(answer) and scribe.wrote(prompt.tolist(), asked.messages):
-        return rendered(whole, prompt.tolist(), answer.tolist(), longest=longest), True
+        return with_tokens(whole, prompt.tolist(), answer.tolist(), longest=longest), True
     try:
         prompt_ids = scribe.prompt(asked.messages, asked.tools, asked.variables)
         answer_ids = scribe.answer(asked.answer, asked.tools, ends=asked.ends)
     except UnfitError as error:
         return _without(whole, str(error)), False
-    return rendered(whole, prompt_ids, answer_ids, longest=longest), False
+    return with_tokens(whole, prompt_ids, answer_ids, longest=longest), False
 
 
 def _with_call(step: Transition, asked: Asked | str) -> Transition:

@@ -41,7 +41,7 @@ _PROMPT, _SHORT, _ANSWER = 200, 32, 16
 _PER_CPU = "tokens_per_cpu_second"
 _PREFILLED = 8
 """Prompts of a prefill."""
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": 49152,
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -76,7 +76,9 @@ class Bench:
         self.folder = folder
         self.results = results
         self.dtype = _DTYPES[options.dtype]
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype)
+        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=self.dtype
+        )
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.vocabulary = int(self.model.config.vocab_size)
         self.weights = sum(one.numel() for one in self.model.parameters())
@@ -103,7 +105,10 @@ class Bench:
         self.results.add(
             case, system, "tokens_per_second", [tokens / one.wall for one in runs], "tokens", **more
         )
-        operations = 2 * self.weights * tokens * passes
+        weights = self.weights
+        if case.startswith("prefill"):  # whose logits are those of a prompt's last token
+            weights -= self.model.get_output_embeddings().weight.numel()
+        operations = 2 * weights * tokens * passes
         shares = [operations / one.cpu / self.rate for one in runs]
         self.results.add(case, system, "share_of_matrix_rate", shares, "1", **more)
 

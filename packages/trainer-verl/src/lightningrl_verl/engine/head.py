@@ -7,6 +7,7 @@ Invariant: engine and trainer compute logits by the same arithmetic, from weight
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,14 +32,17 @@ def exact_head(
     kept = _Kept()
 
     def forward(states: Tensor) -> Tensor:
+        # Asked for anew each time: what shards a model puts other parameters in their place.
+        bias = cast("Tensor | None", head.bias)
         if states.dtype == head.weight.dtype == torch.float32:
-            return torch.nn.functional.linear(states, head.weight, head.bias)
+            return torch.nn.functional.linear(states, head.weight, bias)
         weight = kept.of(head.weight) if serves else head.weight.float()
-        bias = None if head.bias is None else head.bias.float()
         with torch.autocast(states.device.type, enabled=False):
-            return torch.nn.functional.linear(states.float(), weight, bias)
+            return torch.nn.functional.linear(
+                states.float(), weight, None if bias is None else bias.float()
+            )
 
-    head.forward = forward
+    head.forward = forward  # pyright: ignore[reportAttributeAccessIssue] # its argument has another name
 
 
 class _Kept:

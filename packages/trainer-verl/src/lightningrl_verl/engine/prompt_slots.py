@@ -6,19 +6,17 @@ columns of a seat's slot hold what the model computes for the prompt's first tok
 the seat's wave begins and its copy is made.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
-
-Tokens: TypeAlias = NDArray[np.int32]
 
 LEAST_SHARED = 16
 """Tokens below which a beginning is computed anew rather than copied from another slot."""
 
-_NONE: Tokens = np.zeros(0, np.int32)
+_BYTES = array("i").itemsize
+"""Of a token. Tokens are compared as bytes, which costs next to nothing where they differ early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +37,9 @@ class SlotPool:
 
     def __init__(self, slots: int) -> None:
         """All slots start free and empty."""
-        self._free: dict[int, Tokens] = dict.fromkeys(range(slots), _NONE)
-        """In the order in which they became free."""
-        self._taken: dict[int, Tokens] = {}
+        self._free: dict[int, bytes] = dict.fromkeys(range(slots), b"")
+        """Slot to its tokens, in the order in which they became free."""
+        self._taken: dict[int, bytes] = {}
 
     def __len__(self) -> int:
         """How many slots are free."""
@@ -57,15 +55,15 @@ class SlotPool:
         Returns:
             Index of each prompt and its seat, in the order in which the copies of a wave must be made.
         """
-        ids = [np.asarray(prompt, np.int32) for prompt in prompts]
+        ids = [_tokens(prompt) for prompt in prompts]
         seats: dict[int, Seat] = {}
         for index, prompt in enumerate(ids):
             slot = self._continued(prompt)
             if slot is not None:
-                seats[index] = Seat(slot, len(self._free.pop(slot)))
+                seats[index] = Seat(slot, len(self._free.pop(slot)) // _BYTES)
         # In this order a prompt shares most with the one before it.
-        former: list[tuple[Seat, Tokens]] = []
-        for index in sorted(range(len(ids)), key=lambda one: prompts[one]):
+        former: list[tuple[Seat, bytes]] = []
+        for index in sorted(range(len(ids)), key=lambda one: list(prompts[one])):
             if index not in seats:
                 seats[index] = self._seat(ids[index], former)
             former.append((seats[index], ids[index]))
@@ -76,55 +74,61 @@ class SlotPool:
     def give(self, slot: int, held: Sequence[int]) -> None:
         """Frees a slot; `held` are the tokens it may be reused for (empty = none)."""
         self._taken.pop(slot, None)
-        self._free[slot] = np.asarray(held, np.int32)
+        self._free[slot] = _tokens(held)
 
     def forget(self) -> None:
         """Drops what the slots hold: their keys and values belong to former weights."""
-        self._free = dict.fromkeys(self._free, _NONE)
+        self._free = dict.fromkeys(self._free, b"")
         self._taken.clear()
 
-    def _continued(self, prompt: Tokens) -> int | None:
+    def _continued(self, prompt: bytes) -> int | None:
         """The free slot that holds the longest whole beginning of a prompt."""
         best, most = None, 0
         for slot, held in self._free.items():
-            size = len(held)
-            if most < size < len(prompt) and shared(prompt, held) == size:
-                best, most = slot, size
+            if most < len(held) < len(prompt) and prompt.startswith(held):
+                best, most = slot, len(held)
         return best
 
-    def _seat(self, prompt: Tokens, former: Sequence[tuple[Seat, Tokens]]) -> Seat:
-        source, most, wave = None, 0, 0
+    def _seat(self, prompt: bytes, former: Sequence[tuple[Seat, bytes]]) -> Seat:
+        # The last token is computed in any case: its logits are what is asked for.
+        source, start, wave = None, 0, 0
+        needed = len(prompt) // _BYTES - 1
         for slot, held in (*self._taken.items(), *self._free.items()):
-            size = shared(prompt, held) if len(held) > most else 0
-            if size > most:
-                source, most = slot, size
-        if former and shared(prompt, former[-1][1]) > most:
-            most = shared(prompt, former[-1][1])
-            first = _first_computed(prompt, most, former)
+            if start == needed:
+                break
+            size = min(shared(prompt, held), needed)
+            if size > start:
+                source, start = slot, size
+        if former and min(shared(prompt, former[-1][1]), needed) > start:
+            start = min(shared(prompt, former[-1][1]), needed)
+            first = _first_computed(prompt[: start * _BYTES], former)
             source, wave = first.slot, first.wave + 1
         slot = next(iter(self._free))
         del self._free[slot]
-        # The last token is computed in any case: its logits are what is asked for.
-        start = min(most, len(prompt) - 1)
-        if start < LEAST_SHARED:
-            return Seat(slot, 0)
         return Seat(slot, start, None if source == slot else source, wave)
 
 
-def _first_computed(prompt: Tokens, size: int, former: Sequence[tuple[Seat, Tokens]]) -> Seat:
-    """Of the seats whose prompts begin with the same `size` tokens one of the first wave; the last is one of them."""
+def _first_computed(beginning: bytes, former: Sequence[tuple[Seat, bytes]]) -> Seat:
+    """Of the seats whose prompts begin so one of the first wave; the last is one of them."""
     best = former[-1][0]
     for seat, ids in reversed(former):
-        if len(ids) < size or not np.array_equal(ids[:size], prompt[:size]):
+        if not ids.startswith(beginning):
             break
         if seat.wave < best.wave:
             best = seat
     return best
 
 
-def shared(left: Tokens, right: Tokens) -> int:
-    """How many first tokens are the same."""
-    size = min(len(left), len(right))
-    differs = left[:size] != right[:size]
-    first = int(differs.argmax()) if size else 0
-    return first if size and differs[first] else size
+def shared(left: bytes, right: bytes) -> int:
+    """How many first tokens are the same; 0 for less than `LEAST_SHARED`."""
+    least = LEAST_SHARED * _BYTES
+    if len(left) < least or left[:least] != right[:least]:
+        return 0
+    size = min(len(left), len(right)) // _BYTES
+    differs = np.frombuffer(left, np.int32, size) != np.frombuffer(right, np.int32, size)
+    first = int(differs.argmax())
+    return first if differs[first] else size
+
+
+def _tokens(ids: Sequence[int]) -> bytes:
+    return array("i", ids).tobytes()

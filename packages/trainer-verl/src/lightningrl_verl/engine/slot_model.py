@@ -207,7 +207,9 @@ class SlotModel:
                 "torch engine serves decoders with full causal attention alone: use the vllm engine"
             ) from error
         error = _relative_error(torch.stack(seen), plain)
-        limit = _PROBE_TOLERANCE.get(plain.dtype, _PROBE_TOLERANCE_HALF)
+        # Of hidden states: logits are fp32 in any case.
+        dtype = next(self.model.parameters()).dtype
+        limit = _PROBE_TOLERANCE.get(dtype, _PROBE_TOLERANCE_HALF)
         if not error <= limit:
             raise UnsupportedModelError(
                 f"{self._name} over a slot cache differs from its plain forward by {error:.2g} of the "

@@ -69,7 +69,7 @@ def digest(named_tensors: Iterable[tuple[str, Tensor]]) -> str:
     found = hashlib.sha256()
     for name, tensor in named_tensors:
         values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        checksum = zlib.crc32(values)
+        checksum = zlib.crc32(values.data)
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {checksum}\n".encode())
     return found.hexdigest()
 

@@ -35,6 +35,7 @@ def importance_weights(
     """
     from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 
+    assert algorithm.importance is not None, "it is settled when a run starts"
     longest = max(len(row.token_ids) for row in rows)
     mask = torch.zeros(len(rows), longest)
     gap = torch.zeros(len(rows), longest)

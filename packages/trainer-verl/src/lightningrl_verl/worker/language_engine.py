@@ -18,6 +18,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.utils.checkpoint import checkpoint
 from verl.utils import tensordict_utils, torch_functional
 from verl.utils.device import get_device_name
 from verl.workers.config.optimizer import build_optimizer
@@ -49,7 +50,11 @@ def training_last(layers: int | None) -> Generator[None]:
         _train_last.reset(token)
 
 
-class LanguageEngine(transformer_impl.FSDPEngineWithLMHead):
+# verl's decorator hides the class from type checkers.
+_VerlEngine: Any = transformer_impl.FSDPEngineWithLMHead
+
+
+class LanguageEngine(_VerlEngine):
     """verl's engine, with that forward pass where the model allows it."""
 
     _packs = False
@@ -123,16 +128,16 @@ class LanguageEngine(transformer_impl.FSDPEngineWithLMHead):
         found = {"log_probs": token_log_probs(logits, wanted.labels)}
         if tensordict_utils.get_non_tensor_data(micro_batch, "calculate_entropy", default=False):
             found["entropy"] = self._entropy(logits)
-        offsets = micro_batch["input_ids"].offsets()
+        ids: Any = micro_batch["input_ids"]
         return {
-            name: torch.nested.nested_tensor_from_jagged(wanted.spread(of_trained), offsets)
+            name: torch.nested.nested_tensor_from_jagged(wanted.spread(of_trained), ids.offsets())
             for name, of_trained in found.items()
         }
 
     def _entropy(self, logits: Tensor) -> Tensor:
         entropy = torch_functional.entropy_from_logits
         if self.engine_config.entropy_checkpointing:
-            return torch.utils.checkpoint.checkpoint(entropy, logits)  # pyright: ignore[reportReturnType] # untyped
+            return checkpoint(entropy, logits)  # pyright: ignore[reportReturnType] # untyped
         return entropy(logits)
 
     def _inputs(self, packed: PackedRows) -> dict[str, Any]:
@@ -151,6 +156,8 @@ class LanguageEngine(transformer_impl.FSDPEngineWithLMHead):
     def _can_pack(self, module: Any) -> bool:
         """Whether two packed rows give the logits that each gives alone; then they are packed from now on."""
         before: str = module.config._attn_implementation  # transformers' own name for it
+        if before != "sdpa":  # which `verl: model.override_config` may say
+            return False
         vocabulary = int(module.config.get_text_config().vocab_size)
         first = np.arange(24, dtype=np.int64) % vocabulary
         rows = [first, np.concatenate([first[:20], first[:3]])]

@@ -16,7 +16,7 @@ from lightningrl.cli import commands
 from lightningrl.gateway.direct import DirectGateway
 from lightningrl.keys import OPEN
 from lightningrl.machine.clock import SystemClock
-from lightningrl.schema import Endpoint
+from lightningrl.schema import Endpoint, RewriteRules
 from lightningrl.server.serve import listen, run, url_of
 from lightningrl_testkit.model_server import Answer, ModelServer, ToolCall, in_turn
 
@@ -26,11 +26,11 @@ PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 
 
 @asynccontextmanager
-async def serving(engine: ModelServer) -> AsyncIterator[str]:
+async def serving(engine: ModelServer, rules: RewriteRules = RewriteRules()) -> AsyncIterator[str]:
     """The URL of a gateway before an engine."""
     listener = listen("127.0.0.1", 0, OPEN)
     stop, answers = asyncio.Event(), asyncio.Event()
-    app = DirectGateway(Endpoint(engine.url, None), "small", clock=SystemClock())
+    app = DirectGateway(Endpoint(engine.url, None), "small", clock=SystemClock(), rules=rules)
     task = asyncio.create_task(run(app, listener, stop, answers.set))
     await answers.wait()
     try:
@@ -56,6 +56,31 @@ async def test_openais_client_is_answered_whatever_model_it_asks_for() -> None:
     assert (asked["model"], asked["temperature"]) == ("small", 0.3)
     assert names == ["small"]
     assert "token_ids" not in reply.choices[0].to_dict()
+
+
+async def test_requests_are_rewritten_as_they_were_in_training() -> None:
+    rules = RewriteRules(roles={"developer": "system"}, merge_instructions=True)
+    asked = [{"role": one, "content": one} for one in ("system", "developer", "user")]
+    with ModelServer(in_turn("Yo")) as engine:
+        async with (
+            serving(engine, rules) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-") as client,
+        ):
+            await client.chat.completions.create(model="m", messages=asked)  # type: ignore[arg-type]
+        sent = engine.arrivals[0].body["messages"]
+    assert [one["role"] for one in sent] == ["system", "user"]
+    assert "developer" in sent[0]["content"]
+
+
+async def test_a_message_that_the_template_would_lose_is_refused() -> None:
+    with ModelServer(in_turn("Yo")) as engine:
+        async with (
+            serving(engine, RewriteRules(lost=("tool",))) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client,
+        ):
+            messages = [*HI, {"role": "tool", "tool_call_id": "c", "content": "4"}]
+            with pytest.raises(openai.BadRequestError, match="tool"):
+                await client.chat.completions.create(model="m", messages=messages)  # type: ignore[arg-type]
 
 
 async def test_a_stream_and_a_response_are_answered_too() -> None:

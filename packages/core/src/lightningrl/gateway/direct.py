@@ -13,6 +13,8 @@ import logging
 import msgspec
 
 from lightningrl.conversation import Recorded
+from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.rewriting import Rewriter
 from lightningrl.errors import LightningError
 from lightningrl.gateway.app import error_format, raw_path, refusal_of
 from lightningrl.gateway.asgi import (
@@ -31,12 +33,13 @@ from lightningrl.gateway.asgi import (
 )
 from lightningrl.gateway.dialects import SPOKEN, models
 from lightningrl.gateway.dialects.base import Spoken
+from lightningrl.gateway.dialects.reading import refusal_of as refusal_of_malformed
 from lightningrl.gateway.identity import agent_route
 from lightningrl.gateway.interrupt import UntilHangup
 from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.gateway.upstream import Sending, Upstream, refusal_of_engine
 from lightningrl.machine.clock import Clock
-from lightningrl.schema import Endpoint, StepId, new_id
+from lightningrl.schema import Endpoint, Policy, RewriteRules, StepId, new_id
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +48,13 @@ class DirectGateway:
     """Answers model calls by one engine; an ASGI app with a beginning and an end."""
 
     def __init__(
-        self, endpoint: Endpoint, model: str, *, clock: Clock, limits: GatewayLimits | None = None
+        self,
+        endpoint: Endpoint,
+        model: str,
+        *,
+        clock: Clock,
+        rules: RewriteRules = RewriteRules(),
+        limits: GatewayLimits | None = None,
     ) -> None:
         """Make a gateway that is not started.
 
@@ -53,10 +62,13 @@ class DirectGateway:
             endpoint: the engine's.
             model: the name by which the engine is asked.
             clock: where the time comes from.
+            rules: how requests are rewritten before the engine sees them. What is pinned is held still within a
+                request alone, as nothing is remembered.
             limits: bounds; `None` means the defaults.
         """
         self._endpoint = endpoint
-        self._model = model
+        self._model = Policy(model, "", 0, (endpoint,), rules=rules)
+        self._rewriter = Rewriter(rules)
         self._limits = limits or GatewayLimits()
         self._upstream = Upstream(clock, self._limits)
         self._requests = 0
@@ -114,20 +126,26 @@ class DirectGateway:
             return await self._call(SPOKEN[rest], headers, receive)
         if method == "GET" and rest.partition("/")[0] == models.ROUTE:
             anthropic = models.is_anthropic(headers)
-            return Answer(200, to_json(models.models(rest, [self._model], anthropic=anthropic)))
+            listed = {self._model.name: self._model}
+            told = models.models(rest, listed, lambda _: self._model, anthropic=anthropic)
+            return Answer(200, to_json(told))
         served = ", ".join(f"POST /v1/{one}" for one in SPOKEN)
         raise Refusal(404, "no_such_route", f"here are {served} and GET /v1/models")
 
     async def _call(self, spoken: Spoken, headers: Headers, receive: Receive) -> Answer:
         body = await read_body(receive, headers, self._limits.body_bytes)
         request = await spoken.read(body, _nothing_recorded)
-        asked = request.engine
+        try:
+            fields = self._rewriter.rewrite(request.engine.fields, spoken.dialect).fields
+        except Malformed as error:
+            raise refusal_of_malformed(error) from error
+        asked = msgspec.structs.replace(request.engine, fields=fields)
         step = StepId(new_id("s"))
         with UntilHangup(receive):
             status, answer = await self._upstream.post(
                 (self._endpoint,),
                 asked.path,
-                asked.encoded(self._model, None),
+                asked.encoded(self._model.name, None),
                 {"content-type": "application/json", "x-request-id": step},
                 Sending(),
             )

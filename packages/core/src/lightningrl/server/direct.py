@@ -12,7 +12,7 @@ from lightningrl.keys import OPEN
 from lightningrl.machine.clock import SystemClock
 from lightningrl.machine.event_loop import loop_factory
 from lightningrl.machine.shutdown import stop_on_signals, stop_with_parent
-from lightningrl.schema import Endpoint
+from lightningrl.schema import Endpoint, RewriteRules
 from lightningrl.server.serve import listen, run, url_of
 
 
@@ -22,6 +22,7 @@ def serve_direct(
     *,
     host: str,
     port: int,
+    rules: RewriteRules,
     limits: GatewayLimits,
     ready: Callable[[str], None],
     parent_fd: int | None = None,
@@ -33,6 +34,7 @@ def serve_direct(
         model: the name by which it is asked, and which `/v1/models` tells.
         host: a loopback address, as there are no keys.
         port: 0 takes a free one.
+        rules: how requests are rewritten before the engine sees them.
         limits: the gateway's bounds.
         ready: called with the server's URL when it answers.
         parent_fd: see `serve`.
@@ -41,7 +43,7 @@ def serve_direct(
         ConfigError: `host` is not a loopback address, or can't be listened on.
     """
     listener = listen(host, port, OPEN)
-    application = DirectGateway(endpoint, model, clock=SystemClock(), limits=limits)
+    application = DirectGateway(endpoint, model, clock=SystemClock(), rules=rules, limits=limits)
 
     async def serve() -> None:
         stop = asyncio.Event()

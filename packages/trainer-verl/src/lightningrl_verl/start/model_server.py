@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lightningrl.deployment import SERVING, read_serving
 from lightningrl.gateway.limits import limits_of_environment
 from lightningrl.schema import Endpoint
 from lightningrl.server.direct import serve_direct
@@ -58,6 +59,7 @@ def serve_model(
 
     from lightningrl_verl.engine import serve_engine
     from lightningrl_verl.engine.load import EngineSettings, load_engine
+    from lightningrl_verl.engine.template import read_template
     from lightningrl_verl.pretrained.describe import load_tokenizer, parser_of
 
     cuda = torch.cuda.is_available()
@@ -70,6 +72,9 @@ def serve_model(
         dtype="bf16" if cuda else "fp32",
     )
     name = str(prepared.record.get("name") or reference)
+    # What training rewrote holds for the trained model too; another template has needs of its own.
+    trained = read_serving(prepared.path / SERVING) if template is None else None
+    rules = read_template(prepared.path).rules if trained is None else trained.rules
     with contextlib.ExitStack() as stack:
         engine = load_engine(prepared.path, settings, version=0)
         stack.callback(engine.close)
@@ -82,6 +87,7 @@ def serve_model(
             name,
             host=host,
             port=port,
+            rules=rules,
             limits=limits_of_environment(),
             ready=ready,
             parent_fd=parent_fd,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lightningrl.recipe import Recipe
@@ -13,9 +13,10 @@ from lightningrl_verl.start.launching import Ground
 from lightningrl_verl.start.preflight import Dialogues, Plan
 from lightningrl_verl.start.progress import Display
 from lightningrl_verl.supervised.course import Course
+from lightningrl_verl.supervised.demonstrations import Demonstration
 from lightningrl_verl.supervised.prepare import prepare
 from lightningrl_verl.supervised.rows import Material
-from lightningrl_verl.supervised.stored import read_rollouts
+from lightningrl_verl.supervised.stored import StoredRollout, read_rollouts
 from lightningrl_verl.supervised.tuition import Tuition
 from lightningrl_verl.supervised.warm_start import build_warm_start, place_of
 from lightningrl_verl.training.metrics import Metrics
@@ -60,7 +61,7 @@ async def read_material(
     policy = recipe.policies[alias]
     settings = policy.warm_start
     assert settings is not None
-    shown = (
+    shown: Sequence[Demonstration] | Sequence[StoredRollout] = (
         await read_rollouts(dialogues, settings, alias)
         if isinstance(dialogues, Path)
         else dialogues

@@ -34,7 +34,7 @@ class Scribe:
             UnfitError: the tokenizer has no end token or no chat template.
             UnknownToolParserError: there is no such parser.
         """
-        end = tokenizer.eos_token_id
+        end: object = tokenizer.eos_token_id
         if not isinstance(end, int) or not tokenizer.chat_template:
             raise UnfitError("the policy's tokenizer has no end token, or no chat template")
         self._tokenizer = tokenizer

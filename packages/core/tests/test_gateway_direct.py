@@ -20,6 +20,7 @@ from lightningrl.schema import Endpoint, RewriteRules
 from lightningrl.server.serve import listen, run, url_of
 from lightningrl_testkit.model_server import Answer, ModelServer, ToolCall, in_turn
 
+NO_RULES = RewriteRules()
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 LOOK = Answer("", tool_calls=(ToolCall("call-1", "weather", '{"city": "Bern"}'),))
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}

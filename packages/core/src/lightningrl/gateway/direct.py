@@ -53,7 +53,7 @@ class DirectGateway:
         model: str,
         *,
         clock: Clock,
-        rules: RewriteRules = RewriteRules(),
+        rules: RewriteRules,
         limits: GatewayLimits | None = None,
     ) -> None:
         """Make a gateway that is not started.

@@ -27,7 +27,7 @@ PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 
 
 @asynccontextmanager
-async def serving(engine: ModelServer, rules: RewriteRules = RewriteRules()) -> AsyncIterator[str]:
+async def serving(engine: ModelServer, rules: RewriteRules = NO_RULES) -> AsyncIterator[str]:
     """The URL of a gateway before an engine."""
     listener = listen("127.0.0.1", 0, OPEN)
     stop, answers = asyncio.Event(), asyncio.Event()

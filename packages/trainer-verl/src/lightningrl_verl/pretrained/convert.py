@@ -48,7 +48,7 @@ _LIBRARIES = ("gguf", "tokenizers", "torch", "transformers")
 
 
 def convert(file: Path, root: Path, *, licence: str | None = None) -> BuiltFolder:
-    """Return the folder of a GGUF file, converting it if it is not there; that takes about half a minute.
+    """Return the folder of a GGUF file, converting it if it is not there; that takes about a minute.
 
     Args:
         file: the GGUF file.

@@ -40,7 +40,7 @@ class Prepared:
 
 
 def prepare(source: Source, template: Template | None = None) -> Prepared:
-    """Return the folder of a model; a conversion takes about half a minute, once.
+    """Return the folder of a model; a conversion takes about a minute, once.
 
     Raises:
         ConfigError: the model can't be converted, or a check of its tokenizer or template fails.

@@ -27,7 +27,7 @@ from lightningrl_testkit.model_server import Answer, ModelServer
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     page.relative_to(ROOT)
-    for pattern in ("*.md", "docs/**/*.md", "packages/*/README.md", "benchmarks/*/README.md")
+    for pattern in ("*.md", "docs/**/*.md", "*/*/README.md")
     for page in ROOT.glob(pattern)
 )
 _BLOCK = re.compile(

@@ -27,7 +27,7 @@ HOW_TO_IDENTIFY = (
     "the attempt key (inside a rollout, LightningRL's runner and capture do both)"
 )
 WITHOUT_ROLLOUT = (
-    "this call came from a runner's process, and from no rollout. Of a thread or pool that the agent starts: wrap the"
+    "this call came from a runner's process, and belongs to no rollout. Of a thread or pool that the agent starts: wrap the"
     " function in lightningrl.bind(function). Of a child process: give it the attempt's own URL and key. Of a judge in"
     " the reward function: make its client with a base URL and key of its own"
 )

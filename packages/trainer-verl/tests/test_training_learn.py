@@ -10,7 +10,7 @@ from lightningrl.errors import NothingTrainable, RunError
 from lightningrl.experience.trainable import count_calls
 from lightningrl.experience.trained_calls import STALE, UNTRAINED_AGENT, as_trained, lenses
 from lightningrl.experience.transition import Group, Trace, assemble
-from lightningrl.recipe import PolicyRecipe
+from lightningrl.recipe import Optimiser, PolicyRecipe
 from lightningrl.schema import (
     Attempt,
     AttemptId,
@@ -33,6 +33,7 @@ from lightningrl_verl.training.learn import (
     check_models,
     check_trainable,
     flat_share,
+    has_regulariser,
     prepare,
     solved_share,
 )
@@ -281,3 +282,13 @@ def test_groups_are_solved_at_the_best_reward_that_the_run_has_seen() -> None:
     assert solved_share([lost], before) == 0.0
     assert solved_share([solved], [{"train/reward_min": 0.0, "train/reward_max": 2.0}]) == 0.0
     assert solved_share([], before) is None
+
+
+@pytest.mark.parametrize(
+    ("terms", "regularised"),
+    [({}, False), ({"entropy_coeff": 0.01}, True), ({"kl_coeff": 0.1}, True)],
+)
+def test_entropy_and_kl_are_terms_beside_the_policys(
+    terms: dict[str, float], regularised: bool
+) -> None:
+    assert has_regulariser(Optimiser(learning_rate=0.1, **terms)) is regularised  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ SHELL := bash
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --no-sync
 # A process per core; torch would otherwise start as many threads in each of them. The order of the files is that of
-# conftest.py. Hypothesis's profile `ci` draws the same examples each time.
+# conftest.py. Hypothesis's profile `suite`, which is there too, draws the same examples each time.
 TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder
 RECIPE ?= benchmarks/math/recipes/cpu.yaml
 ARGS ?=
@@ -28,7 +28,7 @@ train: setup ## train the math benchmark on this machine's CPU (RECIPE=..., ARGS
 	$(RUN) lightningrl train $(RECIPE) $(ARGS)
 
 test: setup ## run the test suite
-	$(TESTS) --hypothesis-profile=ci $(ARGS)
+	$(TESTS) --hypothesis-profile=suite $(ARGS)
 
 test-long: setup ## run it with full counts of fault runs, fuzzing and seeds
 	LIGHTNINGRL_FAULT_RUNS=50 LIGHTNINGRL_EXAMPLES=2000 $(TESTS) -m "long or not long" $(ARGS)

@@ -49,7 +49,7 @@ def trained(shared: Path, cache: Path) -> Project:
         fcntl.flock(lock, fcntl.LOCK_EX)
         project = make_project(folder, cache)
         if not (folder / "finished").exists():
-            done = project.cli("train", str(project.recipe()))
+            done = project.train(str(project.recipe()))
             assert done.returncode == 0, done.stdout + done.stderr
             (folder / "finished").touch()
     return project

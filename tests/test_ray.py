@@ -30,6 +30,7 @@ RAY: dict[str, Any] = {
     "algorithm": ALGORITHM,
 }
 
+RANKS: dict[str, Any] = {**RAY, "engine": {"replicas": 1}}
 MANAGED: dict[str, Any] = {**RAY, "engine": {"replicas": 2, "placement": "colocated"}}
 
 SECONDS = 400
@@ -45,12 +46,9 @@ _Started = subprocess.Popen[bytes] | WarmProcess
 def test_a_rank_is_killed_and_without_ray_a_replica_and_the_run_ends_complete_and_exact(
     project: Project,
 ) -> None:
-    """First with engines that sleep while the ranks train, then on one rank with engines of its own.
-
-    The first driver is under `uv run`, where its ranks start in its own environment all the same.
-    """
-    recipe = str(project.recipe(**MANAGED))
-    with project.start("train", recipe, through=UV_RUN) as first:
+    """First on two ranks with an engine in the driver, then on one rank with two engines in processes of their own."""
+    recipe = str(project.recipe(**RANKS))
+    with project.start_train(recipe) as first:
         wait_for_metrics(project, first, 2)
         ours = _family(first)
         _kill_one(first, RANK)
@@ -112,8 +110,9 @@ def test_a_runner_and_then_the_driver_are_killed_and_a_second_start_ends_complet
 def test_an_engine_that_verl_manages_is_killed_and_a_second_start_ends_complete_and_exact(
     project: Project,
 ) -> None:
+    """They sleep while the ranks train. The driver is under `uv run`, where its ranks start in its environment all the same."""
     recipe = str(project.recipe(**MANAGED))
-    with project.start("train", recipe) as first:
+    with project.start("train", recipe, through=UV_RUN) as first:
         wait_for_metrics(project, first)
         ours = _family(first)
         _kill_one(first, "ray::TorchServer")
@@ -163,7 +162,7 @@ def _hold_an_update(process: subprocess.Popen[bytes], project: Project) -> None:
         time.sleep(0.05)
 
 
-def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def _family(process: _Started) -> list[psutil.Process]:
     """All that a run has started, Ray's processes included."""
     family = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in one.name() for one in family)

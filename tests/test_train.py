@@ -7,9 +7,11 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from user_project import Project, make_project
+from warm_process import CLI
 
 
 def test_a_run_leaves_everything_that_it_promises(trained: Project) -> None:
@@ -128,6 +130,47 @@ def test_export_writes_a_folder_with_a_model_card(trained: Project, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "warm-started" in (out / "README.md").read_text(encoding="utf-8")
     assert AutoModelForCausalLM.from_pretrained(out).num_parameters() > 1000
+
+
+def test_eval_scores_policies_as_training_did_and_compares_them(trained: Project) -> None:
+    done = trained.program(
+        CLI, "eval", str(trained.recipe()), "--policy", "base", "--policy", "run:quick",
+        "--split", "val", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [one["policy"] for one in told["policies"]] == ["base", "run:quick"]
+    lines = trained.metrics()
+    for one, line in zip(told["policies"], (lines[0], lines[-1]), strict=True):
+        assert len(one["greedy"]["rewards"]) == told["tasks"]
+        assert one["greedy"]["reward"]["mean"] == pytest.approx(line["val/reward"], abs=1e-6)
+        assert one["greedy"]["reward"]["low"] <= one["greedy"]["reward"]["mean"]
+    first, second = (one["sampled"]["reward"]["mean"] for one in told["policies"])
+    assert told["difference"]["sampled"]["mean"] == pytest.approx(second - first, abs=1e-5)
+    folder = trained.folder / "runs" / told["run"]
+    assert json.loads((folder / "eval.json").read_text(encoding="utf-8")) == told
+    assert "reward" in trained.cli("show", str(folder), "--last", "1").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--policy", "base", "--policy", "base", "--policy", "base"), "name one policy, or two"),
+        (("--policy", "base", "--as", "polcy"), "Did you mean 'policy'"),
+        (("--policy", "runs/nowhere"), "is no Hugging Face model folder"),
+        (("--policy", "run:nowhere"), "nowhere"),
+        (("data.test=null", "--policy", "base"), "data.test: the recipe has no such split"),
+    ],
+)
+def test_eval_refuses_what_it_cannot_measure(
+    trained: Project, arguments: tuple[str, ...], said: str
+) -> None:
+    before = sorted((trained.folder / "runs").iterdir())
+    refused = trained.program(CLI, "eval", str(trained.recipe()), *arguments)
+    assert refused.returncode == 2, refused.stderr
+    assert said in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert sorted((trained.folder / "runs").iterdir()) == before
 
 
 def test_the_drift_report_accounts_for_every_rollout_and_row(trained: Project) -> None:

@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from lightningrl_bench_math.agent import DEFAULT_MODEL, MAX_TOOL_ITERATIONS, solve
+from lightningrl_bench_math.agent import (
+    DEFAULT_MODEL,
+    MAX_TOOL_ITERATIONS,
+    solve,
+    solve_without_tool,
+)
+from lightningrl_bench_math.dialogues import dialogues
 
 TASK = {"question": "tom has 12 bags of 7 pens and gets 3 more. how many now?"}
 
@@ -89,6 +95,37 @@ async def test_the_request_carries_the_question_and_the_one_tool(model: Scripted
     (tool,) = request["tools"]
     assert tool["function"]["name"] == "calculator"
     assert tool["function"]["parameters"]["properties"].keys() == {"expression"}
+
+
+async def test_demonstrations_are_what_the_agent_sends(model: ScriptedModel) -> None:
+    shown = next(one for one in dialogues(50, 0, slips=1.0) if "error" in str(one["messages"]))
+    *calls, answer = [one for one in shown["messages"] if one["role"] == "assistant"]
+    functions = [call["tool_calls"][0]["function"] for call in calls]
+    model.script = [
+        *(json.loads(function["arguments"])["expression"] for function in functions),
+        f"={answer['content']}",
+    ]
+    assert await solve({"question": shown["messages"][1]["content"]}) == answer["content"]
+    assert model.requests[-1]["tools"] == shown["tools"]
+    assert _told(model.requests[-1]["messages"]) == _told(shown["messages"][:-1])
+
+
+def _told(messages: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """What a chat template reads of messages: ids and the names of users are not of it."""
+    return [
+        (
+            one["role"],
+            one.get("content"),
+            [call["function"] for call in one.get("tool_calls") or ()],
+        )
+        for one in messages
+    ]
+
+
+async def test_the_control_has_no_tool(model: ScriptedModel) -> None:
+    model.script = ["=87"]
+    assert await solve_without_tool(TASK) == "87"
+    assert "tools" not in model.requests[0]
 
 
 async def test_a_tool_error_reaches_the_model_as_text(model: ScriptedModel) -> None:

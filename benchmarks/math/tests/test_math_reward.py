@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightningrl_bench_math.reward import exact_match, normalise
+from lightningrl_bench_math.reward import exact_match, normalise, told_apart
 
 TASK = {"answer": "1200"}
 
@@ -31,3 +31,10 @@ def test_equal_numbers_have_one_spelling() -> None:
 
 def test_a_huge_exponent_is_not_expanded() -> None:
     assert normalise("1e999999") == "1e999999"
+
+
+def test_format_and_accuracy_are_told_apart() -> None:
+    assert told_apart(TASK, "1,200", None) == {"final": 1.0, "format": 1.0, "accuracy": 1.0}
+    assert told_apart(TASK, "-3.5", None) == {"final": 0.0, "format": 1.0, "accuracy": 0.0}
+    for unreadable in (None, "", "the answer is 1200", "NaN", "1e999999"):
+        assert told_apart(TASK, unreadable, None) == {"final": 0.0, "format": 0.0}

@@ -10,6 +10,7 @@ import pytest
 
 from lightningrl_bench_math.tasks import (
     EVENTS,
+    NAMES,
     QUESTIONS,
     STARTS,
     Split,
@@ -119,3 +120,35 @@ def test_wrong_arguments_are_refused_by_name() -> None:
 def test_asking_for_more_questions_than_the_split_holds_is_an_error() -> None:
     with pytest.raises(ValueError, match="split 'val' has no more than about"):
         generate("val", 10**6, 0)
+
+
+def test_level_two_takes_up_to_eight_calculations_and_has_sentences_that_lead_nowhere() -> None:
+    rows = generate("test", 200, 0, level=2)
+    counts = {len(row["steps"]) for row in rows}
+    assert (min(counts), max(counts)) == (2, 8)
+    for row in rows:
+        results = [calculate((left, op, right)) for left, op, right in row["steps"]]
+        assert [left for left, _, _ in row["steps"][1:]] == results[:-1]
+        assert row["answer"] == str(results[-1])
+    aside = [
+        row for row in rows if len({name for name in NAMES["test"] if name in row["question"]}) == 2
+    ]
+    # Half of 200, within three standard errors.
+    assert 79 <= len(aside) <= 121
+
+
+def test_level_two_shares_nothing_between_splits_that_level_one_does_not() -> None:
+    rows = {split: generate(split, 200, 0, level=2) for split in SPLITS}
+    for one in SPLITS:
+        for other in SPLITS:
+            if one != other:
+                assert not _two_digit_numbers(rows[one]) & _two_digit_numbers(rows[other])
+                assert not {row["structure"] for row in rows[one]} & {
+                    row["structure"] for row in rows[other]
+                }
+                assert not set(NAMES[one]) & _words(rows[other])
+
+
+def test_an_unknown_level_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown level 3"):
+        generate("train", 1, 0, level=3)  # pyright: ignore[reportArgumentType]

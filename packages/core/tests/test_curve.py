@@ -51,6 +51,15 @@ def test_without_matplotlib_the_error_names_the_extra(tmp_path: Path) -> None:
     assert "pip install 'lightningrl[plot]'" in done.stderr
 
 
+def test_parts_of_the_reward_are_drawn_beside_it(tmp_path: Path) -> None:
+    pictures: list[bytes] = []
+    for parts in ({}, {"val/part_sampled/format": 0.9, "val/part_sampled/accuracy": 0.2}):
+        lines = [{"iteration": i, "val/reward_sampled": i / 4, **parts} for i in range(3)]
+        draw_curve(write(tmp_path, *lines), tmp_path / "curve.png", "t")
+        pictures.append((tmp_path / "curve.png").read_bytes())
+    assert pictures[0] != pictures[1]
+
+
 def test_a_former_picture_is_replaced(tmp_path: Path) -> None:
     out = tmp_path / "curve.png"
     out.write_text("an older picture")

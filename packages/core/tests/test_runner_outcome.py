@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import lightningrl
-from lightningrl.errors import AgentError
+from lightningrl.errors import AgentError, NoReward
 from lightningrl.runner.outcome import AttemptTrace, failure_of, judge
 from lightningrl.schema import (
     AttemptId,
@@ -49,6 +49,29 @@ def test_a_number_or_a_reward_decides(by_recipe: bool) -> None:
     assert decide(0.25, by_recipe=by_recipe) == (0.25, {})
     assert decide(True, by_recipe=by_recipe) == (1.0, {})
     assert decide(steps, by_recipe=by_recipe) == (1.0, {"s-1": 0.5})
+
+
+def test_a_recipes_function_may_return_parts_beside_the_reward() -> None:
+    plain = {"final": 1, "format": True, "accuracy": 0.5}
+    ours = lightningrl.Reward(1, parts={"format": 1.0, "accuracy": 0.5})
+    for returned in (plain, ours):
+        found = judge(returned, (), by_recipe=True, what="")
+        assert found is not None
+        assert (found.final, dict(found.parts)) == (1.0, {"format": 1.0, "accuracy": 0.5})
+
+
+def test_parts_that_can_not_stand_beside_the_reward_are_refused() -> None:
+    with pytest.raises(NoReward, match="has no 'final'"):
+        judge({"format": 1.0}, (), by_recipe=True, what="")
+    with pytest.raises(AgentError, match="the part 'format' of its reward is nan"):
+        judge({"final": 1.0, "format": float("nan")}, (), by_recipe=True, what="")
+    with pytest.raises(AgentError, match="the final reward's own name"):
+        judge(lightningrl.Reward(1, parts={"final": 1.0}), (), by_recipe=True, what="")
+
+
+def test_an_agents_mapping_is_its_output() -> None:
+    emitted = reward_event(0.5)
+    assert judge({"final": 1.0}, (emitted,), by_recipe=False, what="") is None
 
 
 def test_an_emitted_final_reward_decides_and_a_steps_reward_does_not() -> None:

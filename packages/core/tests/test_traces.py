@@ -11,7 +11,7 @@ from lightningrl.errors import StoreError
 from lightningrl.schema import AttemptState, Claim, Failure, FailureKind, Mode, RetryPolicy
 from lightningrl.store import RolloutQuery
 from lightningrl.store.sqlite import SqliteStore
-from lightningrl.traces import late_rewards, read_attempts, read_ledger, read_traces
+from lightningrl.traces import late_rewards, read_attempts, read_ledger, read_parts, read_traces
 from lightningrl_testkit.records import call, group, reward
 
 
@@ -53,6 +53,30 @@ async def test_what_was_taken_becomes_groups_in_the_same_order(store: SqliteStor
     assert [[len(trace.calls) for trace in one.traces] for one in groups] == [[0, 1], [2, 3]]
     for one, given in zip(groups, taken, strict=True):
         assert [trace.rollout.id for trace in one.traces] == [m.rollout.id for m in given.rollouts]
+
+
+async def test_parts_of_rewards_are_told_apart_and_averaged_over_those_that_have_them(
+    store: SqliteStore,
+) -> None:
+    await store.enqueue(group(3))
+    first, second, third = await claim(store, 3)
+    await store.append([reward(first.attempt.id, 1.0, name="format", revision=0)])
+    await store.append([reward(first.attempt.id, 0.0, name="format", revision=1)])
+    await store.append([reward(second.attempt.id, 1.0, name="format")])
+    await store.append([reward(second.attempt.id, 0.5, name="accuracy")])
+    for one in (first, second):
+        await succeed(store, one, 1.0)
+    await store.append([reward(third.attempt.id, 0.0, name="format")])
+    await fail(store, third)
+    [taken] = await read_traces(store, await store.take("run", 1, min_group=2))
+    assert [trace.reward for trace in taken.traces] == [1.0, 1.0]
+    assert [trace.parts for trace in taken.traces] == [
+        {"format": 0.0},
+        {"format": 1.0, "accuracy": 0.5},
+    ]
+    ids = [one.rollout.id for one in (first, second, third)]
+    assert await read_parts(store, ids) == {"accuracy": 0.5, "format": 0.5}
+    assert await read_parts(store, []) == {}
 
 
 async def test_groups_go_straight_into_a_credit_assigner(store: SqliteStore) -> None:

@@ -36,6 +36,7 @@ def gpu_check(output: Path, *arguments: str, **environment: str):
     )
 
 
+@pytest.mark.long
 def test_the_gpu_check_runs_on_a_cpu_and_reports_every_part_and_which_failed(tmp_path: Path):
     """A phase of the loop may last 0.1 s here, so that the first one, its imports, is broken off; and vLLM is absent."""
     done = gpu_check(

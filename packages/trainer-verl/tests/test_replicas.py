@@ -1,4 +1,7 @@
-"""Engine replicas: real processes that hold one set of weights, whatever is killed."""
+"""Engine replicas: real processes that hold one set of weights, whatever is killed.
+
+The test runs in a warm process, whose children are forked (`tests/warm_children.py`): so a replica's start costs no import.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,14 @@ import os
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
-import pytest_asyncio
 import torch
 from tiny_rows import sequences, write_model
+from warm_process import WarmProcess
 
 from lightningrl.recipe import Recipe, parse_recipe
 from lightningrl_verl.serving.probe import WeightMismatch, held, probe
@@ -25,16 +27,15 @@ from lightningrl_verl.worker.backend import VerlBackend
 from lightningrl_verl.worker.from_recipe import backend_config
 from lightningrl_verl.worker.learner import Learner
 
-torch.set_num_threads(1)
+PROGRAM = """
+import asyncio, runpy, sys
+from pathlib import Path
+checks = runpy.run_path(sys.argv[1])
+asyncio.run(checks["check"](Path.cwd()))
+"""
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"), tied=True)
-
-
-@pytest.fixture(scope="module")
-def recipe(model: Path) -> Recipe:
+def _recipe(model: Path) -> Recipe:
     return parse_recipe(
         {
             "name": "demo",
@@ -47,16 +48,32 @@ def recipe(model: Path) -> Recipe:
     )
 
 
-@pytest_asyncio.fixture
-async def learner(recipe: Recipe, model: Path) -> AsyncIterator[Learner]:
+def test_all_replicas_follow_the_trainer_and_a_killed_one_comes_back_as_it_was(
+    tmp_path: Path,
+) -> None:
+    said = tmp_path / "said.txt"
+    process = WarmProcess(
+        PROGRAM, [__file__], folder=tmp_path, environment=os.environ, outputs=(said, said)
+    )
+    try:
+        assert process.wait(200) == 0, said.read_text()
+    finally:
+        process.kill_all()
+
+
+async def check(folder: Path) -> None:
+    """What the test above claims; `folder` is empty."""
+    torch.set_num_threads(1)
+    model = write_model(folder / "model", tied=True)
+    recipe = _recipe(model)
     assert recipe.algorithm is not None
     config = backend_config(recipe, "policy", model)
     # torch 2.11 crashes in a process whose first sharded model was built on a thread that has ended.
     VerlBackend(config).close()
     with ThreadPoolExecutor(1) as thread:
-        one = Learner(thread, recipe.algorithm)
-        await one.start(config, None, None, 1)
-        yield one
+        learner = Learner(thread, recipe.algorithm)
+        await learner.start(config, None, None, 1)
+        await _follow(recipe, model, learner, folder)
 
 
 async def _probe(replicas: Replicas, learner: Learner) -> list[float]:
@@ -86,11 +103,9 @@ def _complete(url: str) -> int:
         return response.status
 
 
-async def test_all_replicas_follow_the_trainer_and_a_killed_one_comes_back_as_it_was(
-    recipe: Recipe, model: Path, learner: Learner, tmp_path: Path
-) -> None:
-    place = tmp_path / "engines"
-    replicas = Replicas(recipe, "policy", model=model, version=0, place=place, logs=tmp_path)
+async def _follow(recipe: Recipe, model: Path, learner: Learner, folder: Path) -> None:
+    place = folder / "engines"
+    replicas = Replicas(recipe, "policy", model=model, version=0, place=place, logs=folder)
     try:
         endpoints = await replicas.open()
         assert len({one.url for one in endpoints}) == 2

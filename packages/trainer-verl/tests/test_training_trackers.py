@@ -148,7 +148,11 @@ def _records(log: bytes) -> Iterator[bytes]:
 READERS = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "name",
+    # MLflow takes ten seconds to load; the test below has it go on after a kill.
+    [pytest.param(one, marks=pytest.mark.long if one == "mlflow" else ()) for one in READERS],
+)
 def test_no_line_is_doubled_by_a_run_that_goes_on(name: str, tmp_path: Path) -> None:
     write(tmp_path, recipe(name), LINES[:2])
     # The second start knows two lines and has another guard; it writes a third line.

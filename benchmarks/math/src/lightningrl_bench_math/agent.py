@@ -20,17 +20,13 @@ from autogen_core.tools import FunctionTool
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 
 from lightningrl_bench_math.calculator import evaluate
+from lightningrl_bench_math.prompts import INSTRUCTIONS, INSTRUCTIONS_WITHOUT_TOOL
 
 DEFAULT_MODEL = "gpt-4o-mini-2024-07-18"
 """A dated name: AutoGen warns when the server's name differs from the one asked for."""
 
-MAX_TOOL_ITERATIONS = 6
-"""Rounds of calculator calls before the agent gives up; generated problems need three at most."""
-
-INSTRUCTIONS = (
-    "Solve the problem. Use the calculator for every step of arithmetic, one operation a call. "
-    "Then answer with the number alone."
-)
+MAX_TOOL_ITERATIONS = 10
+"""Answers of the model before the agent gives up; generated problems need eight calls at most, and an answer."""
 
 # Explicit, because AutoGen knows the abilities of OpenAI's own models only.
 _MODEL_INFO = ModelInfo(
@@ -72,6 +68,18 @@ async def solve(task: Mapping[str, Any]) -> str:
         max_tool_iterations=MAX_TOOL_ITERATIONS,
         reflect_on_tool_use=False,
     )
+    return await _answer(assistant, task)
+
+
+async def solve_without_tool(task: Mapping[str, Any]) -> str:
+    """Return the answer of an agent that has no calculator: the control that shows what the tool is worth."""
+    assistant = AssistantAgent(
+        "solver", model_client=_client(), system_message=INSTRUCTIONS_WITHOUT_TOOL
+    )
+    return await _answer(assistant, task)
+
+
+async def _answer(assistant: AssistantAgent, task: Mapping[str, Any]) -> str:
     result = await assistant.run(task=str(task["question"]))
     last = result.messages[-1]
     return last.content if isinstance(last, TextMessage) else ""

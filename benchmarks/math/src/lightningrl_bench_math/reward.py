@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+def told_apart(task: Mapping[str, Any], output: object, trace: object) -> dict[str, float]:
+    """Return `exact_match` as "final", with "format" (is it a number at all) and, if so, "accuracy" beside it."""
+    final = exact_match(task, output, trace)
+    readable = output is not None and _NUMBER.fullmatch(normalise(str(output))) is not None
+    return {"final": final, "format": float(readable), **({"accuracy": final} if readable else {})}
 
 
 def exact_match(task: Mapping[str, Any], output: object, trace: object) -> float:  # noqa: ARG001

@@ -1,19 +1,21 @@
-"""Generated word problems that take one to three calculations.
+"""Generated word problems: of level 1 they take one to three calculations, of level 2 up to eight.
 
 A story is a start ("tom has 4 bags of 7 pens"), an event ("and loses 3.") and a question ("how many
-now?"); the three together are its *structure*. Invariants, each checked by a test:
+now?"); the three together are its *structure*. Level 2 has up to six further events behind the first one, and often a
+sentence that has nothing to do with it ("ana has 9 cups."). Invariants, each checked by a test:
 
-- `generate(split, count, seed)` is a pure function, and no question occurs twice in its list.
+- `generate(split, count, seed, level)` is a pure function, and no question occurs twice in its list.
 - What is in `val` is not in `train`, and what is in `test` is in neither: structures, names, items,
   and two-digit numbers (one-digit numbers are shared: there are too few to hold any out).
-- Every start, event and question occurs in every split; only their combinations are held out.
+- Every start, event and question occurs in every split; only their combinations are held out. Of a longer story that
+  is the combination of its start, its first event and its question.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -23,6 +25,9 @@ Step = tuple[int, str, int]
 
 Structure = tuple[str, str, str]
 """Names of a start, an event and a question."""
+
+Level = Literal[1, 2]
+"""How long the stories are."""
 
 STARTS: Mapping[str, str] = {
     "has": "{name} has {x} {item}",
@@ -54,6 +59,12 @@ ITEMS: Mapping[Split, tuple[str, ...]] = {
 }
 LARGEST = 99
 """Largest number written in a story."""
+LARGEST_RESULT = 99_999
+"""Largest number that a story comes to on its way."""
+FURTHER_EVENTS = range(1, 6)
+"""How many events of level 2 follow the first one: with start and question up to eight calculations."""
+DISTRACTOR_SHARE = 0.5
+"""How often a story of level 2 has a sentence that has nothing to do with it."""
 ONE_DIGIT_SHARE = 0.25
 """How often a number that may be large has one digit."""
 
@@ -70,29 +81,31 @@ class Problem:
 
     question: str
     structure: str
-    """Names of start, event and question, joined by a slash: "bags/loses/now"."""
+    """Names of start, events and question, joined by a slash: "bags/loses/now"."""
     steps: tuple[Step, ...]
     """The calculations in order; each one's left operand, after the first, is the result before."""
     answer: int
 
 
-def generate(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
+def generate(split: Split, count: int, seed: int, level: Level = 1) -> list[dict[str, Any]]:
     """Return `count` different problems of `split` as JSON rows, the same for the same arguments.
 
     A row has `id`, `question`, `answer` (text), `structure` and `steps`; an agent is shown `question`
     only.
 
     Raises:
-        ValueError: for an unknown split, a negative count, or more questions than the split holds.
+        ValueError: for an unknown split or level, a negative count, or more questions than the split holds.
     """
     if split not in get_args(Split):
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(get_args(Split))}")
+    if level not in get_args(Level):
+        raise ValueError(f"unknown level {level!r}: choose one of {get_args(Level)}")
     if count < 0:
         raise ValueError(f"count must not be negative, got {count}")
     rng = random.Random(f"{split}/{seed}")
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        problem = _new_problem(split, rng, problems)
+        problem = _new_problem(split, level, rng, problems)
         problems[problem.question] = problem
     return [_row(f"{split}-{seed}-{n}", problem) for n, problem in enumerate(problems.values())]
 
@@ -116,11 +129,13 @@ def training_numbers() -> list[int]:
     return [*_ONE_DIGIT, *_TWO_DIGITS["train"]]
 
 
-def draw(split: Split, rng: random.Random) -> Problem:
-    """Return one problem of `split`, drawn with `rng`; every structure is equally likely."""
+def draw(split: Split, rng: random.Random, level: Level = 1) -> Problem:
+    """Return one problem of `split`, drawn with `rng`; every structure of level 1 is equally likely."""
     structure = rng.choice(_STRUCTURES[split])
     while True:
-        problem = _tell(split, structure, rng)
+        further = rng.choices(list(EVENTS), k=rng.choice(FURTHER_EVENTS)) if level > 1 else []
+        aside = level > 1 and rng.random() < DISTRACTOR_SHARE
+        problem = _tell(split, structure, further, rng, aside=aside)
         if problem is not None:
             return problem
 
@@ -141,10 +156,12 @@ def calculate(step: Step) -> int:
             raise ValueError(f"unknown operator {operator!r} in step {step!r}")
 
 
-def _new_problem(split: Split, rng: random.Random, known: Mapping[str, Problem]) -> Problem:
+def _new_problem(
+    split: Split, level: Level, rng: random.Random, known: Mapping[str, Problem]
+) -> Problem:
     """Return a problem whose question is not in `known`."""
     for _ in range(_MAX_TRIES):
-        problem = draw(split, rng)
+        problem = draw(split, rng, level)
         if problem.question not in known:
             return problem
     raise ValueError(
@@ -152,30 +169,57 @@ def _new_problem(split: Split, rng: random.Random, known: Mapping[str, Problem])
     )
 
 
-def _tell(split: Split, structure: Structure, rng: random.Random) -> Problem | None:
-    """Draw the numbers and words of a story; `None` if more than half would be lost in it."""
-    start, event, question = structure
-    x, z = _number(split, rng), _number(split, rng)
+def _tell(
+    split: Split, structure: Structure, further: Sequence[str], rng: random.Random, *, aside: bool
+) -> Problem | None:
+    """Draw the numbers and words of a story; `None` if more than half would be lost in it, or it grows too large.
+
+    Args:
+        split: whose words and numbers it has.
+        structure: its start, first event and question.
+        further: its other events.
+        rng: draws.
+        aside: whether it has a sentence that has nothing to do with it.
+    """
+    start, first, question = structure
+    events = (first, *further)
+    x, z = _number(split, rng), [_number(split, rng) for _ in events]
     y, v = rng.choice(_ONE_DIGIT), rng.choice(_ONE_DIGIT)
     steps: list[Step] = []
     value = x
     if start != "has":
         steps.append((x, "*", y))
         value = x * y
-    event_text, event_operation = EVENTS[event]
-    event_operand = int(event_operation[1:] or z)
+    operations = [
+        (operation[0], int(operation[1:] or number))
+        for (_, operation), number in zip((EVENTS[event] for event in events), z, strict=True)
+    ]
     question_text, question_operator = QUESTIONS[question]
-    for operator, operand in ((event_operation[0], event_operand), (question_operator, v)):
+    for operator, operand in (*operations, (question_operator, v)):
         # Up to a half: x - z is x % z for z <= x < 2z, and a wrong operator must not be right.
         if operator == "-" and 2 * operand > value:
             return None
         if operator:
             steps.append((value, operator, operand))
             value = calculate(steps[-1])
-    text = f"{STARTS[start]} and {event_text}. {question_text}".format(
-        name=rng.choice(NAMES[split]), item=rng.choice(ITEMS[split]), x=x, y=y, z=z, v=v
+        if value > LARGEST_RESULT:
+            return None
+    told = " and ".join(
+        EVENTS[event][0].format(z=number) for event, number in zip(events, z, strict=True)
     )
-    return Problem(text, f"{start}/{event}/{question}", tuple(steps), value)
+    name, item = rng.choice(NAMES[split]), rng.choice(ITEMS[split])
+    between = f"{_distractor(split, name, item, rng)} " if aside else ""
+    text = f"{STARTS[start]} and {told}. {between}{question_text}".format(
+        name=name, item=item, x=x, y=y, v=v
+    )
+    return Problem(text, "/".join((start, *events, question)), tuple(steps), value)
+
+
+def _distractor(split: Split, name: str, item: str, rng: random.Random) -> str:
+    """Return a sentence about somebody else and something else."""
+    other = rng.choice([one for one in NAMES[split] if one != name])
+    thing = rng.choice([one for one in ITEMS[split] if one != item])
+    return f"{other} has {_number(split, rng)} {thing}."
 
 
 def _number(split: Split, rng: random.Random) -> int:

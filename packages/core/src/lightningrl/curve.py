@@ -15,6 +15,7 @@ from lightningrl.errors import ConfigError, RunError
 from lightningrl.metrics import MetricLine, read_metrics, series
 
 _TRAIN, _GREEDY, _SAMPLED, _TEST = "#8c98a4", "#1f5fa8", "#d1702a", "#2a7d4f"
+_PARTS = ("#7a4fa3", "#4f8a8b", "#a3762b", "#8a3b52")
 _INK, _FAINT = "#22272e", "#e4e7eb"
 
 _SMOOTH_FROM = 20
@@ -46,6 +47,7 @@ def draw_curve(metrics: Path, out: Path, title: str) -> None:
         *_draw_validation(axes, lines, "val/reward_sampled", "validation, sampled", _SAMPLED, "--"),
         *_draw_validation(axes, lines, "val/reward", "validation, greedy", _GREEDY, "-"),
         *_draw_test(axes, lines),
+        *_draw_parts(axes, lines),
     ]
     what, base = "mean reward", ("val/reward", "base, greedy")
     if not drawn:
@@ -113,6 +115,20 @@ def _draw_validation(
             zorder=4,
         )
     return rewards
+
+
+def _draw_parts(axes: Any, lines: Sequence[MetricLine]) -> list[float]:
+    """What stands beside the sampled reward of validation, thin: names that reward functions gave."""
+    prefix = "val/part_sampled/"
+    names = sorted({name for line in lines for name in line if name.startswith(prefix)})
+    drawn: list[float] = []
+    for number, name in enumerate(names):
+        iterations, values = series(lines, name)
+        label = f"of it {name.removeprefix(prefix)}: {values[-1]:.3f}"
+        colour = _PARTS[number % len(_PARTS)]
+        axes.plot(iterations, values, ":", color=colour, lw=1.3, marker=".", label=label, zorder=3)
+        drawn += values
+    return drawn
 
 
 def _draw_test(axes: Any, lines: Sequence[MetricLine]) -> list[float]:

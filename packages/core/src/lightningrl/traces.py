@@ -12,10 +12,18 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from lightningrl.errors import StoreError
-from lightningrl.experience.transition import Group, Trace, Transition, assemble
+from lightningrl.experience.transition import (
+    Group,
+    Trace,
+    Transition,
+    assemble,
+    mean_parts,
+    reward_parts,
+)
 from lightningrl.schema import (
     Attempt,
     AttemptId,
+    AttemptState,
     Event,
     RewardEvent,
     Rollout,
@@ -27,6 +35,7 @@ from lightningrl.store.base import LedgerEntry, RolloutQuery, Store
 
 _ATTEMPTS_PER_READ = 256
 """Attempts whose events are read at once, so that an answer over HTTP stays in the megabytes."""
+_ROLLOUTS_PER_LOOK = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +60,15 @@ async def read_traces(store: Store, taken: Sequence[TakenGroup]) -> list[Group]:
     return [
         Group(
             group.group_id,
-            tuple(
-                Trace(
-                    member.rollout,
-                    member.attempt,
-                    assemble(member.rollout, member.attempt, next(events)[: member.events]),
-                    member.reward,
-                )
-                for member in group.rollouts
-            ),
+            tuple(_trace(member, next(events)[: member.events]) for member in group.rollouts),
         )
         for group in taken
     ]
+
+
+def _trace(member: TakenRollout, events: Sequence[Event]) -> Trace:
+    transitions = assemble(member.rollout, member.attempt, events)
+    return Trace(member.rollout, member.attempt, transitions, member.reward, reward_parts(events))
 
 
 async def read_ledger(store: Store, run: str, iteration: int) -> list[Group]:
@@ -121,6 +127,19 @@ async def read_attempts(store: Store, rollouts: Sequence[Rollout]) -> list[list[
             AttemptRecord(rollout, attempt, tuple(happened), assemble(rollout, attempt, happened))
         )
     return [records[rollout.id] for rollout in rollouts]
+
+
+async def read_parts(store: Store, rollouts: Sequence[RolloutId]) -> dict[str, float]:
+    """The mean of each part of the rewards of rollouts that succeeded, over those that have it.
+
+    Read a few at a time: what else an attempt holds may be large.
+    """
+    parts: list[dict[str, float]] = []
+    for start in range(0, len(rollouts), _ROLLOUTS_PER_LOOK):
+        attempts = await store.attempts(rollouts[start : start + _ROLLOUTS_PER_LOOK])
+        good = [one.id for one in attempts if one.state is AttemptState.SUCCEEDED]
+        parts += [reward_parts(events) for events in await _read_events(store, good)]
+    return mean_parts(parts)
 
 
 async def _read_events(store: Store, attempt_ids: Sequence[AttemptId]) -> list[list[Event]]:

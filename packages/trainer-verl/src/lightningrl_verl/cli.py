@@ -1,10 +1,10 @@
-"""`lightningrl train`, `lightningrl sft`, `lightningrl tiny` and `lightningrl model`."""
+"""`lightningrl train`, `lightningrl sft`, `lightningrl eval`, `lightningrl tiny` and `lightningrl model`."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -57,6 +57,63 @@ def sft(recipe: Path, overrides: tuple[str, ...], policy: str | None) -> None:
     from lightningrl_verl.start.sft import sft_run
 
     raise SystemExit(asyncio.run(sft_run(plan)))
+
+
+@click.command("eval")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    required=True,
+    metavar="MODEL|URL",
+    help="A Hugging Face folder, FILE.gguf, package:NAME, run:NAME[@ITERATION], an endpoint's URL up to /v1, or base: the recipe's own model before any warm start. Given twice, the second is compared with the first.",
+)
+@click.option("--as", "alias", metavar="NAME", help="Which of the recipe's policies it stands for.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="test",
+    show_default=True,
+    help="Whose tasks.",
+)
+@click.option(
+    "--sampling",
+    type=click.Choice(["both", "greedy", "sampled"]),
+    default="both",
+    show_default=True,
+    help="greedy: as the recipe's sampling.val says; sampled: as its sampling.train.",
+)
+@click.option("--url-key", metavar="VARIABLE", help="Environment variable with the endpoint's key.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def evaluate(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    policies: tuple[str, ...],
+    alias: str | None,
+    split: Literal["train", "val", "test"],
+    sampling: str,
+    url_key: str | None,
+    as_json: bool,
+) -> None:
+    """Score policies on a split of RECIPE, with the recipe's agent and reward.
+
+    Each task is run once per way of sampling. Two policies are compared task by task.
+    """
+    prepare_process()
+    # Only now: torch takes seconds to load.
+    from lightningrl_verl.start import evaluation
+
+    plan = evaluation.check_evaluation(
+        load_recipe(recipe, overrides),
+        policies,
+        alias=alias,
+        split=split,
+        variants=("greedy", "sampled") if sampling == "both" else (sampling,),
+        url_key=url_key,
+    )
+    raise SystemExit(asyncio.run(evaluation.evaluate(plan, overrides, as_json=as_json)))
 
 
 @click.command()

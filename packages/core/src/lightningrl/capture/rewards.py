@@ -32,6 +32,10 @@ class Reward:
     """The rollout's reward."""
     steps: Mapping[str, float] = field(default_factory=dict[str, float])
     """Step id, or id of a model response -> reward."""
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What stands beside the final reward, such as `{"format": 1.0, "accuracy": 0.0}`: name -> number. Their means are
+    reported; nothing is trained on them. A part that this rollout says nothing of is left out, and so is the
+    rollout from that part's mean."""
 
 
 def reward(value: float, step: Step | str | None = None, name: str = STEP_REWARD) -> None:
@@ -73,7 +77,7 @@ def final_reward(value: float) -> None:
 
 
 def emit_rewards(context: RolloutContext, given: Reward, *, source: str) -> None:
-    """Give `context` a final reward and those of its steps.
+    """Give `context` a final reward, its parts and those of its steps.
 
     Raises:
         ValueError: a value is NaN or infinite.
@@ -86,6 +90,8 @@ def emit_rewards(context: RolloutContext, given: Reward, *, source: str) -> None
             name=STEP_REWARD,
             source=source,
         )
+    for name, value in given.parts.items():
+        emit_reward(context, value, step_id=None, name=name, source=source)
     emit_reward(context, given.final, step_id=None, name=FINAL, source=source)
 
 

@@ -38,7 +38,7 @@ _OWN = {
     "show": "lightningrl.cli.show:show",
     "try": "lightningrl.cli.try_agent:try_agent",
 }
-_TRAINER = ("model", "sft", "tiny", "train")
+_TRAINER = ("eval", "model", "sft", "tiny", "train")
 """Commands that the distribution `lightningrl-verl` brings."""
 
 

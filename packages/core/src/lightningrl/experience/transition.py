@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -109,6 +110,8 @@ class Trace:
     """In order of their start."""
     reward: float
     """The final reward."""
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What stands beside it: name -> number."""
 
     @property
     def calls(self) -> list[Transition]:
@@ -184,6 +187,26 @@ def final_reward(events: Iterable[Event]) -> RewardEvent | None:
         ):
             best = event
     return best
+
+
+def reward_parts(events: Iterable[Event]) -> dict[str, float]:
+    """The rollout's rewards of other names than the final one's; of each the highest revision, of equal ones the later."""
+    best: dict[str, RewardEvent] = {}
+    for event in events:
+        if isinstance(event, RewardEvent) and event.step_id is None and event.name != FINAL:
+            held = best.get(event.name)
+            if held is None or event.revision >= held.revision:
+                best[event.name] = event
+    return {name: event.value for name, event in best.items()}
+
+
+def mean_parts(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Of each part the mean over the rollouts that have it, by name; no rollout gives none."""
+    values: dict[str, list[float]] = {}
+    for of_rollout in parts:
+        for name, value in of_rollout.items():
+            values.setdefault(name, []).append(value)
+    return {name: fmean(of_part) for name, of_part in sorted(values.items())}
 
 
 def unjoined_rewards(events: Sequence[Event]) -> list[RewardEvent]:

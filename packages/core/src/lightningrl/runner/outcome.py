@@ -102,11 +102,13 @@ def judge(
         AgentError: there are two, or the value is no finite number.
     """
     emitted = [one for one in events if _is_final(one)]
+    if by_recipe and isinstance(returned, Mapping):
+        returned = _with_parts(cast("Mapping[Any, Any]", returned), what)
     given = _reward_in(returned, what)
     if by_recipe and given is None:
         raise NoReward(
             f"{what}: the recipe's reward function returned {_show(returned)}; it must return a finite "
-            "number or lightningrl.Reward(final, steps=...)"
+            "number, lightningrl.Reward(final, steps=..., parts=...), or {'final': number, PART: number, ...}"
         )
     sources = len(emitted) + (given is not None)
     if sources == 1 or (sources == 0 and not required):
@@ -135,18 +137,39 @@ def _reward_in(returned: Any, what: str) -> Reward | None:
         if isinstance(returned, Reward):
             final: Any = returned.final
             steps: Mapping[str, Any] = returned.steps
+            parts: Mapping[str, Any] = returned.parts
         elif _is_number(returned):
-            final, steps = returned, {}
+            final, steps, parts = returned, {}, {}
         else:
             return None
         return Reward(
             finite(final, f"{what}: the final reward"),
             {str(k): finite(v, f"{what}: the reward of step {k!r}") for k, v in steps.items()},
+            _parts(parts, what),
         )
     except NotFinite as error:
         raise AgentError(str(error)) from error
     except Exception as error:  # the user's objects may raise anything when asked for a number
         raise AgentError(f"{what}: its reward can't be read: {describe_error(error)}") from error
+
+
+def _with_parts(returned: Mapping[Any, Any], what: str) -> Reward:
+    """The reward that a mapping is, so that a reward function needs nothing of ours."""
+    if FINAL not in returned:
+        raise NoReward(
+            f"{what}: the recipe's reward function returned {_show(returned)}, which has no {FINAL!r}; that is"
+            " the reward, and all else stands beside it"
+        )
+    parts = {name: value for name, value in returned.items() if name != FINAL}
+    return Reward(returned[FINAL], parts=parts)
+
+
+def _parts(parts: Mapping[str, Any], what: str) -> dict[str, float]:
+    if FINAL in parts:
+        raise AgentError(
+            f"{what}: the part {FINAL!r} of its reward has the final reward's own name"
+        )
+    return {str(k): finite(v, f"{what}: the part {k!r} of its reward") for k, v in parts.items()}
 
 
 def _is_number(value: Any) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 
 from lightningrl.deployment import serving_of, serving_path, write_serving
 from lightningrl.gateway.control import GatewayClient
+from lightningrl.recipe import LoadedRecipe
 from lightningrl.schema import Endpoint, RewriteRules
 from lightningrl_verl.engine.template import read_template
 from lightningrl_verl.serving.endpoint_key import endpoint_key
@@ -26,7 +27,7 @@ from lightningrl_verl.worker.learner import Learner
 
 
 async def serve_frozen(
-    plan: Plan,
+    loaded: LoadedRecipe,
     bases: Mapping[str, Path],
     gateway: GatewayClient,
     stack: contextlib.AsyncExitStack,
@@ -34,7 +35,7 @@ async def serve_frozen(
     """Serve the policies that are not trained, by an engine here or at their URL; return the former.
 
     Args:
-        plan: the run's.
+        loaded: the run's.
         bases: alias -> Hugging Face folder, of policies without a URL.
         gateway: where they are registered.
         stack: closes the engines.
@@ -43,17 +44,17 @@ async def serve_frozen(
         ConfigError: the variable that should hold an endpoint's key is not set.
     """
     served: list[ServedPolicy] = []
-    for alias, settings in plan.recipe.policies.items():
+    for alias, settings in loaded.recipe.policies.items():
         if settings.trainable:
             continue
         if settings.url is not None:
             endpoint = Endpoint(
                 settings.url, endpoint_key(f"policies.{alias}.url_key", settings.url_key)
             )
-            rules = RewriteRules(pin=plan.recipe.gateway.pin)
-            await register(gateway, plan.recipe, alias, (endpoint,), 0, rules)
+            rules = RewriteRules(pin=loaded.recipe.gateway.pin)
+            await register(gateway, loaded.recipe, alias, (endpoint,), 0, rules)
             continue
-        policy = await _served(plan, alias, None, gateway, bases[alias], 0, stack)
+        policy = await _served(loaded, alias, None, gateway, bases[alias], 0, stack)
         await policy.open(None)
         served.append(policy)
     return served
@@ -95,13 +96,13 @@ async def start_trainees(
         version = newest[1].versions[alias] if newest else 0
         model = checkpoint / "huggingface" if checkpoint else bases[alias]
         trained = Trained(learner, ground.thread)
-        policy = await _served(plan, alias, trained, gateway, model, version, stack)
+        policy = await _served(plan.loaded, alias, trained, gateway, model, version, stack)
         trainees.append(Trainee(alias, learner, policy, version))
     return trainees
 
 
 async def _served(
-    plan: Plan,
+    loaded: LoadedRecipe,
     alias: str,
     trained: Trained | None,
     gateway: GatewayClient,
@@ -109,10 +110,10 @@ async def _served(
     version: int,
     stack: contextlib.AsyncExitStack,
 ) -> ServedPolicy:
-    folder = RunFolder(plan.loaded.run_folder)
+    folder = RunFolder(loaded.run_folder)
     engines = await asyncio.to_thread(
         load_engines,
-        plan.recipe,
+        loaded.recipe,
         alias,
         trained,
         model=model,
@@ -121,19 +122,19 @@ async def _served(
         logs=folder.logs,
     )
     stack.push_async_callback(in_the_end, engines.close)
-    rules = await asyncio.to_thread(_rules, plan, alias, model)
-    policy = ServedPolicy(plan.recipe, alias, gateway, engines, rules)
+    rules = await asyncio.to_thread(_rules, loaded, alias, model)
+    policy = ServedPolicy(loaded.recipe, alias, gateway, engines, rules)
     stack.callback(policy.abandon)
     return policy
 
 
-def _rules(plan: Plan, alias: str, model: Path) -> RewriteRules:
+def _rules(loaded: LoadedRecipe, alias: str, model: Path) -> RewriteRules:
     """What the model's chat template needs; kept in the run's folder for whoever serves it later."""
-    settings = plan.recipe.policies[alias]
+    settings = loaded.recipe.policies[alias]
     template = read_template(model)
-    rules = msgspec.structs.replace(template.rules, pin=plan.recipe.gateway.pin)
+    rules = msgspec.structs.replace(template.rules, pin=loaded.recipe.gateway.pin)
     if settings.accepts_unread:
         rules = msgspec.structs.replace(rules, lost=())
     record = serving_of(alias, settings, rules, template.text)
-    write_serving(serving_path(plan.loaded.run_folder, alias), record)
+    write_serving(serving_path(loaded.run_folder, alias), record)
     return rules

@@ -108,7 +108,7 @@ async def _loop(
     if newest is not None:
         display.say(f"going on from {newest[0]}")
     display.phase("start frozen policies and ranks")
-    frozen = await serve_frozen(plan, bases, here.gateway, stack)
+    frozen = await serve_frozen(plan.loaded, bases, here.gateway, stack)
     ground = await prepare_ground(recipe, stack)
     warm = await warm_starts(plan, bases, ground, display)
     folder.check_base(warm)

@@ -15,7 +15,7 @@ from lightningrl.errors import NothingTrainable, RunError
 from lightningrl.experience.drift import Drift, RolloutDrift, rollout_drift, total
 from lightningrl.experience.trainable import TrainableCalls
 from lightningrl.experience.trajectory import LossShare, Row, with_credit
-from lightningrl.experience.transition import Group, Trace, Transition
+from lightningrl.experience.transition import Group, Trace, Transition, mean_parts
 from lightningrl.recipe import Optimiser, PolicyRecipe
 from lightningrl.schema import RolloutState, StepKind, TakenGroup
 from lightningrl_verl.training.metrics import Metrics
@@ -81,6 +81,8 @@ def prepare(
     every = [row for of_policy in rows.values() for row in of_policy]
     metrics = _metrics(groups, every) | _drift_metrics(total(drift))
     metrics |= {f"credit/{name}": value for name, value in credit.metrics.items()}
+    parts = mean_parts(trace.parts for group in groups for trace in group.traces)
+    metrics |= {f"train/part/{name}": value for name, value in parts.items()}
     metrics["credit/unfit"] = float(credit.unfit is not None)
     metrics["train/trainable_share"] = calls.share
     return Lesson(rows=kept, metrics=metrics, drift=drift, calls=calls)

@@ -22,7 +22,7 @@ from lightningrl.machine.clock import Clock
 from lightningrl.recipe import Algorithm, Recipe
 from lightningrl.schema import AttemptState, Mode, NewRollout, Progress, RolloutState
 from lightningrl.store.base import RolloutQuery, Store
-from lightningrl.traces import read_attempts, read_traces
+from lightningrl.traces import read_attempts, read_parts, read_traces
 from lightningrl_verl.serving.probe import ProbeResult
 from lightningrl_verl.serving.prompt_tokens import reused_share
 from lightningrl_verl.training.batches import GREEDY, SAMPLED, Splits, scoring_rollouts
@@ -365,7 +365,15 @@ class TrainingLoop:
         )
         if iteration == 0:
             await self._examine(rollouts)
-        return {name: progress.mean_reward, f"{name}_failed": progress.failed}
+        parts = await read_parts(self._store, [one.id for one in rollouts])
+        return {
+            name: progress.mean_reward,
+            f"{name}_failed": progress.failed,
+            **{
+                f"{name.replace('/reward', '/part', 1)}/{part}": mean
+                for part, mean in parts.items()
+            },
+        }
 
     async def _examine(self, rollouts: Sequence[NewRollout]) -> None:
         """Find out before the first iteration what is wrong, such as agents that call several models."""

@@ -1,0 +1,81 @@
+"""How sure a mean of rewards is, and how sure it is that one policy is better than another. Pure.
+
+Invariant: the same values give the same interval; what is random inside is seeded.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from statistics import NormalDist, fmean
+from typing import NamedTuple
+
+_RESAMPLES = 10_000
+"""Of a bootstrap. Their own error is then a hundredth of the interval."""
+
+
+class Estimate(NamedTuple):
+    """A mean with an interval around it."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """The mean of independent values, and where the true one lies.
+
+    Values of 0 and 1 alone get Wilson's score interval (Wilson 1927), which is right at the edges too: no success
+    in 10 gives 0 to 0.28. Others get the percentile bootstrap (Efron 1979) with 10,000 resamples. Equal values that are
+    neither 0 nor 1, and a single one, say nothing of their spread: the interval is that value.
+
+    Args:
+        values: at least one.
+        confidence: share of such intervals that hold the true mean, between 0 and 1.
+
+    Raises:
+        ValueError: there is no value, or one is no finite number.
+    """
+    if not values or not all(math.isfinite(value) for value in values):
+        raise ValueError(f"a mean needs finite values, at least one; got {len(values)}")
+    if set(values) <= {0.0, 1.0}:
+        return _wilson(sum(values), len(values), confidence)
+    return _bootstrap(values, confidence)
+
+
+def paired_difference(
+    before: Sequence[float], after: Sequence[float], confidence: float = 0.95
+) -> Estimate:
+    """How much higher `after` is than `before`, of the same tasks in the same order.
+
+    The percentile bootstrap of the differences, task by task: what makes a task hard for both drops out.
+
+    Raises:
+        ValueError: they are not of one length, there is none, or one is no finite number.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"pairs are needed; got {len(before)} and {len(after)} values")
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    if not differences or not all(math.isfinite(value) for value in differences):
+        raise ValueError(f"a difference needs finite values, at least one; got {len(differences)}")
+    return _bootstrap(differences, confidence)
+
+
+def _wilson(successes: float, count: int, confidence: float) -> Estimate:
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = successes / count
+    weight = 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / weight
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / weight
+    return Estimate(share, min(share, middle - half), max(share, middle + half))
+
+
+def _bootstrap(values: Sequence[float], confidence: float) -> Estimate:
+    rng = random.Random(0)
+    count = len(values)
+    means = sorted(fmean(rng.choices(values, k=count)) for _ in range(_RESAMPLES))
+    tail = (1 - confidence) / 2
+    low = means[int(tail * _RESAMPLES)]
+    high = means[min(_RESAMPLES - 1, math.ceil((1 - tail) * _RESAMPLES))]
+    return Estimate(fmean(values), low, high)

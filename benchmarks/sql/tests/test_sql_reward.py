@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lightningrl_bench_sql.database import QueryError, Row
-from lightningrl_bench_sql.reward import execution_match, readable
+from lightningrl_bench_sql.reward import execution_match, told_apart
 from lightningrl_bench_sql.scoring import Match, prepared, same
 
 # Six of the rows of `concert_singer`, as an issue about the scorer writes them down
@@ -63,7 +63,9 @@ def test_a_query_must_be_right_on_every_file(
     task: dict[str, Any], output: object, reward: float, format_: float
 ) -> None:
     assert execution_match(task, output, None) == reward
-    assert readable(task, output, None) == format_
+    accuracy = {"accuracy": reward} if format_ else {}
+    told = {"final": reward, "format": format_, **accuracy}
+    assert told_apart(task, output, None) == told
 
 
 def test_a_task_whose_own_query_fails_is_no_fault_of_the_model(task: dict[str, Any]) -> None:

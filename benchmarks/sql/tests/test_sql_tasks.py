@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(folder: Path) -> dict[Split, list[dict[str, Any]]]:
-    return {split: generate(split, 130, 7, folder=folder) for split in SPLITS}
+    return {split: generate(split, 78, 7, folder=folder) for split in SPLITS}
 
 
 def _without_folder(rows: list[dict[str, Any]], folder: Path) -> str:
@@ -50,13 +50,13 @@ def test_no_question_about_one_database_comes_twice(
     rows: dict[Split, list[dict[str, Any]]],
 ) -> None:
     for split in SPLITS:
-        assert len({row["id"] for row in rows[split]}) == 130
-        assert len({(row["database"], row["question"]) for row in rows[split]}) == 130
+        assert len({row["id"] for row in rows[split]}) == 78
+        assert len({(row["database"], row["question"]) for row in rows[split]}) == 78
 
 
 def test_kinds_take_turns_and_half_of_them_need_join_group_or_nesting(folder: Path) -> None:
     for levels in ((1, 2), (1, 2, 3)):
-        rows = generate("train", 104, 1, levels, folder)
+        rows = generate("train", 52, 1, levels, folder)
         assert {row["level"] for row in rows} == set(levels)
         counts = Counter(row["kind"] for row in rows)
         assert max(counts.values()) - min(counts.values()) <= 1
@@ -146,7 +146,7 @@ def test_a_question_can_be_answered_with_a_pencil(tmp_path: Path) -> None:
 def test_the_oracle_is_always_right_and_chance_hardly_ever(
     rows: dict[Split, list[dict[str, Any]]],
 ) -> None:
-    found = score(rows["test"][:65])
+    found = score(rows["test"][:52])
     assert found["oracle"] == 1
     assert found["random"] < 0.05
 

@@ -1,7 +1,7 @@
-"""The rewards: whether the agent's query answers the question, and whether it is a query at all.
+"""The reward: 1 if the agent's query answers the question, else 0; and whether it is a query at all.
 
-Invariant: they read only the task and the agent's output, never how the agent got there, and they never raise on what a
-model may write. A task whose own query fails is broken, and raises.
+Invariant: it reads only the task and the agent's output, never how the agent got there, and never raises on what a model may
+write. A task whose own query fails is broken, and raises.
 """
 
 from __future__ import annotations
@@ -13,6 +13,17 @@ from lightningrl_bench_sql.database import rows_of, run
 from lightningrl_bench_sql.scoring import prepared, same
 
 
+def told_apart(task: Mapping[str, Any], output: object, trace: object) -> dict[str, float]:
+    """Return `execution_match` as "final", with "format" (does it run at all) and, if so, "accuracy" beside it.
+
+    Raises:
+        QueryError: `task["query"]` can't be run.
+    """
+    final = execution_match(task, output, trace)
+    runs = rows_of(task["database"], _prepared(task, output)) is not None
+    return {"final": final, "format": float(runs), **({"accuracy": final} if runs else {})}
+
+
 def execution_match(task: Mapping[str, Any], output: object, trace: object) -> float:  # noqa: ARG001
     """Return 1.0 if `output` gives the answer of `task["query"]` on the visible file and on all hidden ones, else 0.0.
 
@@ -21,8 +32,7 @@ def execution_match(task: Mapping[str, Any], output: object, trace: object) -> f
     Raises:
         QueryError: `task["query"]` can't be run.
     """
-    wanted, match = prepared(task["query"], task["match"]), task["match"]
-    found = prepared(str(output or ""), match)
+    wanted, found, match = _prepared(task, task["query"]), _prepared(task, output), task["match"]
     for path in (task["database"], *task["hidden"]):
         rows = rows_of(path, found)
         if rows is None or not same(run(path, wanted), rows, match, ordered=task["ordered"]):
@@ -30,11 +40,5 @@ def execution_match(task: Mapping[str, Any], output: object, trace: object) -> f
     return 1.0
 
 
-def readable(task: Mapping[str, Any], output: object, trace: object) -> float:  # noqa: ARG001
-    """Return 1.0 if `output` is a query that runs on the visible file, right or wrong, else 0.0.
-
-    With `execution_match` it tells format from accuracy: the mean of `readable`, and the mean of `execution_match` where
-    `readable` is 1.
-    """
-    found = prepared(str(output or ""), task["match"])
-    return float(rows_of(task["database"], found) is not None)
+def _prepared(task: Mapping[str, Any], output: object) -> str:
+    return prepared(str(output or ""), task["match"])

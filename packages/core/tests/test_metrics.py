@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightningrl.errors import ConfigError, RunError
-from lightningrl.metrics import read_metrics, series
+from lightningrl.metrics import best_iteration, read_metrics, series
 
 
 def read(tmp_path: Path, text: str) -> list[dict[str, object]]:
@@ -56,3 +56,19 @@ def test_a_series_leaves_out_what_was_not_measured() -> None:
     ]
     assert series(lines, "r") == ([0, 4], [1.0, 0.5])
     assert series(lines, "other") == ([], [])
+
+
+def test_the_best_iteration_is_that_of_the_highest_sampled_score_and_the_earliest_of_equals() -> (
+    None
+):
+    lines = [
+        {"iteration": 0, "val/reward": 0.9, "val/reward_sampled": 0.9},
+        {"iteration": 1, "train/reward": 1.0},
+        {"iteration": 2, "val/reward": 0.3, "val/reward_sampled": 0.5},
+        {"iteration": 4, "val/reward": 0.8, "val/reward_sampled": 0.5},
+    ]
+    assert best_iteration(lines) == 2
+    greedy = [{"iteration": one["iteration"], "val/reward": one.get("val/reward")} for one in lines]
+    assert best_iteration(greedy) == 4
+    assert best_iteration(lines[:2]) is None
+    assert best_iteration([]) is None

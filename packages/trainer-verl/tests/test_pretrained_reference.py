@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import socket
 import zipfile
 from pathlib import Path
@@ -65,7 +67,7 @@ def test_folders_and_files_are_relative_to_the_recipe(tmp_path: Path) -> None:
         ("package:--index-url", r"'--index-url' is no name of a Python distribution"),
         ("package:numpy", r"'numpy' holds 0 GGUF files, not one"),
         ("run:none", r"there is no run 'none'"),
-        ("run:a@b", r"not of the form run:NAME or run:NAME@ITERATION"),
+        ("run:a@b", r"not of the form run:NAME, run:NAME@ITERATION or run:NAME@best"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_says_what_to_do(tmp_path: Path, reference: str, reason: str) -> None:
@@ -81,6 +83,29 @@ def test_a_run_gives_its_newest_model_or_that_of_an_iteration(tmp_path: Path) ->
     assert locate("run:runs/math@2", folder=tmp_path).path.parts[-2] == "iteration-000002"
     with pytest.raises(ConfigError, match="no checkpoint of iteration 3; it keeps those of 2, 4"):
         locate("run:math@3", folder=tmp_path)
+
+
+def test_a_run_gives_its_best_model_and_what_it_began_with(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "math"
+    _run(run, "policy")
+    with pytest.raises(ConfigError, match="does not say what it began with"):
+        locate("run:math@0", folder=tmp_path)
+    base = _folder(tmp_path / "base")
+    (run / "run.json").write_text(json.dumps({"began_with": {"policy": str(base)}}))
+    began = locate("run:math@0", folder=tmp_path)
+    assert (began.path, began.origin) == (
+        base, "what policy 'policy' of run 'runs/math' began with",
+    )  # fmt: skip
+    shutil.rmtree(base)
+    with pytest.raises(ConfigError, match="no longer there"):
+        locate("run:math@0", folder=tmp_path)
+
+    (run / "metrics.jsonl").write_text('{"iteration": 0, "val/reward": 0.9}\n')
+    with pytest.raises(ConfigError, match="has no best iteration"):
+        locate("run:math@best", folder=tmp_path)
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"iteration": 2, "val/reward": 0.5}\n{"iteration": 4, "val/reward": 0.4}\n')
+    assert locate("run:math@best", folder=tmp_path).path.parts[-2] == "iteration-000002"
 
 
 def test_of_a_run_with_several_policies_the_alias_says_which(tmp_path: Path) -> None:

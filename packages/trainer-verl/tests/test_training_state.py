@@ -95,6 +95,15 @@ def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
     ]
 
 
+def test_the_best_checkpoint_stays_until_another_is_better(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    kept: list[list[int]] = []
+    for iteration, best in ((1, None), (2, 1), (3, 1), (4, 3), (5, 3)):
+        checkpoints.write(_state(iteration), lambda path: None, best=best)
+        kept.append(sorted(int(path.name[-6:]) for path in tmp_path.iterdir()))
+    assert kept == [[1], [1, 2], [1, 3], [3, 4], [3, 5]]
+
+
 def test_a_checkpoint_that_was_being_written_when_killed_is_gone(tmp_path: Path) -> None:
     Checkpoints(tmp_path, keep=2).write(_state(1), lambda path: (path / "weights").touch())
 

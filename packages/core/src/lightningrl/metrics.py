@@ -47,6 +47,20 @@ def series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], li
     return [iteration for iteration, _ in measured], [value for _, value in measured]
 
 
+def best_iteration(lines: Sequence[Mapping[str, Any]]) -> int | None:
+    """The trained iteration that validation scored highest, the earliest of equals; `None`: none was scored.
+
+    By what RL optimises, the sampled score, where it was taken; else by the greedy one. Iteration 0, before any
+    update, has no checkpoint and does not count.
+    """
+    for name in ("val/reward_sampled", "val/reward"):
+        iterations, values = series(lines, name)
+        scored = [(value, -at) for at, value in zip(iterations, values, strict=True) if at > 0]
+        if scored:
+            return -max(scored)[1]
+    return None
+
+
 def _parse(line: str, place: str) -> MetricLine:
     try:
         found: Any = json.loads(line)

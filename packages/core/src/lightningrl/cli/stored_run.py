@@ -59,6 +59,10 @@ def server_options(command: F) -> F:
     )(with_key)
 
 
+BEGAN_WITH = "began_with"
+"""Of `run.json`: alias -> folder of the weights that a trained policy began with, after a warm start."""
+
+
 def find_run_folder(run: str) -> Path:
     """The folder of a run, given as a path or by the name that it has in `runs/`.
 

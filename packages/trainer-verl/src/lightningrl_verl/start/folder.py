@@ -1,7 +1,7 @@
 """A run's folder: what is where, one writer at a time, and never two recipes in one run.
 
 recipe.yaml     the resolved recipe
-run.json        commit, versions, when and from which file it was started
+run.json        commit, versions, when and from which file it was started, what its policies began with
 metrics.jsonl   one line per iteration
 curve.png       train and validation reward
 store.db        the LightningStore
@@ -31,6 +31,7 @@ from pathlib import Path
 
 import yaml
 
+from lightningrl.cli.stored_run import BEGAN_WITH
 from lightningrl.errors import ConfigError, StoreLocked
 from lightningrl.machine.durable import write_text
 from lightningrl.recipe import LoadedRecipe, changed_keys, dump_recipe, parse_recipe
@@ -161,6 +162,10 @@ class RunFolder(RunFiles):
                 under version 0, or with another chat template.
         """
         origin = json.loads(self.info.read_text(encoding="utf-8"))
+        origin[BEGAN_WITH] = {
+            **origin.get(BEGAN_WITH, {}),
+            **{alias: str(model.resolve()) for alias, model in models.items()},
+        }
         known: dict[str, str] = origin.setdefault("base_weights", {})
         templates: dict[str, str] = origin.setdefault("chat_templates", {})
         for alias, model in models.items():

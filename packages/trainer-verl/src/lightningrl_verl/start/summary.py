@@ -82,6 +82,8 @@ def print_summary(
     lines = ["[bold]Put the trained model behind the unchanged agent[/]"]
     for alias, model in models.items():
         lines += _serving(str(model), alias, recipe.policies[alias])
+        which = f"run:{folder.path}" if len(trained) == 1 else str(model)
+        lines.append(f"  or, on this machine alone: lightningrl serve --policy {which}")
         serving = read_serving(serving_path(folder.path, alias))
         if serving is not None and (rewritten := told(serving.rules)):
             lines.append("  The gateway rewrote requests, which an engine alone does not do:")

@@ -41,6 +41,10 @@ def policy_folder(checkpoint: Path, alias: str, trained: Sequence[str]) -> Path:
     return checkpoint / alias if len(trained) > 1 else checkpoint
 
 
+def _named(iteration: int) -> str:
+    return f"iteration-{iteration:06d}"
+
+
 class Checkpoints:
     """The checkpoints of one run."""
 
@@ -70,15 +74,23 @@ class Checkpoints:
             ) from error
         return path, state
 
-    def write(self, state: State, save: Callable[[Path], None]) -> Path:
-        """Write a checkpoint; `save` puts the weights and optimiser into the folder it is given."""
-        path = self._folder / f"iteration-{state.iteration:06d}"
+    def write(self, state: State, save: Callable[[Path], None], *, best: int | None = None) -> Path:
+        """Write a checkpoint, and delete those that are neither new nor the best.
+
+        Args:
+            state: what it says.
+            save: puts the weights and optimiser into the folder it is given.
+            best: iteration whose checkpoint stays. `None`: the newest ones alone.
+        """
+        path = self._folder / _named(state.iteration)
         draft = self._folder / f".writing-{path.name}"
         draft.mkdir()
         save(draft)
         (draft / _STATE).write_bytes(msgspec.json.format(msgspec.json.encode(state)))
         publish(draft, path)
         for old in self._all()[: -self._keep]:
+            if best is not None and old.name == _named(best):
+                continue
             # Out of sight first: what has a checkpoint's name is whole.
             doomed = old.rename(self._folder / f".writing-{old.name}")
             shutil.rmtree(doomed)

@@ -19,6 +19,7 @@ from lightningrl.experience.drift import Gap
 from lightningrl.experience.transition import Group
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.machine.clock import Clock
+from lightningrl.metrics import best_iteration
 from lightningrl.recipe import Algorithm, Recipe
 from lightningrl.schema import AttemptState, Mode, NewRollout, Progress, RolloutState
 from lightningrl.store.base import RolloutQuery, Store
@@ -325,7 +326,10 @@ class TrainingLoop:
                     for record in self._records[one.alias]:
                         shutil.copy(record, own / "huggingface")
 
-        await self._trainees[0].learner.call(lambda _: self._checkpoints.write(state, save))
+        best = best_iteration(self._log.lines)
+        await self._trainees[0].learner.call(
+            lambda _: self._checkpoints.write(state, save, best=best)
+        )
         await self._store.commit(self._recipe.name, iteration)
 
     async def _score(self, iteration: int, metrics: Metrics) -> None:

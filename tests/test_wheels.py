@@ -25,8 +25,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_every_package_builds_a_typed_wheel(wheels: dict[str, Path]) -> None:
     assert wheels.keys() == {
         "lightningrl", "lightningrl_agent_framework", "lightningrl_autogen", "lightningrl_bench_math",
-        "lightningrl_bench_sql", "lightningrl_langchain", "lightningrl_openai_agents", "lightningrl_testkit",
-        "lightningrl_verl",
+        "lightningrl_bench_rag", "lightningrl_bench_sql", "lightningrl_langchain", "lightningrl_openai_agents",
+        "lightningrl_testkit", "lightningrl_verl",
     }  # fmt: skip
     for name, wheel in wheels.items():
         assert f"{name}/py.typed" in ZipFile(wheel).namelist()

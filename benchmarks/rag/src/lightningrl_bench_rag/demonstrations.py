@@ -18,7 +18,7 @@ from typing import Any
 from lightningrl_bench_rag.prompts import INSTRUCTIONS, TOOL
 from lightningrl_bench_rag.search import Index, index_of
 from lightningrl_bench_rag.tasks import Level, Question, draw
-from lightningrl_bench_rag.world import RELATIONS, corpus_of, query, world
+from lightningrl_bench_rag.world import RELATIONS, Kind, corpus_of, query, world
 
 Message = dict[str, Any]
 
@@ -80,7 +80,7 @@ def _poor_query(question: Question, hop: int, seed: int, rng: random.Random) -> 
     """A search in place of the right one: without the relation, for another one, or for another entity."""
     relation, entity = question.chain[hop], question.entities[hop]
     entities = world("train", seed).entities
-    kind = next(kind for kind in RELATIONS if entity in entities[kind])
+    kind: Kind = next(kind for kind in RELATIONS if entity in entities[kind])
     others = [
         entity,
         query(rng.choice([one for one in RELATIONS[kind] if one != relation]), entity),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ MAX_PASSAGE = 600
 """Longest passage shown, in characters; the rest is cut."""
 NOTHING = "nothing found"
 """What a search without a result returns."""
+
+# It says to the terminal, at the level of debugging, that it builds an index.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 
 class CorpusError(ValueError):

@@ -136,7 +136,7 @@ def test_tasks_at_the_same_time_do_not_see_each_other(solved: dict[str, Any]) ->
 
 def test_an_agent_that_never_answers_returns_nothing(solved: dict[str, Any]) -> None:
     answer, requests = solved["For ever?"]
-    assert (answer, len(requests)) == ("", 8)
+    assert (answer, len(requests)) == ("", 7)
 
 
 def test_a_call_of_a_tool_that_is_not_there_returns_nothing(solved: dict[str, Any]) -> None:

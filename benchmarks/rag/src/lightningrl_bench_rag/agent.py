@@ -30,7 +30,7 @@ from lightningrl_bench_rag.search import Index, index_of
 
 DEFAULT_MODEL = "gpt-4o-mini"
 
-MAX_TURNS = 8
+MAX_TURNS = 7
 """Answers of the model before the agent gives up; generated questions need four searches at most, and an answer."""
 
 # Its HTTP client belongs to one event loop.

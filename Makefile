@@ -13,7 +13,7 @@ FIRST := examples/addition/laptop.yaml
 TINY := benchmarks/math/recipes/cpu.yaml
 ARGS ?=
 
-.PHONY: help setup train train-tiny train-math test test-long test-oldest test-latest bench-adapters bench bench-store bench-store-postgres bench-gateway lint format types build docs clean
+.PHONY: help setup train train-tiny train-math train-sql train-rag curves test test-long test-oldest test-latest bench-adapters bench bench-store bench-store-postgres bench-gateway lint format types build docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -35,6 +35,15 @@ train-tiny: setup ## train the tiny policy of the math benchmark, in minutes (AR
 
 train-math: setup ## train a pretrained language model on the math benchmark, on two cores (ARGS="key=value ...")
 	$(RUN) lightningrl train benchmarks/math/recipes/laptop.yaml $(ARGS)
+
+train-sql: setup ## the same on the text-to-SQL benchmark
+	$(RUN) lightningrl train benchmarks/sql/recipes/laptop.yaml $(ARGS)
+
+train-rag: setup ## the same on the benchmark of questions of several hops
+	$(RUN) lightningrl train benchmarks/rag/recipes/laptop.yaml $(ARGS)
+
+curves: setup ## train all three with three seeds and draw the charts (ONLY=math SEED=0, QUICK=1, REPORT=1)
+	$(RUN) python benchmarks/curves/curves.py $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick) $(if $(REPORT),--report)
 
 test: setup ## run the test suite
 	$(TESTS) --hypothesis-profile=suite $(ARGS)

@@ -27,6 +27,7 @@ from lightningrl.schema import AGENT_FAILURES, Mode, NewRollout, RolloutId, Roll
 from lightningrl.statistics import Estimate, mean_estimate, paired_difference
 from lightningrl.store.base import RolloutQuery, Store
 from lightningrl.tasks import load_tasks
+from lightningrl.traces import read_parts
 from lightningrl.user_input.names import suggest
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.models import initial_model
@@ -55,6 +56,8 @@ class Measured:
     """Task id -> reward, of the rollouts that have one."""
     failed: Mapping[str, int]
     """Kind of failure -> rollouts. Those with a `failure_reward` have a reward as well."""
+    parts: Mapping[str, float]
+    """Part of the reward -> its mean over the rollouts that have it."""
 
     @property
     def estimate(self) -> Estimate | None:
@@ -327,7 +330,7 @@ async def _read(
         elif failure_reward is not None and kinds.get(one.id) in AGENT_FAILURES:
             rewards[one.spec.task_id] = failure_reward
     counts = Counter(str(getattr(kinds.get(one), "value", "cancelled")) for one in failed)
-    return Measured(rewards, dict(counts))
+    return Measured(rewards, dict(counts), await read_parts(store, [one.id for one in found]))
 
 
 def _told(
@@ -345,6 +348,7 @@ def _told(
                     variant: {
                         "reward": _numbers(one.estimate),
                         "failed": dict(one.failed),
+                        "parts": dict(one.parts),
                         "rewards": dict(one.rewards),
                     }
                     for variant, one in result.items()
@@ -382,15 +386,17 @@ def _print(console: Console, told: Mapping[str, Any], folder: RunFolder) -> None
 
     title = f"{told['tasks']} tasks of {told['split']!r}: mean reward, 95 % interval"
     table = Table(title=title, title_justify="left")
-    for column in ("policy", "sampling", "reward", "interval", "failed"):
+    for column in ("policy", "sampling", "reward", "interval", "of it", "failed"):
         table.add_column(column)
     for one in told["policies"]:
         for variant in (GREEDY, SAMPLED):
             if variant in one:
-                failed = ", ".join(f"{n} {kind}" for kind, n in one[variant]["failed"].items())
-                table.add_row(one["policy"], variant, *_cells(one[variant]["reward"]), failed)
+                found = one[variant]
+                failed = ", ".join(f"{n} {kind}" for kind, n in found["failed"].items())
+                parts = ", ".join(f"{name} {mean:.3f}" for name, mean in found["parts"].items())
+                table.add_row(one["policy"], variant, *_cells(found["reward"]), parts, failed)
     for variant, one in told.get("difference", {}).items():
-        table.add_row("second minus first", variant, *_cells(one, signed=True), "")
+        table.add_row("second minus first", variant, *_cells(one, signed=True), "", "")
     console.print(table)
     console.print(
         f"Kept in {folder.path}: eval.json, and rollouts for 'lightningrl show'.", soft_wrap=True

@@ -53,7 +53,7 @@ def _cell(seed: int, gain: float) -> dict[str, Any]:
 
 
 def test_the_table_has_each_cell_and_says_which_were_not_run() -> None:
-    from report import table
+    from results_page import table
 
     cells = {("math", 0): _cell(0, 0.3), ("math", 1): _cell(1, 0.1)}
     page = table(cells, ["sql", "math"], [0, 1]).splitlines()
@@ -67,7 +67,7 @@ def test_the_table_has_each_cell_and_says_which_were_not_run() -> None:
 
 
 def test_figure_and_page_are_written_also_where_nothing_was_run(tmp_path: Path) -> None:
-    from report import write_report
+    from results_page import write_report
 
     for count in (0, 1, 2):
         if count:

@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report import write_report
-
 from lightningrl.cli.stored_run import read_origin
 from lightningrl.machine.durable import write_text
 from lightningrl.metrics import read_metrics
+from results_page import write_report
 
 HERE = Path(__file__).parent
 RECIPES = {name: HERE.parent / name / "recipes" / "laptop.yaml" for name in ("sql", "rag", "math")}

@@ -44,7 +44,7 @@ def table(
     lines = [
         "# Results of `make curves`",
         "",
-        "Written by `benchmarks/curves/report.py` from the JSON files beside it. Scores are mean rewards on the test split, sampled"
+        "Written by `benchmarks/curves/results_page.py` from the JSON files beside it. Scores are mean rewards on the test split, sampled"
         " as in training unless said. *Gain* is the last checkpoint minus what the run began with (after its warm start), task by"
         " task, with its 95 % interval.",
         "",

@@ -36,6 +36,7 @@ from lightningrl.gateway.policies import Policies, Served
 from lightningrl.gateway.recollection import Recollection
 from lightningrl.gateway.record import Call, choices_of
 from lightningrl.gateway.sync import Drained, GateState
+from lightningrl.gateway.unknown_fields import UnknownFields
 from lightningrl.gateway.upstream import Upstream, rank, refusal_of_engine
 from lightningrl.machine.clock import Clock
 from lightningrl.schema import CallEvent, CallStatus, Dialect, EventId, StepId, new_id
@@ -65,6 +66,7 @@ class Calls:
         *,
         policies: Policies,
         upstream: Upstream,
+        unknown_fields: UnknownFields,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._store = store
@@ -72,6 +74,7 @@ class Calls:
         self._limits = limits
         self._policies = policies
         self._upstream = upstream
+        self._unknown_fields = unknown_fields
         self._observers = observers
         self._shared_limits = limits.shared
         self.recollection = Recollection(store)
@@ -94,6 +97,8 @@ class Calls:
         request = await spoken.read(body, lambda: self.recollection.of(context.id))
         agent = name_in(headers, AGENT_HEADER)
         served = await self._policies.resolve(context.rollout.run, request.model, agent)
+        if request.unknown:
+            await self._unknown_fields.judge(spoken, request, served.policy, context)
         event_id = new_id("call")
         own_step_id = event_id.replace("call", "s")  # one reading of the system's randomness
         call = Call(

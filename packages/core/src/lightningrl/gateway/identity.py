@@ -126,6 +126,8 @@ class AttemptContext:
         """What the store said when the attempt's calls, those elsewhere counted, had reached a limit."""
         self.refusals = 0
         """Requests refused at this gateway that the attempt's log tells of."""
+        self.left_out: set[str] = set()
+        """Unknown fields of its requests that its log names."""
         self.extended_seconds = 0.0
         """Hold time by which this gateway pushed back the attempt's deadline."""
 

@@ -98,6 +98,7 @@ class Metrics:
             ("code",),
             registry=self._registry,
         )
+        self._left_out = _unknown_fields(self._registry)
         self._registry.register(_Present(policies, health))
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
@@ -142,9 +143,21 @@ class Metrics:
                 self._codes.add(code)
         self._refusals.labels(code).inc()
 
+    def left_out(self, count: int) -> None:
+        """So many fields of a request were left out, since nobody knows them."""
+        self._left_out.inc(count)
+
     def text(self) -> bytes:
         """All values, in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def _unknown_fields(registry: CollectorRegistry) -> Counter:
+    return Counter(
+        "lightningrl_gateway_unknown_fields",
+        "Fields of requests that nobody knew and that were left out; each attempt's log names them.",
+        registry=registry,
+    )
 
 
 class _Present(Collector):

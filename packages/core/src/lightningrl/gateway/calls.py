@@ -117,7 +117,11 @@ class Calls:
             started=self._clock.monotonic(),
         )
         with self._slot(context):
-            return await self._recorded(call, context, served, headers, receive)
+            try:
+                return await self._recorded(call, context, served, headers, receive)
+            finally:
+                if call.has_turn:
+                    context.turns.release()
 
     async def _rewritten(
         self,
@@ -138,7 +142,7 @@ class Calls:
 
     @contextmanager
     def _slot(self, context: AttemptContext) -> Generator[None]:
-        """A place for one call within the attempt's limits."""
+        """A place for one call within the attempt's limits, perhaps one in the queue."""
         limits = self._limits
         if context.exhausted is not None:
             raise _exhausted(context.exhausted)
@@ -146,9 +150,10 @@ class Calls:
             raise _limit("call_limit", context, f"made {context.calls} model calls", "calls")
         if _reached(context.tokens, limits.tokens_per_attempt):
             raise _limit("token_limit", context, f"used {context.tokens} tokens", "tokens")
-        if context.running >= limits.concurrent_calls_per_attempt:
-            told = f"{context.running} model calls under way"
-            raise _limit("concurrency_limit", context, told, "concurrent_calls", retry_after=1.0)
+        most = limits.concurrent_calls_per_attempt + limits.queued_calls_per_attempt
+        if context.running >= most:
+            told = f"{context.running} model calls under way or waiting for their turn"
+            raise _limit("concurrency_limit", context, told, "queued_calls", retry_after=1.0)
         context.calls += 1
         context.running += 1
         try:
@@ -167,6 +172,7 @@ class Calls:
         """The answer as the agent gets it, when the record of it is committed."""
         try:
             with UntilHangup(receive):
+                await self._turn(call, context)
                 reply = await self._sample(call, context, served, headers)
             event, written = self._delivered(call, reply)
         except ClientGone:
@@ -182,6 +188,18 @@ class Calls:
         await self._commit(event, call, context)
         context.tokens += event.prompt_tokens + event.completion_tokens
         return _answer(call, written)
+
+    async def _turn(self, call: Call, context: AttemptContext) -> None:
+        """Wait until the attempt has fewer calls under way than it may."""
+        if context.turns.locked():
+            since = self._clock.monotonic()
+            try:
+                await context.turns.acquire()
+            finally:
+                call.queued_seconds = self._clock.monotonic() - since
+        else:
+            await context.turns.acquire()  # does not wait
+        call.has_turn = True
 
     async def _sample(
         self, call: Call, context: AttemptContext, served: Served, headers: Headers
@@ -254,7 +272,9 @@ class Calls:
         self.recollection.note(event)
         if self._observers:
             rollout = context.rollout
-            recorded = Recorded(event, rollout.run, rollout.id, call.traceparent)
+            recorded = Recorded(
+                event, rollout.run, rollout.id, call.traceparent, call.queued_seconds
+            )
             for observer in self._observers:
                 observer.recorded(recorded)
 

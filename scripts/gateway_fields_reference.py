@@ -25,6 +25,7 @@ What becomes of each field of a request, by dialect. A test sends a request for 
 | passed | the engine is asked for it, by its own name for it; what the engine can't do, it refuses, and its error reaches the agent in the dialect's form |
 | emulated | the gateway brings it about |
 | accepted | it changes no answer: the real service's bookkeeping, or a hint |
+| left out | nobody here knows it: the engine does not see it, the call stays trainable, and a line in the attempt's log names it, once for each field; the gateway counts them (`lightningrl_gateway_unknown_fields_total`), `lightningrl try` and `doctor` tell of them |
 | refused | the request gets that status and code, in the dialect's error format, and is not recorded |
 
 `null` is the same as leaving a field away.
@@ -44,11 +45,8 @@ def render(tables: Mapping[str, FieldTable] = FIELDS) -> str:
 
 def _section(route: str, table: FieldTable) -> str:
     rows = "\n".join(_row(row) for row in table.rows)
-    closed = ""
-    if table.closed:
-        closed = "\nAny other field is refused: 400 (`unknown_parameter`).\n"
     head = "| field | values | what becomes of it | how |\n|---|---|---|---|"
-    return f"## `POST /v1/{route}`\n\n{head}\n{rows}\n{closed}"
+    return f"## `POST /v1/{route}`\n\n{head}\n{rows}\n"
 
 
 def _row(row: Field) -> str:

@@ -180,6 +180,10 @@ async def judged_by_the_policy(task: Task, output: str, trace: Any) -> float:
         return 0.5
 
 
+async def newer_than_the_gateway(task: Task) -> str:
+    return await ask(task["question"], extra_body={"unheard_of": 1})
+
+
 async def embedding(task: Task) -> str:
     async with openai.AsyncOpenAI() as client:
         try:
@@ -425,6 +429,7 @@ CASES = (
          langchain_plain, reward=langchain_judged),
     Case("refused requests", "asked the run's client for embeddings, and caught the error", embedding),
     Case("refused requests", "LangChain: `OpenAIEmbeddings` without a host of its own", langchain_retrieval),
+    Case("unknown fields", "sent a field that nobody here knows", newer_than_the_gateway),
     Case("no model call", "caught the engine's error and answered without the model", catches_all,
          script=refuses),
     Case("other host", "called a judge of another host within the agent", elsewhere),

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 
+from lightningrl.conversation.engine_fields import IN_EVERY_DIALECT
 from lightningrl.gateway.dialects import FIELDS
+from lightningrl.gateway.dialects.engine_request import CONSTRAINTS
 from lightningrl.gateway.dialects.fields import Field, Handling
+from lightningrl.schema import Claim, LogEvent, LogTopic
 from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.model_server import ModelServer
 
@@ -18,6 +21,34 @@ CHAT_TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "para
 F: dict[str, Any] = {"type": "function", "name": "f", "parameters": SCHEMA}
 CHOOSE_F = {"type": "function", "function": {"name": "f"}}
 JSON_FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+THINKS = {"chat_template_kwargs": {"enable_thinking": True}}
+OF_ENGINES = (
+    *(name for name in CONSTRAINTS if name not in ("response_format", "tool_choice", "logit_bias")),
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "length_penalty",
+    "truncate_prompt_tokens",
+    "add_special_tokens",
+    "prompt_logprobs",
+    "return_tokens_as_token_ids",
+    "priority",
+    "request_id",
+    "cache_salt",
+    "kv_transfer_params",
+    "vllm_xargs",
+)
+OF_CHAT = (
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "documents",
+    "include_reasoning",
+    "separate_reasoning",
+    "mm_processor_kwargs",
+    "echo",
+)
 
 BASE: dict[str, dict[str, Any]] = {
     "chat/completions": {"model": "m", "messages": HI},
@@ -76,6 +107,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "user": same(user="u"),
         "stream": only(stream=True),
         "stream_options": only(stream=True, stream_options={"include_usage": True}),
+        "return_token_ids": only(return_token_ids=True),
         "store": only(store=True),
         "metadata": only(metadata={"a": "b"}),
         "prediction": only(prediction={"type": "content", "content": "x"}),
@@ -91,9 +123,13 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "modalities": only(modalities=["text", "audio"]),
         "moderation": only(moderation={}),
         "web_search_options": only(web_search_options={}),
-        "any other field": same(a_field_of_an_engine=1),
+        **{name: same(**{name: 1}) for name in (*OF_ENGINES, *OF_CHAT)},
+        "any other field": only(unheard_of=1),
     },
     "responses": {
+        **{name: same(**{name: 1}) for name in IN_EVERY_DIALECT if name != "chat_template_kwargs"},
+        "chat_template_kwargs": same(chat_template_kwargs={"enable_thinking": False}),
+        "any other field": only(unheard_of=1),
         "model": Example({"model": "x"}, {"model": "policy"}),
         "input": Example({"input": [*HI, *HI]}, {"messages": [*HI, *HI]}),
         "input=item_reference": Example(
@@ -125,6 +161,13 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         ),
         "text.verbosity": only(text={"verbosity": "low"}),
         "reasoning.effort": Example({"reasoning": {"effort": "low"}}, {"reasoning_effort": "low"}),
+        "reasoning.generate_summary": only(reasoning={"generate_summary": "auto"}),
+        "tools=unknown keys of a definition": Example(
+            {"tools": [{**F, "defer_loading": True}]}, {"tools": [CHAT_TOOL]}
+        ),
+        "client_metadata": only(client_metadata={"a": "b"}),
+        "generate=true": only(generate=True),
+        "generate=false": only(generate=False),
         "reasoning.summary": only(reasoning={"summary": "auto"}),
         "temperature": same(temperature=0.5),
         "top_p": same(top_p=0.5),
@@ -198,10 +241,37 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "output_config.effort": Example(
             {"output_config": {"effort": "low"}}, {"reasoning_effort": "low"}
         ),
-        "thinking": Example(
-            {"thinking": {"type": "enabled", "budget_tokens": 1024}},
-            {"chat_template_kwargs": {"enable_thinking": True}},
+        "output_format": Example(
+            {"output_format": {"type": "json_schema", "schema": SCHEMA}},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "output", "schema": SCHEMA},
+                }
+            },
         ),
+        "thinking.type": Example({"thinking": {"type": "adaptive"}}, THINKS),
+        "thinking.budget_tokens": Example(
+            {"thinking": {"type": "enabled", "budget_tokens": 1024}}, THINKS
+        ),
+        "thinking.display": Example(
+            {"thinking": {"type": "enabled", "display": "omitted"}}, THINKS
+        ),
+        "tools=unknown keys of a definition": Example(
+            {"tools": [{"name": "f", "input_schema": SCHEMA, "defer_loading": True}]},
+            {"tools": [CHAT_TOOL]},
+        ),
+        "betas": only(betas=["x"]),
+        "anthropic_beta": only(anthropic_beta=["x"]),
+        "fallbacks": only(fallbacks=[{"model": "x"}]),
+        "thread": only(thread={"type": "create"}),
+        **{
+            name: same(**{name: 1})
+            for name in IN_EVERY_DIALECT
+            if name not in ("top_k", "chat_template_kwargs")
+        },
+        "chat_template_kwargs": same(chat_template_kwargs={"enable_thinking": False}),
+        "any other field": only(unheard_of=1),
         "stream": only(stream=True),
         "metadata": only(metadata={"user_id": "u"}),
         "service_tier": only(service_tier="auto"),
@@ -212,7 +282,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "user_profile_id": only(user_profile_id="u"),
         "workspace_id": only(workspace_id="w"),
         "container": only(container="c"),
-        "context_management": only(context_management={}),
+        "context_management": only(context_management={"edits": [{"type": "compact_20260112"}]}),
         "mcp_servers": only(mcp_servers=[{}]),
     },
     "completions": {
@@ -229,10 +299,15 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "user": same(user="u"),
         "stream": only(stream=True),
         "stream_options": only(stream=True, stream_options={"include_usage": True}),
+        "return_token_ids": only(return_token_ids=True),
         "echo=true": only(echo=True),
         "best_of=more than `n`": only(best_of=2),
         "suffix": only(suffix="x"),
-        "any other field": same(a_field_of_an_engine=1),
+        **{
+            name: same(**{name: 1})
+            for name in ("top_k", "min_p", "repetition_penalty", *OF_ENGINES)
+        },
+        "any other field": only(unheard_of=1),
     },
 }
 
@@ -291,19 +366,118 @@ def check(
         case Handling.PASSED:
             assert example.engine, row.key
             assert {name: asked[0].get(name) for name in example.engine} == example.engine
-        case Handling.EMULATED | Handling.ACCEPTED:
+        case Handling.EMULATED | Handling.ACCEPTED | Handling.LEFT_OUT:
             assert asked == [{**plain, **example.engine}], row.key
 
 
-async def test_an_unknown_field_of_a_closed_table_is_refused(tmp_path: Path) -> None:
-    closed = [route for route, table in FIELDS.items() if table.closed]
-    assert closed == ["responses", "messages"]
+async def log_of(rig: GatewayRig, claim: Claim) -> list[str]:
+    """What the attempt's log says of unknown fields."""
+    [events] = await rig.store.events([claim.attempt.id])
+    logs = (one for one in events if isinstance(one, LogEvent))
+    return [one.message for one in logs if one.topic is LogTopic.UNKNOWN_FIELD]
+
+
+@pytest.mark.parametrize("route", FIELDS)
+async def test_what_nobody_knows_is_left_out_with_one_line_for_each_field(
+    tmp_path: Path, route: str
+) -> None:
+    async with open_rig(tmp_path) as rig:
+        with ModelServer() as engine:
+            await rig.register(engine.url)
+            claim = await rig.claim()
+            for fields in ({}, {"unheard_of": 1}, {"unheard_of": 2}):
+                assert (await ask(rig, route, fields, claim.key))[0] == 200
+            plain, *asked = (arrival.body for arrival in engine.arrivals)
+        calls = await rig.calls(claim)
+        [line] = await log_of(rig, claim)
+        async with aiohttp.ClientSession() as session, session.get(f"{rig.url}/metrics") as answer:
+            assert "lightningrl_gateway_unknown_fields_total 2.0" in await answer.text()
+    assert asked == [plain, plain]
+    assert "'unheard_of'" in line
+    assert [call.choices[0].untrainable for call in calls] == [None] * 3
+    assert b"unheard_of" in calls[1].request  # the record keeps the agent's own body
+
+
+@pytest.mark.parametrize("route", FIELDS)
+async def test_a_run_may_refuse_what_nobody_knows(tmp_path: Path, route: str) -> None:
+    async with open_rig(tmp_path) as rig:
+        with ModelServer() as engine:
+            await rig.register(engine.url, refuse_unknown=True)
+            status, body = await ask(rig, route, {"unheard_of": 1}, (await rig.claim()).key)
+            assert engine.calls == 0
+    assert status == 400
+    assert "unheard_of" in json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "path"),
+    [
+        ("responses", {"reasoning": {"effort": "low", "context": "x"}}, "reasoning.context"),
+        ("responses", {"text": {"verbosity": "low", "tone": "x"}}, "text.tone"),
+        ("responses", {"tools": [{**F, "defer_loading": True}]}, "tools[].defer_loading"),
+        ("messages", {"output_config": {"task_budget": {}}}, "output_config.task_budget"),
+        (
+            "messages",
+            {"thinking": {"type": "enabled", "between_tools": True}},
+            "thinking.between_tools",
+        ),
+    ],
+)
+async def test_unknown_fields_within_fields_are_told_too(
+    tmp_path: Path, route: str, fields: dict[str, Any], path: str
+) -> None:
+    async with open_rig(tmp_path) as rig:
+        with ModelServer() as engine:
+            await rig.register(engine.url)
+            claim = await rig.claim()
+            assert (await ask(rig, route, fields, claim.key))[0] == 200
+        assert [path in line for line in await log_of(rig, claim)] == [True]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"context_management": {"edits": []}},
+        {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}},
+        {"container": {"skills": []}},
+        {"mcp_servers": []},
+        {"thread": None},
+    ],
+)
+async def test_fields_of_anthropics_that_ask_for_nothing_pass(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    async with open_rig(tmp_path) as rig:
+        with ModelServer() as engine:
+            await rig.register(engine.url)
+            claim = await rig.claim()
+            assert (await ask(rig, "messages", fields, claim.key))[0] == 200
+        assert await log_of(rig, claim) == []
+
+
+async def test_the_sdk_is_told_that_there_are_no_threads_in_the_form_that_it_acts_on(
+    tmp_path: Path,
+) -> None:
     async with open_rig(tmp_path) as rig:
         key = (await rig.claim()).key
-        for route in closed:
-            status, body = await ask(rig, route, {"a_field_of_an_engine": 1}, key)
-            assert status == 400
-            assert "a_field_of_an_engine" in json.loads(body)["error"]["message"]
+        status, body = await ask(rig, "messages", {"thread": {"type": "create"}}, key)
+    assert status == 400
+    details = json.loads(body)["error"]["details"]
+    assert details == {"error_code": "thread_unsupported_request"}
+
+
+async def test_thinking_counts_above_the_engines_own_variable(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        with ModelServer() as engine:
+            await rig.register(engine.url)
+            key = (await rig.claim()).key
+            given = {"chat_template_kwargs": {"enable_thinking": True, "x": 1}}
+            fields = {**given, "thinking": {"type": "disabled"}}
+            assert (await ask(rig, "messages", fields, key))[0] == 200
+            [arrival] = engine.arrivals
+            status, _ = await ask(rig, "messages", {"thinking": {"type": "later"}}, key)
+    assert arrival.body["chat_template_kwargs"] == {"enable_thinking": False, "x": 1}
+    assert status == 400
 
 
 @pytest.mark.parametrize(

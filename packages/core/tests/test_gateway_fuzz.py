@@ -91,6 +91,9 @@ SEEDS: dict[str, dict[str, Any]] = {
         "store": True,
         "truncation": "auto",
         "background": False,
+        "client_metadata": {"a": "b"},
+        "chat_template_kwargs": {"x": 1},
+        "unheard_of": [1],
     },
     "messages": {
         **SAMPLING,
@@ -133,6 +136,11 @@ SEEDS: dict[str, dict[str, Any]] = {
         "stop_sequences": ["x"],
         "thinking": {"type": "enabled", "budget_tokens": 1024},
         "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}, "effort": "low"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "container": {"skills": []},
+        "mcp_servers": [],
+        "chat_template_kwargs": {"x": 1},
+        "unheard_of": {"x": 1},
     },
     "completions": {
         **SAMPLING,
@@ -345,7 +353,11 @@ def check(route: str, status: int, body: bytes) -> None:
     error = whole["error"]
     assert isinstance(error["message"], str)
     assert error["message"]
-    assert set(error) == ({"type", "message"} if route == "messages" else set(error))
+    assert route != "messages" or {"type", "message"} <= set(error) <= {
+        "type",
+        "message",
+        "details",
+    }
     assert ("type" in whole) == (route == "messages")
 
 

@@ -416,19 +416,59 @@ async def test_limits_hold_beyond_a_restart(tmp_path: Path) -> None:
             assert len(await rig.calls(claim)) == 1
 
 
-async def test_limit_of_concurrent_calls_of_an_attempt(tmp_path: Path) -> None:
-    limits = GatewayLimits(concurrent_calls_per_attempt=1)
+async def test_calls_above_the_limit_of_concurrent_ones_wait_for_their_turn(
+    tmp_path: Path,
+) -> None:
+    limits = GatewayLimits(concurrent_calls_per_attempt=2, queued_calls_per_attempt=3)
+    with ModelServer() as engine:
+        async with open_rig(tmp_path, limits=limits) as rig:
+            await rig.register(engine.url)
+            claim, other = await rig.claim(), await rig.claim()
+            engine.block()
+            six = [asyncio.create_task(post(f"{rig.url}/v1", claim.key)) for _ in range(6)]
+            done, five = await asyncio.wait(six, return_when=asyncio.FIRST_COMPLETED)
+            [(status, told)] = [one.result() for one in done]  # 2 under way, 3 in the queue
+            assert (status, told["error"]["code"]) == (429, "concurrency_limit")
+            assert "LIGHTNINGRL_GATEWAY_QUEUED_CALLS_PER_ATTEMPT" in told["error"]["message"]
+            await engine.arrived(2)
+            theirs = asyncio.create_task(post(f"{rig.url}/v1", other.key))
+            await engine.arrived(3)  # another attempt's call waits for nobody
+            assert engine.calls == 3
+            engine.unblock()
+            assert [status for status, _ in await asyncio.gather(*five, theirs)] == [200] * 6
+            assert (await post(f"{rig.url}/v1", claim.key))[0] == 200
+            assert len(await rig.calls(claim)) == 6
+            async with aiohttp.ClientSession() as session:
+                answer = await session.get(f"{rig.url}/metrics")
+                [line] = [
+                    one
+                    for one in (await answer.text()).splitlines()
+                    if one.startswith("lightningrl_gateway_queued_seconds_total")
+                ]
+            assert float(line.split()[-1]) > 0
+
+
+async def test_a_call_whose_client_hangs_up_in_the_queue_leaves_it(tmp_path: Path) -> None:
+    limits = GatewayLimits(concurrent_calls_per_attempt=1, queued_calls_per_attempt=1)
     with ModelServer() as engine:
         async with open_rig(tmp_path, limits=limits) as rig:
             await rig.register(engine.url)
             claim = await rig.claim()
             engine.block()
-            running = asyncio.create_task(post(f"{rig.url}/v1", claim.key))
+            first = asyncio.create_task(post(f"{rig.url}/v1", claim.key))
             await engine.arrived(1)
-            assert (await refused(f"{rig.url}/v1", claim.key))[:2] == (429, "concurrency_limit")
+            two = [asyncio.create_task(post(f"{rig.url}/v1", claim.key)) for _ in range(2)]
+            done, [queued] = await asyncio.wait(two, return_when=asyncio.FIRST_COMPLETED)
+            assert [one.result()[0] for one in done] == [429]
+            queued.cancel()
+            while not await rig.calls(claim):
+                pass
             engine.unblock()
-            assert (await running)[0] == 200
-            assert (await post(f"{rig.url}/v1", claim.key))[0] == 200
+            assert (await first)[0] == 200
+            gone, done = await rig.calls(claim)
+            assert engine.calls == 1
+    assert (gone.status.value, gone.http_status) == ("cancelled", 499)
+    assert done.status.value == "delivered"
 
 
 async def test_an_attempt_that_is_not_known_to_the_store_is_refused(rig: GatewayRig) -> None:

@@ -479,7 +479,6 @@ async def test_a_sync_client_that_streams_gets_the_same(rig: GatewayRig) -> None
         ({"text": {"format": {"type": "xml"}}}, "invalid_value", "text.format.type"),
         ({"include": ["nothing"]}, "invalid_value", "include[0]"),
         ({"background": True}, "unsupported_parameter", "background"),
-        ({"top_q": 1}, "unknown_parameter", "top_q"),
     ],
 )
 async def test_what_cant_be_done_is_refused_by_its_name(

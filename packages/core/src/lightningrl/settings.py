@@ -94,7 +94,14 @@ SETTINGS = (
         "LIGHTNINGRL_GATEWAY_CONCURRENT_CALLS_PER_ATTEMPT",
         "`serve`",
         "64",
-        "model calls of one attempt under way at a time, counted by each gateway for itself; one more is"
+        "model calls of one attempt under way at a time, counted by each gateway for itself; one more waits"
+        " for its turn",
+    ),
+    Setting(
+        "LIGHTNINGRL_GATEWAY_QUEUED_CALLS_PER_ATTEMPT",
+        "`serve`",
+        "1024",
+        "model calls of one attempt that wait for their turn, counted by each gateway for itself; one more is"
         " answered 429",
     ),
     Setting(

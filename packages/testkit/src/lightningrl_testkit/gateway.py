@@ -64,6 +64,7 @@ class GatewayRig:
         agents: tuple[str, ...] = (),
         rules: RewriteRules = NO_RULES,
         max_model_len: int | None = None,
+        refuse_unknown: bool = False,
     ) -> Policy:
         """Register a policy of `RUN` that `engines` (base URLs) serve."""
         policy = Policy(
@@ -75,6 +76,7 @@ class GatewayRig:
             agents=agents,
             rules=rules,
             max_model_len=max_model_len,
+            refuse_unknown=refuse_unknown,
         )
         async with self.control() as control:
             return await control.register(policy)

@@ -62,6 +62,7 @@ CHECKS = (
     Check("gateway held", operations.gateway_held, _DOCTOR),
     Check("no model call", calls.no_model_call),
     Check("refused requests", calls.refused_requests),
+    Check("unknown fields", calls.unknown_fields),
     Check("other host", calls.other_hosts),
     Check("unanswered steps", calls.unanswered_steps),
     Check("unjoined calls", calls.unjoined_calls),

@@ -217,6 +217,21 @@ def refused_requests(found: Evidence) -> Iterator[Finding]:
         )
 
 
+def unknown_fields(found: Evidence) -> Iterator[Finding]:
+    """Fields of requests that the gateway left out, since it does not know them."""
+    named = dict.fromkeys(
+        one.message for record in found.attempts for one in logs(record, LogTopic.UNKNOWN_FIELD)
+    )
+    if named:
+        yield Finding(
+            "unknown fields",
+            Level.WARNING,
+            "; ".join(named),
+            "fine if the answers need none of them; else take them out of the client's requests."
+            " `gateway.unknown_fields: refuse` answers such requests with an error",
+        )
+
+
 def _is_refused(event: object) -> bool:
     if isinstance(event, LogEvent):
         return event.topic is LogTopic.REFUSED

@@ -66,8 +66,9 @@ def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> lis
     Raises:
         ConfigError: `model` is given and the recipe has several policies.
     """
+    refuse = recipe.gateway.unknown_fields == "refuse"
     if not recipe.policies:
-        return [Policy(model or "policy", recipe.name, 0, (endpoint,))]
+        return [Policy(model or "policy", recipe.name, 0, (endpoint,), refuse_unknown=refuse)]
     if model is not None and len(recipe.policies) > 1:
         raise ConfigError(
             f"--model names one model, and the recipe has {len(recipe.policies)} policies"
@@ -89,6 +90,7 @@ def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> lis
                 trainable=policy.trainable,
                 replaces=replaces,
                 agents=policy.agents,
+                refuse_unknown=refuse,
             )
         )
     return policies

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
+from lightningrl.conversation.engine_fields import TEMPLATE_VARIABLES, engine_fields
 from lightningrl.conversation.malformed import (
     Malformed,
     Object,
@@ -243,10 +244,12 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         Malformed: a message, a block, a tool or a choice is malformed.
     """
-    choice, thinking = request.get("tool_choice"), request.get("thinking")
+    choice = request.get("tool_choice")
     output = request.get("output_config") or {}
+    form = output.get("format") or request.get("output_format")
     alone = choice is not None and choice.get("disable_parallel_tool_use")
     fields: dict[str, Any] = {
+        **engine_fields(request),
         "model": request.get("model"),
         "messages": conversation(request),
         "max_tokens": request.get("max_tokens"),
@@ -255,15 +258,27 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
         "parallel_tool_calls": False if alone else None,
         "temperature": request.get("temperature"),
         "top_p": request.get("top_p"),
-        "top_k": request.get("top_k"),
         "stop": request.get("stop_sequences") or None,
-        "response_format": _response_format(output["format"]) if output.get("format") else None,
+        "response_format": _response_format(form) if form else None,
         "reasoning_effort": output.get("effort"),
-        "chat_template_kwargs": {"enable_thinking": thinking["type"] != "disabled"}
-        if thinking is not None
-        else None,
+        TEMPLATE_VARIABLES: _template_variables(request),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+_THINKING = ("enabled", "disabled", "adaptive")
+
+
+def _template_variables(request: Mapping[str, Any]) -> Any:
+    """The engine's own field; where `thinking` says something, that counts."""
+    given, thinking = request.get(TEMPLATE_VARIABLES), request.get("thinking")
+    if thinking is None:
+        return given
+    if thinking["type"] not in _THINKING:
+        raise unknown_value(thinking["type"], _THINKING, "thinking.type")
+    if not isinstance(given, Mapping | None):
+        raise wrong_type(given, "an object", TEMPLATE_VARIABLES)
+    return {**(given or {}), "enable_thinking": thinking["type"] != "disabled"}
 
 
 def _tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:

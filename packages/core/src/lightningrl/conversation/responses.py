@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from lightningrl.conversation.engine_fields import engine_fields
 from lightningrl.conversation.malformed import (
     Malformed,
     Object,
@@ -382,6 +383,7 @@ def chat_request(request: Mapping[str, Any], earlier: Responses) -> dict[str, An
     reasoning, text = request.get("reasoning") or {}, request.get("text") or {}
     top_logprobs = request.get("top_logprobs") or None
     fields: dict[str, Any] = {
+        **engine_fields(request),
         "model": request.get("model"),
         "messages": conversation(request, earlier),
         "tools": _tools(request["tools"]) if request.get("tools") else None,

@@ -46,6 +46,7 @@ from lightningrl.gateway.refusals import Refusals
 from lightningrl.gateway.replicas import Replicas
 from lightningrl.gateway.rewards import post_reward
 from lightningrl.gateway.sync import closing
+from lightningrl.gateway.unknown_fields import UnknownFields
 from lightningrl.gateway.upstream import Upstream
 from lightningrl.keys import OPEN, AccessKeys
 from lightningrl.machine.clock import Clock
@@ -113,6 +114,7 @@ class Gateway:
             self._limits,
             policies=self._policies,
             upstream=self._upstream,
+            unknown_fields=UnknownFields(store, clock, self._metrics),
             observers=(self._metrics, *observers),
         )
         self._refusals = Refusals(store, clock)

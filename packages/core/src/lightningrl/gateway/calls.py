@@ -36,6 +36,7 @@ from lightningrl.gateway.policies import Policies, Served
 from lightningrl.gateway.recollection import Recollection
 from lightningrl.gateway.record import Call, choices_of
 from lightningrl.gateway.sync import Drained, GateState
+from lightningrl.gateway.unknown_fields import UnknownFields
 from lightningrl.gateway.upstream import Upstream, rank, refusal_of_engine
 from lightningrl.machine.clock import Clock
 from lightningrl.schema import CallEvent, CallStatus, Dialect, EventId, StepId, new_id
@@ -65,6 +66,7 @@ class Calls:
         *,
         policies: Policies,
         upstream: Upstream,
+        unknown_fields: UnknownFields,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._store = store
@@ -72,6 +74,7 @@ class Calls:
         self._limits = limits
         self._policies = policies
         self._upstream = upstream
+        self._unknown_fields = unknown_fields
         self._observers = observers
         self._shared_limits = limits.shared
         self.recollection = Recollection(store)
@@ -94,6 +97,8 @@ class Calls:
         request = await spoken.read(body, lambda: self.recollection.of(context.id))
         agent = name_in(headers, AGENT_HEADER)
         served = await self._policies.resolve(context.rollout.run, request.model, agent)
+        if request.unknown:
+            await self._unknown_fields.judge(spoken, request, served.policy, context)
         event_id = new_id("call")
         own_step_id = event_id.replace("call", "s")  # one reading of the system's randomness
         call = Call(
@@ -112,7 +117,11 @@ class Calls:
             started=self._clock.monotonic(),
         )
         with self._slot(context):
-            return await self._recorded(call, context, served, headers, receive)
+            try:
+                return await self._recorded(call, context, served, headers, receive)
+            finally:
+                if call.has_turn:
+                    context.turns.release()
 
     async def _rewritten(
         self,
@@ -133,7 +142,7 @@ class Calls:
 
     @contextmanager
     def _slot(self, context: AttemptContext) -> Generator[None]:
-        """A place for one call within the attempt's limits."""
+        """A place for one call within the attempt's limits, perhaps one in the queue."""
         limits = self._limits
         if context.exhausted is not None:
             raise _exhausted(context.exhausted)
@@ -141,9 +150,10 @@ class Calls:
             raise _limit("call_limit", context, f"made {context.calls} model calls", "calls")
         if _reached(context.tokens, limits.tokens_per_attempt):
             raise _limit("token_limit", context, f"used {context.tokens} tokens", "tokens")
-        if context.running >= limits.concurrent_calls_per_attempt:
-            told = f"{context.running} model calls under way"
-            raise _limit("concurrency_limit", context, told, "concurrent_calls", retry_after=1.0)
+        most = limits.concurrent_calls_per_attempt + limits.queued_calls_per_attempt
+        if context.running >= most:
+            told = f"{context.running} model calls under way or waiting for their turn"
+            raise _limit("concurrency_limit", context, told, "queued_calls", retry_after=1.0)
         context.calls += 1
         context.running += 1
         try:
@@ -162,6 +172,7 @@ class Calls:
         """The answer as the agent gets it, when the record of it is committed."""
         try:
             with UntilHangup(receive):
+                await self._turn(call, context)
                 reply = await self._sample(call, context, served, headers)
             event, written = self._delivered(call, reply)
         except ClientGone:
@@ -177,6 +188,18 @@ class Calls:
         await self._commit(event, call, context)
         context.tokens += event.prompt_tokens + event.completion_tokens
         return _answer(call, written)
+
+    async def _turn(self, call: Call, context: AttemptContext) -> None:
+        """Wait until the attempt has fewer calls under way than it may."""
+        if context.turns.locked():
+            since = self._clock.monotonic()
+            try:
+                await context.turns.acquire()
+            finally:
+                call.queued_seconds = self._clock.monotonic() - since
+        else:
+            await context.turns.acquire()  # does not wait
+        call.has_turn = True
 
     async def _sample(
         self, call: Call, context: AttemptContext, served: Served, headers: Headers
@@ -249,7 +272,9 @@ class Calls:
         self.recollection.note(event)
         if self._observers:
             rollout = context.rollout
-            recorded = Recorded(event, rollout.run, rollout.id, call.traceparent)
+            recorded = Recorded(
+                event, rollout.run, rollout.id, call.traceparent, call.queued_seconds
+            )
             for observer in self._observers:
                 observer.recorded(recorded)
 

@@ -37,6 +37,7 @@ from lightningrl.gateway.dialects.reading import refusal_of as refusal_of_malfor
 from lightningrl.gateway.identity import agent_route
 from lightningrl.gateway.interrupt import UntilHangup
 from lightningrl.gateway.limits import GatewayLimits
+from lightningrl.gateway.unknown_fields import MOST_TOLD
 from lightningrl.gateway.upstream import Sending, Upstream, refusal_of_engine
 from lightningrl.machine.clock import Clock
 from lightningrl.schema import Endpoint, Policy, RewriteRules, StepId, new_id
@@ -71,6 +72,8 @@ class DirectGateway:
         self._rewriter = Rewriter(rules)
         self._limits = limits or GatewayLimits()
         self._upstream = Upstream(clock, self._limits)
+        self._left_out: set[str] = set()
+        """Unknown fields of requests that the log names."""
         self._requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -135,6 +138,14 @@ class DirectGateway:
     async def _call(self, spoken: Spoken, headers: Headers, receive: Receive) -> Answer:
         body = await read_body(receive, headers, self._limits.body_bytes)
         request = await spoken.read(body, _nothing_recorded)
+        for name in request.unknown:
+            if name not in self._left_out and len(self._left_out) < MOST_TOLD:
+                self._left_out.add(name)
+                _LOG.warning(
+                    "the field %r of a %s request is unknown here: it is left out",
+                    name[:100],
+                    spoken.dialect.value,
+                )
         try:
             fields = self._rewriter.rewrite(request.engine.fields, spoken.dialect).fields
         except Malformed as error:

@@ -7,6 +7,7 @@ in the URL. Where two of them are given they must agree.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from datetime import timedelta
 from typing import NamedTuple
@@ -110,14 +111,18 @@ def _given_key(headers: Headers) -> str | None:
 class AttemptContext:
     """What the gateway knows about one attempt, kept between its calls."""
 
-    def __init__(self, rollout: Rollout, attempt: Attempt, checked_at: float) -> None:
+    def __init__(
+        self, rollout: Rollout, attempt: Attempt, checked_at: float, *, turns: int
+    ) -> None:
         self.id: AttemptId = attempt.id
         self.rollout = rollout.spec
         self.state = attempt.state
         self.checked_at = checked_at
         """Monotonic seconds at which the store said `state`; -inf: ask it before the next call."""
         self.running = 0
-        """Calls under way."""
+        """Calls under way, those that wait for their turn among them."""
+        self.turns = asyncio.Semaphore(turns)
+        """A turn for each call that may be under way at a time; who waits for one is served in order of arrival."""
         self.calls = 0
         """Calls at this gateway so far."""
         self.tokens = 0
@@ -126,6 +131,8 @@ class AttemptContext:
         """What the store said when the attempt's calls, those elsewhere counted, had reached a limit."""
         self.refusals = 0
         """Requests refused at this gateway that the attempt's log tells of."""
+        self.left_out: set[str] = set()
+        """Unknown fields of its requests that its log names."""
         self.extended_seconds = 0.0
         """Hold time by which this gateway pushed back the attempt's deadline."""
 
@@ -162,10 +169,14 @@ class Contexts:
                 404, "attempt_not_found", f"there is no attempt {attempt_id!r}. {HOW_TO_IDENTIFY}"
             ) from error
         now = self._clock.monotonic()
-        context = self._known.setdefault(attempt_id, AttemptContext(rollout, attempt, now))
+        context = self._known.setdefault(attempt_id, self._new(rollout, attempt, now))
         context.state, context.checked_at = attempt.state, now
         self._forget_idle()
         return context
+
+    def _new(self, rollout: Rollout, attempt: Attempt, now: float) -> AttemptContext:
+        turns = self._limits.concurrent_calls_per_attempt
+        return AttemptContext(rollout, attempt, now, turns=turns)
 
     def _forget_idle(self) -> None:
         surplus = len(self._known) - self._limits.contexts

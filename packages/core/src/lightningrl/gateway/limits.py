@@ -25,7 +25,9 @@ class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     body_bytes: _Count = 16 * 2**20
     """Longest request body; a longer one is answered 413."""
     concurrent_calls_per_attempt: _Count = 64
-    """Calls of one attempt under way at a time, at this gateway; one more is answered 429."""
+    """Calls of one attempt under way at a time, at this gateway; one more waits for its turn."""
+    queued_calls_per_attempt: Annotated[int, msgspec.Meta(ge=0)] = 1024
+    """Calls of one attempt that wait for their turn at a time; one more is answered 429."""
     calls_per_attempt: _Count | None = None
     """Calls that one attempt may make in all, at whatever gateway. `None`: no limit."""
     tokens_per_attempt: _Count | None = None

@@ -43,6 +43,7 @@ class _OfPolicy(NamedTuple):
     prompt_tokens: Counter
     completion_tokens: Counter
     held: Counter
+    queued: Counter
     retries: Counter
     untrainable: Counter
 
@@ -52,7 +53,7 @@ class Metrics:
 
     def __init__(self, policies: Iterable[Served], health: Health) -> None:
         """Count from zero; `policies` and `health` are looked at when somebody asks."""
-        self._registry = CollectorRegistry()
+        self._registry = _of_process()
         self._by_policy: dict[tuple[str, str], _OfPolicy] = {}
         self._codes: set[str] = set()
         self._calls = Counter(
@@ -98,9 +99,9 @@ class Metrics:
             ("code",),
             registry=self._registry,
         )
+        self._queued = _queued_seconds(self._registry)
+        self._left_out = _unknown_fields(self._registry)
         self._registry.register(_Present(policies, health))
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self._registry)
 
     def recorded(self, call: Recorded) -> None:
         """See `Observer.recorded`."""
@@ -112,6 +113,8 @@ class Metrics:
         of_policy.completion_tokens.inc(event.completion_tokens)
         if event.held_ms:
             of_policy.held.inc(event.held_ms / 1e3)
+        if call.queued_seconds:
+            of_policy.queued.inc(call.queued_seconds)
         if event.upstream_retries:
             of_policy.retries.inc(event.upstream_retries)
         untrainable = sum(choice.untrainable is not None for choice in event.choices)
@@ -128,6 +131,7 @@ class Metrics:
                 prompt_tokens=self._tokens.labels(*labels, "prompt"),
                 completion_tokens=self._tokens.labels(*labels, "completion"),
                 held=self._held.labels(*labels),
+                queued=self._queued.labels(*labels),
                 retries=self._retries.labels(*labels),
                 untrainable=self._untrainable.labels(*labels),
             )
@@ -142,9 +146,38 @@ class Metrics:
                 self._codes.add(code)
         self._refusals.labels(code).inc()
 
+    def left_out(self, count: int) -> None:
+        """So many fields of a request were left out, since nobody knows them."""
+        self._left_out.inc(count)
+
     def text(self) -> bytes:
         """All values, in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def _of_process() -> CollectorRegistry:
+    """A registry with what is said of every process."""
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    return registry
+
+
+def _queued_seconds(registry: CollectorRegistry) -> Counter:
+    return Counter(
+        "lightningrl_gateway_queued_seconds",
+        "Time that calls waited for their turn, since an attempt had as many under way as it may.",
+        _POLICY,
+        registry=registry,
+    )
+
+
+def _unknown_fields(registry: CollectorRegistry) -> Counter:
+    return Counter(
+        "lightningrl_gateway_unknown_fields",
+        "Fields of requests that nobody knew and that were left out; each attempt's log names them.",
+        registry=registry,
+    )
 
 
 class _Present(Collector):

@@ -19,6 +19,8 @@ class Recorded(NamedTuple):
     rollout_id: RolloutId
     traceparent: str | None
     """The W3C header that the agent sent. `None`: it sent none."""
+    queued_seconds: float = 0.0
+    """Time in which it waited for its turn among the attempt's calls."""
 
 
 class Observer(Protocol):

@@ -77,6 +77,9 @@ class Call:
         """Monotonic seconds."""
         self.sending = Sending()
         self.held_seconds = 0.0
+        self.queued_seconds = 0.0
+        """Time in which it waited for its turn among the attempt's calls."""
+        self.has_turn = False
         self.version_start = 0
         self.version_end = 0
 

@@ -113,6 +113,9 @@ class GatewayRecipe(Section, frozen=True):
     are refused after this time. At least 1.5 times `drain_seconds`."""
     drain_seconds: float = 20.0
     """After this, running calls are aborted and sent again under the new version."""
+    unknown_fields: Literal["accept", "refuse"] = "accept"
+    """Requests with a field that nobody here knows, as clients newer than this version send: `accept` leaves the field
+    out of what the engine gets, and says so in the attempt's log; `refuse` answers 400."""
     pin: tuple[str, ...] = ()
     """Regular expressions of what changes from call to call though it says the same, such as the time or a nonce in a
     system prompt. Before a conversation's first answer, each text that matches stays in all of an agent's calls

@@ -185,6 +185,8 @@ class LogTopic(StrEnum):
     """The agent called a model that is not of the run; the call was not recorded."""
     REFUSED = "refused"
     """A request of the attempt was refused before it was a call."""
+    UNKNOWN_FIELD = "unknown_field"
+    """A field of the attempt's requests that nobody knows was left out of what engines got."""
     REWARD_ERROR = "reward_error"
     """The reward function caught an error of its own."""
 

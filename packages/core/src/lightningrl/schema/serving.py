@@ -70,6 +70,8 @@ class Policy(msgspec.Struct, frozen=True):
     """`None`: the run doesn't train on live rollouts, and the agent's own sampling parameters stand."""
     rules: RewriteRules = RewriteRules()
     """How requests are rewritten before the engine sees them."""
+    refuse_unknown: bool = False
+    """Whether a request with a field that nobody knows is refused. Else the field is left out, and a log line says so."""
     held_until: datetime | None = None
     """New calls wait while this instant is in the future. `None`: calls pass."""
     held_since: int | None = None

@@ -176,6 +176,7 @@ async def register(
             replaces=settings.replaces,
             agents=settings.agents,
             rules=rules,
+            refuse_unknown=recipe.gateway.unknown_fields == "refuse",
             max_model_len=settings.max_model_len if settings.url is None else None,
             live=_live_terms(recipe),
         )

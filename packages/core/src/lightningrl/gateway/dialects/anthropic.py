@@ -64,6 +64,7 @@ class Wanted(msgspec.Struct, frozen=True):
     top_k: int | None = None
     stop_sequences: list[str] | None = None
     output_config: _Output | None = None
+    output_format: _Format | None = None
     thinking: _Thinking | None = None
     stream: bool | None = None
 
@@ -77,6 +78,8 @@ class AnthropicRequest(msgspec.Struct, frozen=True):
     body: bytes
     wanted: Wanted
     engine: EngineRequest
+    unknown: tuple[str, ...] = ()
+    """Paths of what no row of the dialect's table knows: left out."""
 
     @property
     def model(self) -> str:
@@ -96,14 +99,14 @@ class AnthropicRequest(msgspec.Struct, frozen=True):
 async def _read(body: bytes, recall: Recall) -> AnthropicRequest:
     del recall  # every request holds its whole conversation
     fields = decoded_fields(body)
-    ANTHROPIC_FIELDS.check(fields)
+    unknown = ANTHROPIC_FIELDS.check(fields)
     wanted = decode(_WANTED, body)
     try:
         asked = anthropic.chat_request(fields)
         _refuse_prefill(asked["messages"])
     except Malformed as error:
         raise refusal_of(error) from error
-    return AnthropicRequest(body, wanted, engine_request(to_json(asked)))
+    return AnthropicRequest(body, wanted, engine_request(to_json(asked)), unknown)
 
 
 def _refuse_prefill(messages: list[anthropic.Message]) -> None:
@@ -123,7 +126,10 @@ def error_body(refusal: Refusal) -> bytes:
     message = refusal.message
     if refusal.param and refusal.param not in message:
         message = f"{refusal.param}: {message}"
-    return to_json({"type": "error", "error": {"type": kind, "message": message}})
+    error: dict[str, Any] = {"type": kind, "message": message}
+    if refusal.param == "thread":  # by this the SDK goes on without threads
+        error["details"] = {"error_code": "thread_unsupported_request"}
+    return to_json({"type": "error", "error": error})
 
 
-ANTHROPIC = Spoken(Dialect.ANTHROPIC, _read, error_body)
+ANTHROPIC = Spoken(Dialect.ANTHROPIC, _read, ANTHROPIC_FIELDS.refuse, error_body)

@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
-from lightningrl.gateway.dialects.fields import FieldTable, accepted, emulated, passed, refused
+from typing import Any, cast
+
+from lightningrl.gateway.dialects.engine_fields import rows_of_every_dialect
+from lightningrl.gateway.dialects.fields import (
+    OTHERS,
+    FieldTable,
+    accepted,
+    emulated,
+    left_out,
+    passed,
+    refused,
+)
 
 _INVALID = "invalid_request_error"
+
+
+def _is_empty(container: Any) -> bool:
+    """Whether a container is none: without an id and without skills."""
+    return isinstance(container, dict) and not any(cast("dict[str, Any]", container).values())
+
+
+def _cuts_nothing(management: Any) -> bool:
+    """Whether all edits of a context leave it as it is."""
+    edits: Any = (
+        cast("dict[str, Any]", management).get("edits") if isinstance(management, dict) else None
+    )
+    if edits is None:
+        return management == {}
+    return isinstance(edits, list) and all(one in _IDLE_EDITS for one in cast("list[Any]", edits))
+
+
+_IDLE_EDITS = ({"type": "clear_thinking_20251015", "keep": "all"},)
 
 ANTHROPIC_FIELDS = FieldTable(
     (
@@ -19,6 +48,7 @@ ANTHROPIC_FIELDS = FieldTable(
         passed("tools", "as `tools`", "custom"),
         refused("tools", "tools whose schema or work is the service's own", "other tool types",
                 code=_INVALID),
+        left_out("tools", "the tool itself is as if it had none of them", "unknown keys of a definition"),
         passed("tool_choice", "as `tool_choice`; `disable_parallel_tool_use` as"
                " `parallel_tool_calls: false`"),
         passed("temperature", "unless the rollout says how to sample"),
@@ -27,8 +57,10 @@ ANTHROPIC_FIELDS = FieldTable(
         passed("stop_sequences", "as `stop`"),
         passed("output_config.format", "as `response_format`; the answer is not trained"),
         passed("output_config.effort", "as `reasoning_effort`"),
-        passed("thinking", "as `chat_template_kwargs.enable_thinking`; budgets are hints; without it no"
-               " thinking is shown"),
+        passed("output_format", "an older name of `output_config.format`"),
+        passed("thinking.type", "as `chat_template_kwargs.enable_thinking`; without it no thinking is shown"),
+        accepted("thinking.budget_tokens", "a hint"),
+        accepted("thinking.display", "thinking is shown whole"),
         emulated("stream", "the finished answer in the service's events"),
         accepted("metadata", ""),
         accepted("service_tier", ""),
@@ -38,9 +70,19 @@ ANTHROPIC_FIELDS = FieldTable(
         accepted("diagnostics", ""),
         accepted("user_profile_id", ""),
         accepted("workspace_id", ""),
-        refused("container", "there are no containers here", code=_INVALID),
-        refused("context_management", "nothing is cut here", code=_INVALID),
-        refused("mcp_servers", "the agent runs its own tools", code=_INVALID),
+        accepted("betas", "as the header `anthropic-beta`"),
+        accepted("anthropic_beta", "as the header `anthropic-beta`"),
+        accepted("fallbacks", "the policy answers"),
+        refused("thread", "conversations are not kept here, send all messages with each request (in the SDK:"
+                " `thread=False`)", code=_INVALID),
+        refused("container", "there are no containers here; leave it and its skills away", code=_INVALID),
+        refused("context_management", "nothing is cut here; leave away every edit but `clear_thinking_20251015` with"
+                " `keep: \"all\"`, which cuts nothing", code=_INVALID),
+        refused("mcp_servers", "the agent runs its own tools; connect to the servers in the client", code=_INVALID),
+        *rows_of_every_dialect(("top_k",)),
+        OTHERS,
     ),
+    tool_keys=("type", "name", "description", "input_schema", "strict", "cache_control"),
+    idle={"container": _is_empty, "context_management": _cuts_nothing},
     unknown="{name}: Extra inputs are not permitted",
 )  # fmt: skip

@@ -45,6 +45,11 @@ class AgentRequest(Protocol):
         """What to ask the engine."""
         ...
 
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Paths of what no row of the dialect's table knows; the engine does not see it."""
+        ...
+
     def write(self, reply: EngineReply, step_id: StepId) -> Written:
         """The engine's answer without what is none of the agent's business.
 
@@ -60,5 +65,7 @@ class Spoken(NamedTuple):
     dialect: Dialect
     read: Callable[[bytes, Recall], Awaitable[AgentRequest]]
     """From a body to the request; raises `Refusal`."""
+    unknown: Callable[[str], Refusal]
+    """The refusal of a field that the dialect's table does not know."""
     error: Callable[[Refusal], bytes]
     """A refusal in the dialect's error format."""

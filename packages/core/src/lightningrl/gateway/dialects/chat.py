@@ -22,6 +22,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
     body: bytes
     engine: EngineRequest
+    unknown: tuple[str, ...] = ()
+    """Paths of what no row of the dialect's table knows: left out."""
 
     @property
     def model(self) -> str:
@@ -58,10 +60,10 @@ class ChatRequest(msgspec.Struct, frozen=True):
 async def _read(body: bytes, recall: Recall) -> ChatRequest:
     del recall  # every request holds its whole conversation
     asked = engine_request(body)
-    CHAT_FIELDS.check(asked.fields)
-    for name in (*CHAT_FIELDS.accepted, *CHAT_FIELDS.never):
+    unknown = CHAT_FIELDS.check(asked.fields)
+    for name in (*CHAT_FIELDS.accepted, *CHAT_FIELDS.never, *unknown):
         asked.fields.pop(name, None)
-    return ChatRequest(body, asked)
+    return ChatRequest(body, asked, unknown)
 
 
-CHAT = Spoken(Dialect.CHAT, _read, Refusal.body)
+CHAT = Spoken(Dialect.CHAT, _read, CHAT_FIELDS.refuse, Refusal.body)

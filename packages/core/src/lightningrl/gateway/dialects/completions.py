@@ -143,6 +143,8 @@ class CompletionsRequest(msgspec.Struct, frozen=True):
     body: bytes
     wanted: _Asked
     engine: EngineRequest
+    unknown: tuple[str, ...] = ()
+    """Paths of what no row of the dialect's table knows: left out."""
 
     @property
     def model(self) -> str:
@@ -196,11 +198,15 @@ async def _read(body: bytes, recall: Recall) -> CompletionsRequest:
     del recall  # a completion holds its whole prompt
     asked = decode(_ASKED, body)
     fields = raw_fields(body)
-    COMPLETIONS_FIELDS.check(fields)
+    unknown = COMPLETIONS_FIELDS.check(fields)
+    for name in unknown:
+        fields.pop(name, None)
     _check(asked)
     shared = {name: getattr(asked, name) for name in _SHARED}
     wanted = Wanted(model=asked.model, messages=[], logprobs=True, **shared)
-    return CompletionsRequest(body, asked, CompletionAsk(wanted, fields, asked.logprobs or 0))
+    return CompletionsRequest(
+        body, asked, CompletionAsk(wanted, fields, asked.logprobs or 0), unknown
+    )
 
 
 def _check(asked: _Asked) -> None:
@@ -218,4 +224,4 @@ def _check(asked: _Asked) -> None:
         raise Refusal(400, "unsupported_parameter", message, param="best_of")
 
 
-COMPLETIONS = Spoken(Dialect.COMPLETIONS, _read, Refusal.body)
+COMPLETIONS = Spoken(Dialect.COMPLETIONS, _read, COMPLETIONS_FIELDS.refuse, Refusal.body)

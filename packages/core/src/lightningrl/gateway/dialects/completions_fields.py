@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from lightningrl.gateway.dialects.fields import FieldTable, emulated, passed, refused
+from lightningrl.gateway.dialects.engine_fields import rows_of_prompts
+from lightningrl.gateway.dialects.fields import (
+    OTHERS,
+    FieldTable,
+    accepted,
+    emulated,
+    passed,
+    refused,
+)
 
 _UNSUPPORTED = "unsupported_parameter"
 _BAD_VALUE = "unsupported_value"
 _SAMPLING = "unless the rollout says how to sample"
 
-COMPLETIONS_FIELDS = FieldTable(
-    (
+_OWN = (
         passed("model", "the policy that answers for it; the reply names the model asked for"),
         passed("prompt", "a text, or token ids"),
         refused("prompt", "a call has one prompt; send a request for each", "several",
@@ -28,11 +35,11 @@ COMPLETIONS_FIELDS = FieldTable(
         passed("user", ""),
         emulated("stream", "the finished answer in chunks"),
         emulated("stream_options", "`include_usage`: a last chunk with the token counts"),
+        accepted("return_token_ids", "every call is recorded with its token ids; the agent sees none"),
         refused("echo", "an answer holds no prompt", "true", code=_UNSUPPORTED),
         refused("best_of", "of answers that are thrown away none is recorded", "more than `n`",
                 code=_UNSUPPORTED),
         refused("suffix", "the policy fills no gaps", code=_UNSUPPORTED),
-        passed("any other field", "vLLM's fields, say; the engine refuses what it does not know"),
-    ),
-    closed=False,
 )  # fmt: skip
+
+COMPLETIONS_FIELDS = FieldTable((*_OWN, *rows_of_prompts(row.name for row in _OWN), OTHERS))

@@ -74,6 +74,7 @@ class Wanted(msgspec.Struct, frozen=True):
     store: bool | None = None
     metadata: dict[str, str] | None = None
     background: bool | None = None
+    generate: bool | None = None
 
 
 _WANTED = msgspec.json.Decoder(Wanted)
@@ -87,6 +88,8 @@ class ResponsesRequest(msgspec.Struct, frozen=True):
     """As the agent sent them; the reply repeats some."""
     wanted: Wanted
     engine: EngineRequest
+    unknown: tuple[str, ...] = ()
+    """Paths of what no row of the dialect's table knows: left out."""
 
     @property
     def model(self) -> str:
@@ -104,7 +107,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True):
 
 async def _read(body: bytes, recall: Recall) -> ResponsesRequest:
     fields = decoded_fields(body)
-    RESPONSES_FIELDS.check(fields)
+    unknown = RESPONSES_FIELDS.check(fields)
     wanted = decode(_WANTED, body)
     if wanted.background:
         raise Refusal(
@@ -113,13 +116,20 @@ async def _read(body: bytes, recall: Recall) -> ResponsesRequest:
             "'background': responses are answered at once; leave it away",
             param="background",
         )
+    if wanted.generate is False:
+        raise Refusal(
+            400,
+            "unsupported_parameter",
+            "'generate': every request is answered here; turn warming up off in the client",
+            param="generate",
+        )
     try:
         earlier = await recall() if _refers(wanted) else Recorded()
         asked = responses.chat_request(fields, earlier.responses)
         _check_include(wanted.include or [])
     except Malformed as error:
         raise refusal_of(error) from error
-    return ResponsesRequest(body, fields, wanted, engine_request(to_json(asked)))
+    return ResponsesRequest(body, fields, wanted, engine_request(to_json(asked)), unknown)
 
 
 def _refers(wanted: Wanted) -> bool:
@@ -136,4 +146,4 @@ def _check_include(include: list[str]) -> None:
             raise unknown_value(one, _INCLUDABLE, f"include[{place}]")
 
 
-RESPONSES = Spoken(Dialect.RESPONSES, _read, Refusal.body)
+RESPONSES = Spoken(Dialect.RESPONSES, _read, RESPONSES_FIELDS.refuse, Refusal.body)

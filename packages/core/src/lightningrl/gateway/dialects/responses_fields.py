@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from lightningrl.gateway.dialects.fields import FieldTable, accepted, emulated, passed, refused
+from lightningrl.gateway.dialects.engine_fields import rows_of_every_dialect
+from lightningrl.gateway.dialects.fields import (
+    OTHERS,
+    FieldTable,
+    accepted,
+    emulated,
+    left_out,
+    passed,
+    refused,
+)
 
 _UNSUPPORTED = "unsupported_parameter"
 _BAD_VALUE = "unsupported_value"
@@ -33,12 +42,14 @@ RESPONSES_FIELDS = FieldTable(
             "other tool types",
             code=_BAD_VALUE,
         ),
+        left_out("tools", "the function itself is as if it had none of them", "unknown keys of a definition"),
         passed("tool_choice", "as `tool_choice`; without tools left out, or refused", "auto, none, required, a function"),
         refused("tool_choice", "a tool that can't be declared", "other tools", code=_BAD_VALUE),
         passed("parallel_tool_calls", "as `parallel_tool_calls`; left out without tools"),
         passed("text.format", "as `response_format`; the answer is not trained"),
         accepted("text.verbosity", "a hint; the policy answers as it was trained to"),
         passed("reasoning.effort", "as `reasoning_effort`"),
+        accepted("reasoning.generate_summary", "an older name of `reasoning.summary`"),
         accepted("reasoning.summary", "reasoning comes whole, in `content`; nothing is summed up"),
         passed("temperature", "unless the rollout says how to sample"),
         passed("top_p", "unless the rollout says how to sample"),
@@ -58,6 +69,7 @@ RESPONSES_FIELDS = FieldTable(
         accepted("max_tool_calls", "counts the service's own tools alone"),
         accepted("service_tier", ""),
         accepted("user", ""),
+        accepted("client_metadata", ""),
         accepted("safety_identifier", ""),
         accepted("prompt_cache_key", ""),
         accepted("prompt_cache_retention", ""),
@@ -70,8 +82,14 @@ RESPONSES_FIELDS = FieldTable(
         refused("prompt", "prompt templates are not kept here; send `instructions` and `input`",
                 code=_UNSUPPORTED),
         refused("context_management", "nothing is compacted here", code=_UNSUPPORTED),
+        accepted("generate", "an answer is what a request is for", "true"),
+        refused("generate", "every request is answered here; turn warming up off in the client", "false",
+                code=_UNSUPPORTED),
         refused("image", "the policy makes no images", code=_UNSUPPORTED),
         refused("moderation", "nothing is moderated here", code=_UNSUPPORTED),
         refused("access_programs", "the service's own programmes", code=_UNSUPPORTED),
-    )
+        *rows_of_every_dialect(()),
+        OTHERS,
+    ),
+    tool_keys=("type", "name", "description", "parameters", "strict"),
 )  # fmt: skip

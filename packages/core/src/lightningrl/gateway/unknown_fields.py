@@ -1,0 +1,63 @@
+"""Fields of requests that nobody here knows: left out of what the engine gets, or refused, as the recipe says.
+
+Invariant: no field is left out without a line in the attempt's log, one for each field, up to a limit.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from lightningrl.errors import StoreError
+from lightningrl.gateway.dialects.base import AgentRequest, Spoken
+from lightningrl.gateway.identity import AttemptContext
+from lightningrl.gateway.metrics import Metrics
+from lightningrl.machine.clock import Clock
+from lightningrl.schema import EventId, LogEvent, LogTopic, Policy, new_id
+from lightningrl.store.base import Store
+
+_LOG = logging.getLogger(__name__)
+
+MOST_TOLD = 100
+"""Fields that an attempt's log names: a client that makes names up must not fill the store."""
+_LONGEST = 100
+"""Characters of a field's path that are told."""
+
+
+class UnknownFields:
+    """Judges the unknown fields of calls."""
+
+    def __init__(self, store: Store, clock: Clock, metrics: Metrics) -> None:
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+
+    async def judge(
+        self, spoken: Spoken, request: AgentRequest, policy: Policy, context: AttemptContext
+    ) -> None:
+        """Tell of a request's unknown fields.
+
+        Raises:
+            Refusal: 400, the run refuses them.
+        """
+        if policy.refuse_unknown:
+            raise spoken.unknown(request.unknown[0])
+        self._metrics.left_out(len(request.unknown))
+        for name in request.unknown:
+            shown = name[:_LONGEST]
+            if shown not in context.left_out and len(context.left_out) < MOST_TOLD:
+                context.left_out.add(shown)
+                await self._tell(context, spoken, shown)
+
+    async def _tell(self, context: AttemptContext, spoken: Spoken, name: str) -> None:
+        event = LogEvent(
+            id=EventId(new_id("log")),
+            attempt_id=context.id,
+            at=self._clock.now(),
+            level="info",
+            message=f"the field {name!r} of a {spoken.dialect.value} request is unknown here: it was left out",
+            topic=LogTopic.UNKNOWN_FIELD,
+        )
+        try:
+            await self._store.append([event])
+        except StoreError as error:
+            _LOG.warning("attempt %r: an unknown field could not be noted: %s", context.id, error)

@@ -11,6 +11,7 @@ import lightningrl
 PUBLIC = [
     "Reward",
     "bind",
+    "environment",
     "feedback",
     "final_reward",
     "load_recipe",
@@ -60,6 +61,7 @@ def test_what_an_adapter_imports_loads_nothing_heavy() -> None:
     modules = (
         "adapter",
         "adapters",
+        "carrying",
         "client",
         "client_calls",
         "context",
@@ -67,6 +69,7 @@ def test_what_an_adapter_imports_loads_nothing_heavy() -> None:
         "rewards",
         "sink",
         "state",
+        "variables",
     )
     imports = "; ".join(f"import lightningrl.capture.{one}" for one in modules)
     assert loaded_by(imports) == set()

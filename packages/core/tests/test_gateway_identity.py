@@ -11,7 +11,7 @@ import openai
 import pytest
 from yarl import URL
 
-from lightningrl.capture.client import PLACEHOLDER_KEY
+from lightningrl.capture.variables import PLACEHOLDER_KEY
 from lightningrl.errors import AuthError, ConfigError, Conflict, NotFound
 from lightningrl.gateway import Gateway, GatewayLimits
 from lightningrl.keys import sign_attempt_key
@@ -29,10 +29,13 @@ async def rig(tmp_path: Path) -> AsyncIterator[GatewayRig]:
         yield rig
 
 
+EXTRA = ("user-agent", "x-lightningrl-agent", "x-lightningrl-outside", "x-stainless-lang")
+
+
 async def post(base_url: str, key: str | None = None, **fields: Any) -> tuple[int, dict[str, Any]]:
     """Status and body of one call at `base_url`."""
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    headers |= {name: fields.pop(name) for name in ("x-lightningrl-agent",) if name in fields}
+    headers |= {name: fields.pop(name) for name in EXTRA if name in fields}
     async with (
         aiohttp.ClientSession() as session,
         session.post(
@@ -89,14 +92,26 @@ async def test_without_a_valid_key_a_call_is_refused_and_told_how_to_identify(
             assert not key or key not in message
 
 
-async def test_a_runners_placeholder_is_told_where_such_calls_come_from(rig: GatewayRig) -> None:
-    status, code, message = await refused(f"{rig.url}/v1", PLACEHOLDER_KEY)
-    assert (status, code) == (401, "unidentified")
-    assert "lightningrl.bind" in message
-    assert "reward function" in message
-    assert (
-        "LIGHTNINGRL_ATTEMPT_URL" not in message
-    )  # a function agent's process has no such variable
+async def test_a_runners_placeholder_is_told_what_to_do(rig: GatewayRig) -> None:
+    cases = (
+        (
+            {"x-lightningrl-outside": "thread"},
+            "a thread that no rollout started",
+            "lightningrl.bind(function)",
+        ),
+        ({"x-lightningrl-outside": "ended"}, "a rollout that has ended", "end it with the agent"),
+        ({"x-lightningrl-outside": "reward"}, "by the reward function", "export the judge's"),
+        ({"x-lightningrl-outside": "main"}, "a module was imported", "inside the agent"),
+        ({"x-stainless-lang": "python"}, "a child process", "**lightningrl.environment()"),
+        ({"user-agent": "litellm/1.110 x"}, "through 'litellm/1.110'", "as a `command`"),
+    )
+    for headers, where, remedy in cases:
+        status, code, message = await refused(f"{rig.url}/v1", PLACEHOLDER_KEY, **headers)
+        assert (status, code) == (401, "unidentified")
+        assert where in message
+        assert remedy in message
+        # A function agent's process has no such variable.
+        assert "LIGHTNINGRL_ATTEMPT_URL" not in message
 
 
 async def test_a_key_of_another_attempt_than_the_urls_is_forbidden(rig: GatewayRig) -> None:

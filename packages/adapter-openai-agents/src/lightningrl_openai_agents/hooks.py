@@ -19,10 +19,10 @@ from openai.types.responses import (
     ResponseIncompleteEvent,
 )
 
-from lightningrl.capture.client import PLACEHOLDER_KEY
 from lightningrl.capture.context import STEP, Step, current, describe_error, end_step, start_step
 from lightningrl.capture.jsonable import tool_arguments
 from lightningrl.capture.recording import record, record_stream, start_outermost
+from lightningrl.capture.variables import PLACEHOLDER_KEY
 from lightningrl.schema import StepKind
 from lightningrl_openai_agents.spans import PENDING, close_span, note_error, open_span, step_of
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightningrl.capture.rewards import final_reward as final_reward
     from lightningrl.capture.rewards import reward as reward
     from lightningrl.capture.state import state as state
+    from lightningrl.capture.variables import environment as environment
     from lightningrl.recipe import load_recipe as load_recipe
     from lightningrl.recorder import feedback as feedback
     from lightningrl.recorder import record as record
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Reward": "lightningrl.capture.rewards",
     "bind": "lightningrl.capture.context",
+    "environment": "lightningrl.capture.variables",
     "feedback": "lightningrl.recorder",
     "final_reward": "lightningrl.capture.rewards",
     "load_recipe": "lightningrl.recipe",
@@ -40,6 +42,7 @@ _HOME = {
 __all__ = [
     "Reward",
     "bind",
+    "environment",
     "feedback",
     "final_reward",
     "load_recipe",

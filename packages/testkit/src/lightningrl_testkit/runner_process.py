@@ -11,11 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from lightningrl.capture.adapter import Adapter
-from lightningrl.capture.client import (
-    PLACEHOLDER_KEY,
-    install_client_patch,
-    uninstall_client_patch,
-)
+from lightningrl.capture.client import install_client_patch, uninstall_client_patch
+from lightningrl.capture.variables import PLACEHOLDER_KEY
 
 
 @contextmanager

@@ -20,14 +20,24 @@ import importlib.util
 import inspect
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
-from lightningrl.capture.context import RolloutContext, acting_agent, current, current_step
+from lightningrl.capture.context import (
+    RolloutContext,
+    acting_agent,
+    current,
+    current_step,
+    is_judging,
+    outlived,
+)
 from lightningrl.capture.importing import OnImport
 from lightningrl.capture.jsonable import unicode_text
+from lightningrl.capture.variables import PLACEHOLDER_KEY
 from lightningrl.errors import ConfigError
 from lightningrl.schema import LogTopic, StepKind
 
@@ -38,9 +48,8 @@ AGENT_HEADER = "x-lightningrl-agent"
 STATE_HEADER = "x-lightningrl-state"
 """Key of the state that the agent said it is in, percent-encoded."""
 
-PLACEHOLDER_KEY = "lightningrl-placeholder"
-"""What `OPENAI_API_KEY` and `ANTHROPIC_API_KEY` say in a runner: calls outside a rollout arrive with it,
-and are refused."""
+OUTSIDE_HEADER = "x-lightningrl-outside"
+"""Of a call at a server that is of no rollout: where it came from, one of `Outside`."""
 
 _LONGEST_NAME = 256
 """Characters of an agent's name that the gateway takes."""
@@ -191,10 +200,40 @@ def _wrap(original: Callable[..., Any], sdk: Sdk) -> Callable[..., Any]:
                 return request
             if retries_taken == 0:
                 _name_outside(context, self, options)
-        return original(self, options, retries_taken=retries_taken)
+        request = original(self, options, retries_taken=retries_taken)
+        if context is None and _has_placeholder(request.headers):
+            request.headers[OUTSIDE_HEADER] = _outside().value
+        return request
 
     setattr(_build_request, _MARK, original)
     return _build_request
+
+
+class Outside(StrEnum):
+    """Where in a runner's process a call was made that is of no rollout."""
+
+    THREAD = "thread"
+    """In a thread that no rollout started."""
+    ENDED = "ended"
+    """By work of an attempt that has ended."""
+    REWARD = "reward"
+    """By the reward function."""
+    MAIN = "main"
+    """In the main thread: while a module was imported, or by a task that no rollout started."""
+
+
+def _outside() -> Outside:
+    if is_judging():
+        return Outside.REWARD
+    if outlived():
+        return Outside.ENDED
+    main = threading.current_thread() is threading.main_thread()
+    return Outside.MAIN if main else Outside.THREAD
+
+
+def _has_placeholder(headers: Mapping[str, str]) -> bool:
+    given = headers.get("authorization", ""), headers.get("x-api-key", "")
+    return PLACEHOLDER_KEY in (given[0].removeprefix("Bearer "), given[1])
 
 
 def model_of(options: Any) -> str | None:

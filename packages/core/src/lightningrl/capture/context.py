@@ -1,7 +1,7 @@
 """Which rollout, step and agent the running code belongs to.
 
-Invariant: all three follow Python's own context variables, so that an asyncio task, or a thread that
-was started through `bind`, belongs to the rollout that started it, and nothing else does.
+Invariant: all three follow Python's own context variables, so that an asyncio task belongs to the rollout that
+started it; so does work that is handed to a thread (`carrying`, `bind`), and nothing else does.
 """
 
 from __future__ import annotations
@@ -153,6 +153,7 @@ CUT_OFF = "the attempt ended before this step did"
 """The error of a step that was open when its attempt ended."""
 
 _ROLLOUT: ContextVar[RolloutContext | None] = ContextVar("lightningrl_rollout", default=None)
+_JUDGING: ContextVar[bool] = ContextVar("lightningrl_judging", default=False)
 STEP: ContextVar[Step | None] = ContextVar("lightningrl_step", default=None)
 """The innermost step that the running code is in."""
 AGENT: ContextVar[str | None] = ContextVar("lightningrl_agent", default=None)
@@ -212,6 +213,54 @@ def at(place: Place) -> Generator[None]:
 def in_rollout(context: RolloutContext | None) -> AbstractContextManager[None]:
     """Run the block as part of an attempt, outside every step; `None`: as part of none."""
     return at(Place(context))
+
+
+def carried(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, at the place and with the agent of now, wherever it is called; all else is as it is there."""
+    rollout, step, agent, judges = _ROLLOUT.get(), current_step(), acting_agent(), is_judging()
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        tokens = _ROLLOUT.set(rollout), STEP.set(step), AGENT.set(agent), _JUDGING.set(judges)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _leave(tokens)
+
+    return run
+
+
+@contextmanager
+def judging() -> Generator[None]:
+    """Run the block, a reward function, outside every rollout: a judge's model calls are not the agent's."""
+    token = _JUDGING.set(True)
+    try:
+        with in_rollout(None):
+            yield
+    finally:
+        _leave((token,))
+
+
+@contextmanager
+def nowhere() -> Generator[None]:
+    """Run the block as part of no rollout and of no reward function."""
+    token = _JUDGING.set(False)
+    try:
+        with in_rollout(None):
+            yield
+    finally:
+        _leave((token,))
+
+
+def is_judging() -> bool:
+    """Whether the running code is a reward function."""
+    return _JUDGING.get()
+
+
+def outlived() -> bool:
+    """Whether the running code belongs to an attempt that has ended."""
+    context = _ROLLOUT.get()
+    return context is not None and context.closed
 
 
 def start_step(

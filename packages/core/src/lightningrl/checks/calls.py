@@ -199,9 +199,9 @@ def refused_requests(found: Evidence) -> Iterator[Finding]:
             Level.PROBLEM,
             f"{counted(found.unidentified, 'model call')} came without a rollout and got status 401: nobody"
             f" could say whose they are; {_CAUGHT}",
-            "a thread or pool that the agent starts needs `lightningrl.bind(function)`; a child process needs"
-            " the attempt's own URL and key; a client in the reward function needs a base URL and key of its"
-            " own; a client that is neither openai's nor anthropic's needs the agent to be a `command`",
+            "the error that the agent got says which it is: a queue or thread that no rollout started needs"
+            " `lightningrl.bind(function)`; a child process needs `lightningrl.environment()`; a client that is neither"
+            " openai's nor anthropic's needs the agent to be a `command`",
         )
     refused: Counter[str] = Counter()
     for record in _well(found):

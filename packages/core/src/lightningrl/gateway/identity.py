@@ -13,7 +13,8 @@ from datetime import timedelta
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from lightningrl.capture.client import PLACEHOLDER_KEY
+from lightningrl.capture.client import OUTSIDE_HEADER, Outside
+from lightningrl.capture.variables import PLACEHOLDER_KEY
 from lightningrl.errors import AuthError, NotFound
 from lightningrl.gateway.asgi import Headers, Refusal
 from lightningrl.gateway.dialects import SPOKEN
@@ -27,10 +28,26 @@ HOW_TO_IDENTIFY = (
     "Set the client's base_url to the environment variable LIGHTNINGRL_ATTEMPT_URL and its api_key to "
     "the attempt key (inside a rollout, LightningRL's runner and capture do both)"
 )
-WITHOUT_ROLLOUT = (
-    "this call came from a runner's process, and belongs to no rollout. Of a thread or pool that the agent starts: wrap the"
-    " function in lightningrl.bind(function). Of a child process: give it the attempt's own URL and key. Of a judge in"
-    " the reward function: make its client with a base URL and key of its own"
+_WITHOUT_ROLLOUT = {
+    Outside.THREAD: "it was made in a thread that no rollout started. Threads that a rollout starts, and pools that it hands"
+    " work to, carry it by themselves; of a queue or a thread of your own, wrap what is handed over in"
+    " lightningrl.bind(function)",
+    Outside.ENDED: "it was made by a thread or task of a rollout that has ended. A thread serves the rollout that started it:"
+    " end it with the agent, or hand work to a shared one as lightningrl.bind(function)",
+    Outside.REWARD: "it was made by the reward function, and a policy never judges itself. A client without a base URL and key of"
+    " its own uses those that were in the runner's environment, and there was no key: export the judge's"
+    " (OPENAI_API_KEY, ANTHROPIC_API_KEY) before the run is started, or give its client a base URL and key",
+    Outside.MAIN: "it was made in the main thread outside every rollout: while a module was imported, or by a background task"
+    " that was started there. Make the call, or start the task, inside the agent",
+}
+_CHILD_PROCESS = (
+    "it came from a child process of the runner's. Start it with the attempt's URL and key:"
+    " subprocess.run(command, env={**os.environ, **lightningrl.environment()})"
+)
+_OTHER_LIBRARY = (
+    "it came through {library!r}, which is captured in no process of a function agent's, or from a child process. Give that client"
+    " URL and key out of lightningrl.environment(), as its OPENAI_BASE_URL and OPENAI_API_KEY (of LiteLLM: api_base and"
+    " api_key), or run the agent as a `command`"
 )
 UNIDENTIFIED = "unidentified"
 """Code of the refusal of a request that nothing shows to be of any attempt."""
@@ -265,7 +282,7 @@ class Identifier:
             checked.refuse_expired(now)
         except AuthError as error:
             if key == PLACEHOLDER_KEY:
-                raise Refusal(401, UNIDENTIFIED, WITHOUT_ROLLOUT) from error
+                raise Refusal(401, UNIDENTIFIED, _without_rollout(headers)) from error
             raise _unidentified(str(error)) from error
         return checked.attempt_id
 
@@ -280,3 +297,16 @@ def _unidentified(reason: str) -> Refusal:
     return Refusal(
         401, UNIDENTIFIED, f"{reason}, so the call belongs to no rollout. {HOW_TO_IDENTIFY}"
     )
+
+
+def _without_rollout(headers: Headers) -> str:
+    """Where a call under a runner's placeholder came from, and what is to be done."""
+    said = headers.get(OUTSIDE_HEADER.encode(), b"").decode(errors="replace")
+    if said in _WITHOUT_ROLLOUT:
+        case = _WITHOUT_ROLLOUT[Outside(said)]
+    elif b"x-stainless-lang" in headers:  # openai's and anthropic's packages, in whatever language
+        case = _CHILD_PROCESS
+    else:
+        library = headers.get(b"user-agent", b"unknown").decode(errors="replace")
+        case = _OTHER_LIBRARY.format(library=library.split(" ")[0])
+    return f"this call came from a runner and belongs to no rollout: {case}"

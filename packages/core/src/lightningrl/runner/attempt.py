@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightningrl.capture.context import RolloutContext, in_rollout
+from lightningrl.capture.carrying import reward_open, rollout_open
+from lightningrl.capture.context import RolloutContext
 from lightningrl.capture.jsonable import is_jsonable, jsonable
 from lightningrl.capture.rewards import emit_rewards
 from lightningrl.capture.sink import BufferSink
@@ -117,7 +118,7 @@ class AttemptRunner:
     async def _run_agent(self, claim: Claim, context: RolloutContext) -> Any:
         task = claim.rollout.spec.task
         agent = self.agent
-        with in_rollout(context):
+        with rollout_open(context):
             if agent.command is not None:
                 return await run_command(agent.command, task, context, folder=self.folder)
             assert agent.call is not None  # a recipe has one of the two
@@ -141,7 +142,7 @@ class AttemptRunner:
         score = self.agent.score
         if score is not None:
             # Outside the rollout: a judge's own model calls are not the agent's.
-            with in_rollout(None), swallowed() as caught:
+            with reward_open(), swallowed() as caught:
                 returned = await score(spec.task, output, AttemptTrace(events))
         given = judge(
             returned,

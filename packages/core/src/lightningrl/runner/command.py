@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from lightningrl.capture.context import RolloutContext
+from lightningrl.capture.variables import for_attempt
 from lightningrl.errors import AgentError
 
 GRACE_SECONDS = 5.0
@@ -65,11 +66,7 @@ def _environment(context: RolloutContext, files: _Files) -> dict[str, str]:
         "LIGHTNINGRL_TASK_FILE": str(files.task),
         "LIGHTNINGRL_RESOURCES_FILE": str(files.resources),
         "LIGHTNINGRL_OUTPUT_FILE": str(files.output),
-        "LIGHTNINGRL_ATTEMPT_URL": context.attempt_url,
-        "OPENAI_BASE_URL": context.attempt_url,
-        "OPENAI_API_KEY": context.key,
-        "ANTHROPIC_BASE_URL": context.attempt_url.removesuffix("/v1"),
-        "ANTHROPIC_API_KEY": context.key,
+        **for_attempt(context),
     }
 
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
+from lightningrl.capture.carrying import rollout_open
 from lightningrl.capture.client import install_client_patch
 from lightningrl.capture.context import RolloutContext, current, in_rollout
 from lightningrl.capture.jsonable import json_map, jsonable
@@ -191,7 +192,7 @@ class LiveRollout:
 
     def _enter(self, context: RolloutContext) -> Self:
         self._context, self._id = context, context.rollout_id
-        self._entered.enter_context(in_rollout(context))
+        self._entered.enter_context(rollout_open(context))
         return self
 
     def _exit(self, driver: LiveDriver) -> tuple[LiveDriver, RolloutContext]:
@@ -213,7 +214,8 @@ class LiveRollout:
             self._context = self._recorder.begin(
                 self._id, self._task, self._run, self._timeout_seconds
             )
-        self._entered.enter_context(in_rollout(self._context))
+        recorded = None if self._context is None else rollout_open(self._context)
+        self._entered.enter_context(recorded or in_rollout(None))
         return self
 
     def _exit_recorded(self, error: BaseException | None) -> None:

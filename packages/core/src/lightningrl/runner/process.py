@@ -16,7 +16,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lightningrl.capture.adapters import Adapters, adapted_modules
-from lightningrl.capture.client import PLACEHOLDER_KEY, install_client_patch
+from lightningrl.capture.client import install_client_patch
+from lightningrl.capture.variables import point_at
 from lightningrl.errors import ConfigError
 from lightningrl.machine.event_loop import loop_factory
 from lightningrl.machine.shutdown import stop_on_signals, stop_with_parent
@@ -101,10 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare_environment(server_url: str) -> str | None:
     """Point model clients at the server; take the runner's key out of the environment, return it."""
-    server_url = server_url.rstrip("/")
-    os.environ["OPENAI_BASE_URL"] = f"{server_url}/v1"
-    os.environ["ANTHROPIC_BASE_URL"] = server_url  # its clients append /v1 themselves
-    os.environ["OPENAI_API_KEY"] = os.environ["ANTHROPIC_API_KEY"] = PLACEHOLDER_KEY
+    point_at(server_url)
     return os.environ.pop(KEY_VARIABLE, None)
 
 

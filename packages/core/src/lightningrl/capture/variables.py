@@ -1,0 +1,67 @@
+"""The environment variables by which model clients find a server: ours while agents run, the user's beside them.
+
+Invariant: a key of an attempt is given to a child process alone (`environment`, a command). In a runner's own
+process a placeholder stands, and what the user had set there is found under `LIGHTNINGRL_USER_*`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from lightningrl.capture.context import RolloutContext, current
+
+PLACEHOLDER_KEY = "lightningrl-placeholder"
+"""What the variables of keys say in a runner: calls outside a rollout arrive with it, and are refused."""
+USER_PREFIX = "LIGHTNINGRL_USER_"
+
+OPENAI_URLS = ("OPENAI_BASE_URL", "OPENAI_API_BASE")
+"""What openai's clients read, LangChain, LlamaIndex and LiteLLM; ends in `/v1`."""
+ANTHROPIC_URLS = ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_URL", "ANTHROPIC_API_BASE")
+"""What Anthropic's clients read, LangChain and LiteLLM; they append `/v1` themselves."""
+KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY")
+TOKENS = ("ANTHROPIC_AUTH_TOKEN",)
+"""Sent beside a key where they are set, so they are replaced, and never added."""
+NAMES = (*OPENAI_URLS, *ANTHROPIC_URLS, *KEYS, *TOKENS)
+_NO_PROXY = ("NO_PROXY", "no_proxy")
+
+
+def point_at(server_url: str) -> None:
+    """Make this process a runner's: its clients find the server, under a placeholder."""
+    for name in NAMES:
+        given = os.environ.get(name)
+        if given and given != PLACEHOLDER_KEY:
+            os.environ.setdefault(f"{USER_PREFIX}{name}", given)
+    os.environ.update(_variables(f"{server_url.rstrip('/')}/v1", PLACEHOLDER_KEY, os.environ))
+
+
+def for_attempt(context: RolloutContext) -> dict[str, str]:
+    """What a child process needs, beside this process's environment, to make model calls of the attempt."""
+    told = _variables(context.attempt_url, context.key, os.environ)
+    return {**told, "LIGHTNINGRL_ATTEMPT_URL": context.attempt_url}
+
+
+def environment() -> dict[str, str]:
+    """The variables by which a child process or container makes its model calls in the current rollout.
+
+    `subprocess.run(command, env={**os.environ, **lightningrl.environment()})`. They hold the attempt's URL
+    (`LIGHTNINGRL_ATTEMPT_URL`, `OPENAI_BASE_URL`, ...) and its key (`OPENAI_API_KEY`, ...), which opens the attempt's
+    model calls until its end and nothing else. Outside a rollout they are none, so the same file runs in production.
+    """
+    context = current()
+    return {} if context is None or not context.has_gateway else for_attempt(context)
+
+
+def _variables(base_url: str, key: str, given: Mapping[str, str]) -> dict[str, str]:
+    """All that clients read, for a base URL that ends in `/v1`."""
+    host = urlsplit(base_url).hostname or ""
+    hosts = [one.strip() for name in _NO_PROXY for one in given.get(name, "").split(",")]
+    direct = ",".join(dict.fromkeys(one for one in (*hosts, host) if one))
+    return {
+        **dict.fromkeys(OPENAI_URLS, base_url),
+        **dict.fromkeys(ANTHROPIC_URLS, base_url.removesuffix("/v1")),
+        **dict.fromkeys(KEYS, key),
+        **{name: key for name in TOKENS if given.get(name)},
+        **dict.fromkeys(_NO_PROXY, direct),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -174,6 +175,22 @@ def test_eval_refuses_what_it_cannot_measure(
     assert said in refused.stderr
     assert "Traceback" not in refused.stderr
     assert sorted((trained.folder / "runs").iterdir()) == before
+
+
+def test_a_rehearsal_says_what_the_recipe_takes_and_keeps_nothing(trained: Project) -> None:
+    before = sorted((trained.folder / "runs").iterdir())
+    done = trained.train(str(trained.recipe(algorithm={
+        "iterations": 36, "tasks_per_iteration": 6, "group_size": 4,
+    })), "--rehearse")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "One iteration of 8 rollouts: collect" in done.stdout
+    for phase in ("update", "checkpoint", "sync"):
+        assert re.search(rf"{phase} \d+\.\d s", done.stdout), done.stdout
+    assert "36 iterations of 24 rollouts take" in done.stdout
+    assert sorted((trained.folder / "runs").iterdir()) == before
+    refused = trained.train(str(trained.recipe()), "--rehearse", "optimiser.learning_rte=1")
+    assert refused.returncode == 2
+    assert "Did you mean 'learning_rate'" in refused.stderr
 
 
 def test_the_drift_report_accounts_for_every_rollout_and_row(trained: Project) -> None:

@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[key=value]...")
-def train(recipe: Path, overrides: tuple[str, ...]) -> None:
+@click.option(
+    "--rehearse",
+    is_flag=True,
+    help="Do one iteration of eight rollouts here, say what the recipe will take, and keep nothing.",
+)
+def train(recipe: Path, overrides: tuple[str, ...], rehearse: bool) -> None:
     """Train the policy behind an agent, as RECIPE says; resumes by itself.
 
     Each key=value changes one key of the recipe, such as optimiser.learning_rate=3e-4.
     """
+    if rehearse:
+        raise SystemExit(_rehearse(recipe, overrides))
     from lightningrl_verl.start.folder import RunFolder
     from lightningrl_verl.start.preflight import check, check_packages
 
@@ -36,6 +43,17 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
     from lightningrl_verl.start.run import train_run
 
     raise SystemExit(asyncio.run(train_run(plan, overrides)))
+
+
+def _rehearse(recipe: Path, overrides: tuple[str, ...]) -> int:
+    from lightningrl_verl.start.preflight import check_packages
+
+    loaded = load_recipe(recipe, overrides)
+    check_packages(loaded.recipe)
+    prepare_process()
+    from lightningrl_verl.start.rehearsal import rehearse
+
+    return asyncio.run(rehearse(loaded, overrides))
 
 
 @click.command()

@@ -54,25 +54,37 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
     folder = RunFolder(plan.loaded.run_folder)
     with folder.locked():
         folder.adopt(plan.loaded)
-        if MetricsLog(folder.metrics).last_iteration < plan.iterations:
-            loaded, precision = settle(plan.loaded)
-            plan = replace(plan, loaded=loaded)
-            if precision is not None:
-                console.print(precision, highlight=False)
-            task = asyncio.create_task(_train(plan, overrides, folder, console))
-            cancel_on_signals(task)
-            try:
-                await task
-            except asyncio.CancelledError:
-                console.print(
-                    f"Stopped. The same command goes on from {str(folder.checkpoints)!r}."
-                )
-                return INTERRUPTED
+        if MetricsLog(folder.metrics).last_iteration < plan.iterations and not await iterate(
+            plan, overrides, folder, console
+        ):
+            console.print(f"Stopped. The same command goes on from {str(folder.checkpoints)!r}.")
+            return INTERRUPTED
         if MetricsLog(folder.metrics).has_rewards:
             draw_curve(folder.metrics, folder.curve, plan.recipe.name)
         elapsed = time.monotonic() - started
         learned = print_summary(console, plan.recipe, folder, plan.trained, wall_seconds=elapsed)
     return 0 if learned else _NOTHING_LEARNED
+
+
+async def iterate(
+    plan: Plan, overrides: Sequence[str], folder: RunFolder, console: Console
+) -> bool:
+    """Do the iterations that the run's folder lacks; False: a signal has stopped them.
+
+    Raises:
+        RunError: the run can't go on.
+    """
+    loaded, precision = settle(plan.loaded)
+    if precision is not None:
+        console.print(precision, highlight=False)
+    work = _train(replace(plan, loaded=loaded), overrides, folder, console)
+    task = asyncio.create_task(work)
+    cancel_on_signals(task)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return False
+    return True
 
 
 async def _train(plan: Plan, overrides: Sequence[str], folder: RunFolder, console: Console) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 
+from lightningrl.conversation import anthropic
 from lightningrl.conversation.engine_fields import IN_EVERY_DIALECT
 from lightningrl.gateway.dialects import FIELDS
 from lightningrl.gateway.dialects.engine_request import CONSTRAINTS
@@ -526,3 +527,21 @@ async def test_a_tool_that_must_be_chosen_must_be_declared(
             assert engine.calls == 0
     assert status == 400
     assert "only allowed when 'tools' are specified" in json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("result", "read"),
+    [
+        ({"content": "boom", "is_error": True}, "Error: boom"),
+        ({"is_error": True}, "Error"),
+        ({"content": "fine", "is_error": False}, "fine"),
+        (
+            {"content": [{"type": "text", "text": t} for t in "ab"], "is_error": True},
+            [{"type": "text", "text": t} for t in ("Error:", "a", "b")],
+        ),
+    ],
+)
+def test_the_model_reads_that_a_tool_failed(result: dict[str, Any], read: Any) -> None:
+    block = {"type": "tool_result", "tool_use_id": "c", **result}
+    [message] = anthropic.conversation({"messages": [{"role": "user", "content": [block]}]})
+    assert message == {"role": "tool", "tool_call_id": "c", "content": read}

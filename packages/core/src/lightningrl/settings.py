@@ -105,6 +105,18 @@ SETTINGS = (
         " answered 429",
     ),
     Setting(
+        "LIGHTNINGRL_GATEWAY_STREAM_SILENCE_SECONDS",
+        "`serve`",
+        "2",
+        "how long an agent that asked for a stream waits for its first byte",
+    ),
+    Setting(
+        "LIGHTNINGRL_GATEWAY_STREAM_COMMENT_SECONDS",
+        "`serve`",
+        "5",
+        "how often it is then told that the answer is on its way",
+    ),
+    Setting(
         "LIGHTNINGRL_GATEWAY_CALLS_PER_ATTEMPT",
         "`serve`",
         "no limit",

@@ -165,10 +165,19 @@ def _user(role: str, blocks: list[Object], where: str) -> list[Message]:
             parts = []
         call_id = text_field(block, "tool_use_id", at)
         content = _content(block.get("content") or "", f"{at}.content")
+        if block.get("is_error"):
+            content = _failed(content)
         messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
     if parts or not messages:
         messages.append({"role": role, "content": _joined(parts)})
     return messages
+
+
+def _failed(content: Any) -> Any:
+    """A failed tool's result: chat messages have no place for the flag, so the model reads it."""
+    if isinstance(content, str):
+        return f"Error: {content}" if content else "Error"
+    return [{"type": "text", "text": "Error:"}, *content]
 
 
 def _content(given: Any, where: str) -> Any:

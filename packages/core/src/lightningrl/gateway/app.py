@@ -27,7 +27,6 @@ from lightningrl.gateway.asgi import (
     Scope,
     Send,
     read_body,
-    send_answer,
     to_json,
 )
 from lightningrl.gateway.calls import AGENT_HEADER, Calls, name_in
@@ -45,6 +44,7 @@ from lightningrl.gateway.policies import Policies
 from lightningrl.gateway.refusals import Refusals
 from lightningrl.gateway.replicas import Replicas
 from lightningrl.gateway.rewards import post_reward
+from lightningrl.gateway.speaking import Speaker
 from lightningrl.gateway.sync import closing
 from lightningrl.gateway.unknown_fields import UnknownFields
 from lightningrl.gateway.upstream import Upstream
@@ -165,21 +165,21 @@ class Gateway:
         """Answer one HTTP request."""
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway answers http, not {scope['type']!r}")
+        speaker = Speaker(send, self._limits)
         self._requests += 1
         self._idle.clear()
         try:
-            answer = await self._guarded(scope, receive)
-            if answer is not None:
-                await send_answer(send, answer)
+            await speaker.answer(await self._guarded(scope, receive, speaker))
         finally:
+            speaker.stop()
             self._requests -= 1
             if not self._requests:
                 self._idle.set()
 
-    async def _guarded(self, scope: Scope, receive: Receive) -> Answer | None:
+    async def _guarded(self, scope: Scope, receive: Receive, speaker: Speaker) -> Answer | None:
         """The answer, whatever happens. `None`: nobody is left to be answered."""
         try:
-            return await self._routed(scope, receive)
+            return await self._routed(scope, receive, speaker)
         except ClientGone:
             return None
         except Refusal as refused:
@@ -192,7 +192,7 @@ class Gateway:
         self._metrics.refused(refusal.code)
         return refusal.answer(error_format(scope))
 
-    async def _routed(self, scope: Scope, receive: Receive) -> Answer:
+    async def _routed(self, scope: Scope, receive: Receive, speaker: Speaker) -> Answer:
         method: str = scope["method"]
         path = raw_path(scope)
         headers: Headers = dict(scope["headers"])
@@ -206,7 +206,7 @@ class Gateway:
         if route is None:
             raise _unserved(method, path)
         if method == "POST" and route.rest in SPOKEN:
-            return await self._call(SPOKEN[route.rest], route, headers, receive)
+            return await self._call(SPOKEN[route.rest], route, headers, receive, speaker)
         if method == "POST" and route.rest in COUNTED:
             return await self._count(route, headers, receive)
         if method == "POST" and route.rest == "rewards":
@@ -223,7 +223,12 @@ class Gateway:
         return await post_reward(self._store, self._clock, context, body)
 
     async def _call(
-        self, spoken: Spoken, route: AgentRoute, headers: Headers, receive: Receive
+        self,
+        spoken: Spoken,
+        route: AgentRoute,
+        headers: Headers,
+        receive: Receive,
+        speaker: Speaker,
     ) -> Answer:
         if self._closing:
             raise closing()
@@ -234,7 +239,7 @@ class Gateway:
             raise
         try:
             body = await read_body(receive, headers, self._limits.body_bytes)
-            return await self._calls.answer(spoken, context, headers, body, receive)
+            return await self._calls.answer(spoken, context, headers, body, receive, speaker)
         except Refusal as refusal:
             await self._refusals.tell(context, refusal)
             raise

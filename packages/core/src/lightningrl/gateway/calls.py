@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from urllib.parse import unquote
 
 import msgspec
@@ -35,6 +36,7 @@ from lightningrl.gateway.observe import Observer, Recorded
 from lightningrl.gateway.policies import Policies, Served
 from lightningrl.gateway.recollection import Recollection
 from lightningrl.gateway.record import Call, choices_of
+from lightningrl.gateway.speaking import Speaker
 from lightningrl.gateway.sync import Drained, GateState
 from lightningrl.gateway.unknown_fields import UnknownFields
 from lightningrl.gateway.upstream import Upstream, rank, refusal_of_engine
@@ -87,6 +89,7 @@ class Calls:
         headers: Headers,
         body: bytes,
         receive: Receive,
+        speaker: Speaker,
     ) -> Answer:
         """Sample, record and answer one call.
 
@@ -117,6 +120,9 @@ class Calls:
             started=self._clock.monotonic(),
         )
         with self._slot(context):
+            if request.streams:
+                told = partial(spoken.waiting, request.model, call.step_id)
+                speaker.expect(event_id, told, spoken.error_event)
             try:
                 return await self._recorded(call, context, served, headers, receive)
             finally:

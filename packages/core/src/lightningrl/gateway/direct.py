@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import partial
 
 import msgspec
 
@@ -28,7 +29,6 @@ from lightningrl.gateway.asgi import (
     Scope,
     Send,
     read_body,
-    send_answer,
     to_json,
 )
 from lightningrl.gateway.dialects import SPOKEN, models
@@ -37,6 +37,7 @@ from lightningrl.gateway.dialects.reading import refusal_of as refusal_of_malfor
 from lightningrl.gateway.identity import agent_route
 from lightningrl.gateway.interrupt import UntilHangup
 from lightningrl.gateway.limits import GatewayLimits
+from lightningrl.gateway.speaking import Speaker
 from lightningrl.gateway.unknown_fields import MOST_TOLD
 from lightningrl.gateway.upstream import Sending, Upstream, refusal_of_engine
 from lightningrl.machine.clock import Clock
@@ -92,21 +93,23 @@ class DirectGateway:
         """Answer one HTTP request."""
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway answers http, not {scope['type']!r}")
+        speaker = Speaker(send, self._limits)
         self._requests += 1
         self._idle.clear()
         try:
-            await send_answer(send, await self._guarded(scope, receive))
+            await speaker.answer(await self._guarded(scope, receive, speaker))
         except ClientGone:
             return
         finally:
+            speaker.stop()
             self._requests -= 1
             if not self._requests:
                 self._idle.set()
 
-    async def _guarded(self, scope: Scope, receive: Receive) -> Answer:
+    async def _guarded(self, scope: Scope, receive: Receive, speaker: Speaker) -> Answer:
         """The answer, whatever happens."""
         try:
-            return await self._routed(scope, receive)
+            return await self._routed(scope, receive, speaker)
         except ClientGone:
             raise
         except Refusal as refused:
@@ -118,7 +121,7 @@ class DirectGateway:
             refusal = Refusal(500, "gateway_failed", "the gateway failed; its log says why")
         return refusal.answer(error_format(scope))
 
-    async def _routed(self, scope: Scope, receive: Receive) -> Answer:
+    async def _routed(self, scope: Scope, receive: Receive, speaker: Speaker) -> Answer:
         method, path = scope["method"], raw_path(scope)
         headers: Headers = dict(scope["headers"])
         route = agent_route(path)
@@ -126,7 +129,7 @@ class DirectGateway:
         if method == "GET" and path == "/healthz":
             return Answer(200, b'{"ok":true}')
         if method == "POST" and rest in SPOKEN:
-            return await self._call(SPOKEN[rest], headers, receive)
+            return await self._call(SPOKEN[rest], headers, receive, speaker)
         if method == "GET" and rest.partition("/")[0] == models.ROUTE:
             anthropic = models.is_anthropic(headers)
             listed = {self._model.name: self._model}
@@ -135,7 +138,9 @@ class DirectGateway:
         served = ", ".join(f"POST /v1/{one}" for one in SPOKEN)
         raise Refusal(404, "no_such_route", f"here are {served} and GET /v1/models")
 
-    async def _call(self, spoken: Spoken, headers: Headers, receive: Receive) -> Answer:
+    async def _call(
+        self, spoken: Spoken, headers: Headers, receive: Receive, speaker: Speaker
+    ) -> Answer:
         body = await read_body(receive, headers, self._limits.body_bytes)
         request = await spoken.read(body, _nothing_recorded)
         for name in request.unknown:
@@ -152,6 +157,8 @@ class DirectGateway:
             raise refusal_of_malformed(error) from error
         asked = msgspec.structs.replace(request.engine, fields=fields)
         step = StepId(new_id("s"))
+        if request.streams:
+            speaker.expect(step, partial(spoken.waiting, request.model, step), spoken.error_event)
         with UntilHangup(receive):
             status, answer = await self._upstream.post(
                 (self._endpoint,),

@@ -33,6 +33,11 @@ class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tokens_per_attempt: _Count | None = None
     """Prompt and answer tokens that one attempt may use in all, at whatever gateway; the call that goes
     beyond is still answered, the next one 429. `None`: no limit."""
+    stream_silence_seconds: _Seconds = 2.0
+    """How long an agent that asked for a stream waits for its first byte; an answer that comes before has its true
+    status."""
+    stream_comment_seconds: _Seconds = 5.0
+    """How often it is then told that the answer is on its way."""
     upstream_seconds: _Seconds = 1800.0
     """Longest time that one answer of an engine may take; then the agent is answered 504."""
     connect_seconds: _Seconds = 10.0

@@ -15,7 +15,7 @@ from lightningrl.conversation.malformed import Malformed
 from lightningrl.gateway.asgi import Refusal, to_json
 from lightningrl.gateway.dialects.anthropic_fields import ANTHROPIC_FIELDS
 from lightningrl.gateway.dialects.anthropic_reply import event_stream, message
-from lightningrl.gateway.dialects.base import Recall, Spoken, Written
+from lightningrl.gateway.dialects.base import Recall, Spoken, Written, error_event
 from lightningrl.gateway.dialects.engine_reply import EngineReply
 from lightningrl.gateway.dialects.engine_request import EngineRequest, engine_request
 from lightningrl.gateway.dialects.reading import decode, decoded_fields, refusal_of
@@ -86,6 +86,11 @@ class AnthropicRequest(msgspec.Struct, frozen=True):
         """The model name that the agent asked for."""
         return self.wanted.model
 
+    @property
+    def streams(self) -> bool:
+        """Whether the agent asked for a stream."""
+        return bool(self.wanted.stream)
+
     def write(self, reply: EngineReply, step_id: StepId) -> Written:
         """The message; its id is the step's, prefixed as the service does."""
         asked = self.wanted.thinking
@@ -132,4 +137,4 @@ def error_body(refusal: Refusal) -> bytes:
     return to_json({"type": "error", "error": error})
 
 
-ANTHROPIC = Spoken(Dialect.ANTHROPIC, _read, ANTHROPIC_FIELDS.refuse, error_body)
+ANTHROPIC = Spoken(Dialect.ANTHROPIC, _read, ANTHROPIC_FIELDS.refuse, error_body, error_event)

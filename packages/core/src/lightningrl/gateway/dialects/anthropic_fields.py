@@ -38,7 +38,7 @@ _IDLE_EDITS = ({"type": "clear_thinking_20251015", "keep": "all"},)
 ANTHROPIC_FIELDS = FieldTable(
     (
         passed("model", "the policy that answers for it; the reply names the model asked for"),
-        passed("messages", "text, images, documents, thinking, tool uses and their results"),
+        passed("messages", "text, images, documents, thinking, tool uses and their results; of a failed one the model reads `Error: `"),
         refused("messages", "search results, server tools' blocks, uploaded files",
                 "other blocks", code=_INVALID),
         refused("messages", "an answer is never begun by the agent", "an assistant's at the end",

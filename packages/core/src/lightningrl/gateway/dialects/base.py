@@ -19,6 +19,21 @@ Recall = Callable[[], Awaitable[Recorded]]
 """Gives the attempt's calls so far."""
 
 
+def _nothing(model: str, step_id: StepId) -> bytes:
+    del model, step_id
+    return b""
+
+
+def data_event(error: bytes) -> bytes:
+    """An error in a stream of OpenAI's chunks."""
+    return b"data: %s\n\n" % error
+
+
+def error_event(error: bytes) -> bytes:
+    """An error in a stream whose events have names."""
+    return b"event: error\ndata: %s\n\n" % error
+
+
 class Written(NamedTuple):
     """An answer as the agent gets it."""
 
@@ -50,6 +65,11 @@ class AgentRequest(Protocol):
         """Paths of what no row of the dialect's table knows; the engine does not see it."""
         ...
 
+    @property
+    def streams(self) -> bool:
+        """Whether the agent asked for a stream."""
+        ...
+
     def write(self, reply: EngineReply, step_id: StepId) -> Written:
         """The engine's answer without what is none of the agent's business.
 
@@ -69,3 +89,7 @@ class Spoken(NamedTuple):
     """The refusal of a field that the dialect's table does not know."""
     error: Callable[[Refusal], bytes]
     """A refusal in the dialect's error format."""
+    error_event: Callable[[bytes], bytes]
+    """From such an error to what a stream says that has begun."""
+    waiting: Callable[[str, StepId], bytes] = _nothing
+    """From the model's name and the step to what a stream says, beside comments, while there is no answer."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from lightningrl.gateway.asgi import Refusal, to_json
-from lightningrl.gateway.dialects.base import Recall, Spoken, Written
+from lightningrl.gateway.dialects.base import Recall, Spoken, Written, data_event
 from lightningrl.gateway.dialects.chat_fields import CHAT_FIELDS
-from lightningrl.gateway.dialects.chat_reply import AgentChoice, AgentReply, event_stream
+from lightningrl.gateway.dialects.chat_reply import AgentChoice, AgentReply, event, event_stream
 from lightningrl.gateway.dialects.engine_reply import NULL, EngineReply
 from lightningrl.gateway.dialects.engine_request import EngineRequest, engine_request
 from lightningrl.schema import Dialect, StepId
@@ -29,6 +29,11 @@ class ChatRequest(msgspec.Struct, frozen=True):
     def model(self) -> str:
         """The model name that the agent asked for."""
         return self.engine.wanted.model
+
+    @property
+    def streams(self) -> bool:
+        """Whether the agent asked for a stream."""
+        return bool(self.engine.wanted.stream)
 
     def write(self, reply: EngineReply, step_id: StepId) -> Written:
         """The answer; its id is the step id, so rewards can name it by either."""
@@ -66,4 +71,17 @@ async def _read(body: bytes, recall: Recall) -> ChatRequest:
     return ChatRequest(body, asked, unknown)
 
 
-CHAT = Spoken(Dialect.CHAT, _read, CHAT_FIELDS.refuse, Refusal.body)
+def _waiting(model: str, step_id: StepId) -> bytes:
+    """A chunk that adds nothing: some clients time chunks, and no comments. It has no role, which comes once."""
+    return event(
+        {
+            "id": step_id,
+            "object": "chat.completion.chunk",
+            "created": 0,
+            "model": model,
+            "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": None}],
+        }
+    )
+
+
+CHAT = Spoken(Dialect.CHAT, _read, CHAT_FIELDS.refuse, Refusal.body, data_event, _waiting)

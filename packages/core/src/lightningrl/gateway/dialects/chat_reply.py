@@ -58,8 +58,12 @@ def event_stream(reply: AgentReply, *, include_usage: bool) -> bytes:
         chunks.append({**head, "choices": [], "usage": reply.usage})
     else:
         chunks[-1]["usage"] = reply.usage
-    events = [b"data: %s\n\n" % _ENCODER.encode(chunk) for chunk in chunks]
-    return b"".join(events) + b"data: [DONE]\n\n"
+    return b"".join(event(chunk) for chunk in chunks) + b"data: [DONE]\n\n"
+
+
+def event(chunk: dict[str, Any]) -> bytes:
+    """A chunk in its stream."""
+    return b"data: %s\n\n" % _ENCODER.encode(chunk)
 
 
 def _parts(choice: AgentChoice) -> list[dict[str, Any]]:

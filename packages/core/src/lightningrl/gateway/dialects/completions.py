@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from lightningrl.gateway.asgi import Refusal, to_json
-from lightningrl.gateway.dialects.base import Recall, Spoken, Written
+from lightningrl.gateway.dialects.base import Recall, Spoken, Written, data_event
 from lightningrl.gateway.dialects.completions_fields import COMPLETIONS_FIELDS
 from lightningrl.gateway.dialects.engine_reply import NULL, EngineChoice, EngineReply
 from lightningrl.gateway.dialects.engine_request import EngineRequest, StreamOptions, Wanted
@@ -151,6 +151,11 @@ class CompletionsRequest(msgspec.Struct, frozen=True):
         """The model name that the agent asked for."""
         return self.wanted.model
 
+    @property
+    def streams(self) -> bool:
+        """Whether the agent asked for a stream."""
+        return bool(self.wanted.stream)
+
     def write(self, reply: EngineReply, step_id: StepId) -> Written:
         """The completion; its id is the step id, so rewards can name it by either."""
         wanted = self.wanted
@@ -224,4 +229,6 @@ def _check(asked: _Asked) -> None:
         raise Refusal(400, "unsupported_parameter", message, param="best_of")
 
 
-COMPLETIONS = Spoken(Dialect.COMPLETIONS, _read, COMPLETIONS_FIELDS.refuse, Refusal.body)
+COMPLETIONS = Spoken(
+    Dialect.COMPLETIONS, _read, COMPLETIONS_FIELDS.refuse, Refusal.body, data_event
+)

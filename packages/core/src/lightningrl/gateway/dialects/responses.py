@@ -14,7 +14,7 @@ import msgspec
 from lightningrl.conversation import Recorded, responses
 from lightningrl.conversation.malformed import Malformed, unknown_value
 from lightningrl.gateway.asgi import Refusal, to_json
-from lightningrl.gateway.dialects.base import Recall, Spoken, Written
+from lightningrl.gateway.dialects.base import Recall, Spoken, Written, error_event
 from lightningrl.gateway.dialects.engine_reply import EngineReply
 from lightningrl.gateway.dialects.engine_request import EngineRequest, engine_request
 from lightningrl.gateway.dialects.reading import decode, decoded_fields, refusal_of
@@ -96,6 +96,11 @@ class ResponsesRequest(msgspec.Struct, frozen=True):
         """The model name that the agent asked for."""
         return self.wanted.model
 
+    @property
+    def streams(self) -> bool:
+        """Whether the agent asked for a stream."""
+        return bool(self.wanted.stream)
+
     def write(self, reply: EngineReply, step_id: StepId) -> Written:
         """The response; its id is the step's, prefixed as the service does."""
         logprobs = responses.LOGPROBS in (self.wanted.include or ())
@@ -146,4 +151,4 @@ def _check_include(include: list[str]) -> None:
             raise unknown_value(one, _INCLUDABLE, f"include[{place}]")
 
 
-RESPONSES = Spoken(Dialect.RESPONSES, _read, RESPONSES_FIELDS.refuse, Refusal.body)
+RESPONSES = Spoken(Dialect.RESPONSES, _read, RESPONSES_FIELDS.refuse, Refusal.body, error_event)

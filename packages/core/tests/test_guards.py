@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lightningrl.errors import GuardTripped
+from lightningrl.guards import _GUARDS, check_guards
 from lightningrl.recipe import Guards
-from lightningrl_verl.training.guards import _GUARDS, check_guards
 
 
 def lines(**values: list[float | None]) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def reward_figure(name: str, lines: Sequence[MetricLine]) -> Figure | None:
             continue
         if metric.startswith("sft/"):
             what = "loss, nats per token"
-        trace = {
+        trace: dict[str, Any] = {
             "x": x,
             "y": y,
             "name": label,
@@ -86,8 +86,8 @@ def time_figure(name: str, lines: Sequence[MetricLine]) -> Figure | None:
             data.append({**bar, "marker": {"color": COLOURS[place % len(COLOURS)]}})
     if not data:
         return None
-    axes = {"xaxis": _axis("iteration"), "yaxis": _axis("seconds")}
-    return _figure(f"{name}-time", data, barmode="stack", **axes)
+    across, up = _axis("iteration"), _axis("seconds")
+    return _figure(f"{name}-time", data, barmode="stack", xaxis=across, yaxis=up)
 
 
 def metrics_figure(name: str, lines: Sequence[MetricLine], metrics: Sequence[str]) -> Figure | None:

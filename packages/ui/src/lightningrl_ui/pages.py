@@ -238,7 +238,7 @@ async def call(request: Request, sources: Sources) -> Response:
     query = request.query_params
     view = await call_view(store, found, _text(query, "attempt"), _text(query, "id"))
     if query.get("as") == "json":
-        record = {"request": view.call.request.decode(errors="replace")}
+        record: dict[str, Any] = {"request": view.call.request.decode(errors="replace")}
         record["answers"] = [one.message.decode(errors="replace") for one in view.call.choices]
         return _download("call.json", json.dumps(record, indent=2), "application/json")
     return page("call.html", run=found, view=view, spec=view.rollout.spec)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse
@@ -31,17 +31,22 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals["address"] = address
-    made.filters |= {
-        "number": tables.number,
-        "seconds": tables.seconds,
-        "when": tables.when,
-        "points": tables.points,
-        "shade": tables.shade,
-        "text": as_text,
-        "cut": _cut,
-        "figure": _as_json,
-    }
+    made.globals.update(cast("dict[str, Any]", {"address": address}))
+    made.filters.update(
+        cast(
+            "dict[str, Any]",
+            {
+                "number": tables.number,
+                "seconds": tables.seconds,
+                "when": tables.when,
+                "points": tables.points,
+                "shade": tables.shade,
+                "text": as_text,
+                "cut": _cut,
+                "figure": _as_json,
+            },
+        )
+    )
     return made
 
 

@@ -35,7 +35,7 @@ def number(value: float | None) -> str:
     """Four significant digits; a dash for none."""
     if value is None:
         return "-"
-    if isinstance(value, int) or value == int(value):
+    if value == int(value):
         return f"{int(value)}" if abs(value) < 1e7 else f"{value:.4g}"
     return f"{value:.4g}"
 

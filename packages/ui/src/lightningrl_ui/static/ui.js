@@ -74,7 +74,7 @@ function watch() {
   look();
 }
 
-function rows() { return [...document.querySelectorAll("tbody tr a.open, .step > details > summary")]; }
+function rows() { return [...document.querySelectorAll("table a.open, .step > details > summary")]; }
 
 function keys(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) {

@@ -20,8 +20,8 @@ HEADER = """\
 <!-- Written by scripts/cli_reference.py; edit the commands' docstrings instead. -->
 # Command line reference
 
-`train`, `tiny` and `model` come with the distribution `lightningrl-verl`; the others with `lightningrl`, which
-needs no torch. Exit status: 0 went well; 1 something went wrong, and the message on stderr says what;
+`train`, `sft`, `tiny` and `model` come with the distribution `lightningrl-verl`, `ui` with the extra `lightningrl[ui]`; the
+others with `lightningrl`. Only the trainer needs torch. Exit status: 0 went well; 1 something went wrong, and the message on stderr says what;
 2 the arguments, the recipe or a setting are wrong; 3 a guard stopped training; 130 Ctrl-C.
 
 What the environment sets stands in [settings](settings.md).

@@ -26,13 +26,13 @@ def test_every_package_builds_a_typed_wheel(wheels: dict[str, Path]) -> None:
     assert wheels.keys() == {
         "lightningrl", "lightningrl_agent_framework", "lightningrl_autogen", "lightningrl_bench_math",
         "lightningrl_bench_rag", "lightningrl_bench_sql", "lightningrl_langchain", "lightningrl_openai_agents",
-        "lightningrl_testkit", "lightningrl_verl",
+        "lightningrl_testkit", "lightningrl_ui", "lightningrl_verl",
     }  # fmt: skip
     for name, wheel in wheels.items():
         assert f"{name}/py.typed" in ZipFile(wheel).namelist()
 
 
-@pytest.mark.parametrize("member", ["packages/core", "packages/adapter-autogen"])
+@pytest.mark.parametrize("member", ["packages/core", "packages/adapter-autogen", "packages/ui"])
 def test_a_wheel_holds_every_file_of_its_source(wheels: dict[str, Path], member: str) -> None:
     (package,) = (ROOT / member / "src").glob("lightningrl*")
     source = {
@@ -91,6 +91,12 @@ def alone(package: str, *command: str) -> subprocess.CompletedProcess[str]:
             "from lightningrl.capture.adapters import find_adapters as find;"
             "print([one.name for one in find()])",
             "['openai-agents']",
+        ),
+        (
+            "lightningrl-ui",
+            "from lightningrl_ui.app import make_app; from lightningrl_ui.sources import Sources;"
+            "make_app(Sources(())); print('whole')",
+            "whole",
         ),
         (
             "lightningrl-testkit",

@@ -8,11 +8,30 @@ import pytest_asyncio
 
 from lightningrl.credit import broadcast
 from lightningrl.errors import StoreError
-from lightningrl.schema import AttemptState, Claim, Failure, FailureKind, Mode, RetryPolicy
+from lightningrl.experience.transition import Transition
+from lightningrl.schema import (
+    AttemptId,
+    AttemptState,
+    Claim,
+    Failure,
+    FailureKind,
+    Mode,
+    RetryPolicy,
+    RolloutId,
+    StepId,
+    StepKind,
+)
 from lightningrl.store import RolloutQuery
 from lightningrl.store.sqlite import SqliteStore
-from lightningrl.traces import late_rewards, read_attempts, read_ledger, read_parts, read_traces
-from lightningrl_testkit.records import call, group, reward
+from lightningrl.traces import (
+    late_rewards,
+    outline,
+    read_attempts,
+    read_ledger,
+    read_parts,
+    read_traces,
+)
+from lightningrl_testkit.records import AT, call, group, reward
 
 
 @pytest_asyncio.fixture
@@ -177,3 +196,25 @@ async def test_people_see_every_attempt_the_failed_ones_too(store: SqliteStore) 
 
 async def test_no_rollouts_have_no_attempts(store: SqliteStore) -> None:
     assert await read_attempts(store, []) == []
+
+
+def test_steps_are_outlined_from_the_top_down_whatever_their_parents_are() -> None:
+    def step(ident: str, parent: str | None) -> Transition:
+        return Transition(
+            step_id=StepId(ident),
+            rollout_id=RolloutId("r"),
+            attempt_id=AttemptId("a"),
+            kind=StepKind.TOOL,
+            name=ident,
+            agent=None,
+            parent_id=None if parent is None else StepId(parent),
+            started_at=AT,
+        )
+
+    steps = [step("b", "a"), step("a", None), step("c", "a"), step("d", "b")]
+    # one whose parent nobody knows, and a circle
+    steps += [step("lost", "nobody"), step("x", "y"), step("y", "x")]
+    drawn = [(depth, one.name) for depth, one in outline(steps)]
+    assert drawn == [
+        (0, "a"), (1, "b"), (2, "d"), (1, "c"), (0, "lost"), (0, "x"), (1, "y")
+    ]  # fmt: skip

@@ -61,6 +61,18 @@ def best_iteration(lines: Sequence[Mapping[str, Any]]) -> int | None:
     return None
 
 
+def seen_rewards(lines: Sequence[Mapping[str, Any]], now: Sequence[float]) -> tuple[float, float]:
+    """The worst and the best training reward that a run has seen; none at all give zeros.
+
+    Args:
+        lines: of the iterations before.
+        now: the rewards of this one.
+    """
+    low = [line["train/reward_min"] for line in lines if line.get("train/reward_min") is not None]
+    high = [line["train/reward_max"] for line in lines if line.get("train/reward_max") is not None]
+    return min([*now, *low], default=0.0), max([*now, *high], default=0.0)
+
+
 def _parse(line: str, place: str) -> MetricLine:
     try:
         found: Any = json.loads(line)

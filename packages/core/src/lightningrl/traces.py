@@ -6,6 +6,7 @@ Invariant: these functions only read. The same stored events give the same group
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from lightningrl.schema import (
     RewardEvent,
     Rollout,
     RolloutId,
+    StepId,
     TakenGroup,
     TakenRollout,
 )
@@ -111,6 +113,27 @@ def late_rewards(entries: Sequence[LedgerEntry], record: AttemptRecord) -> list[
     counted = {one.attempt_id: one.events for entry in entries for one in entry.members}
     later = record.events[counted.get(record.attempt.id, len(record.events)) :]
     return [event for event in later if isinstance(event, RewardEvent)]
+
+
+def outline(transitions: Sequence[Transition]) -> list[tuple[int, Transition]]:
+    """The tree of an attempt's steps from the top down: how deep each is, 0 at the top, and the step.
+
+    A step whose parent is unknown stands at the top, and so does the first one of a circle. Siblings are in order
+    of their start.
+    """
+    children: dict[StepId | None, list[Transition]] = defaultdict(list)
+    known = {one.step_id for one in transitions}
+    for one in transitions:
+        children[one.parent_id if one.parent_id in known else None].append(one)
+    drawn: dict[StepId, tuple[int, Transition]] = {}
+    for top in (*children[None], *transitions):
+        waiting = [(0, top)]
+        while waiting:
+            depth, one = waiting.pop()
+            if one.step_id not in drawn:
+                drawn[one.step_id] = (depth, one)
+                waiting += [(depth + 1, child) for child in reversed(children[one.step_id])]
+    return list(drawn.values())
 
 
 async def read_attempts(store: Store, rollouts: Sequence[Rollout]) -> list[list[AttemptRecord]]:

@@ -38,8 +38,16 @@ _OWN = {
     "show": "lightningrl.cli.show:show",
     "try": "lightningrl.cli.try_agent:try_agent",
 }
-_TRAINER = ("eval", "model", "sft", "tiny", "train")
-"""Commands that the distribution `lightningrl-verl` brings."""
+_TRAINER = ("the trainer", "lightningrl-verl")
+_ELSEWHERE = {
+    "eval": _TRAINER,
+    "model": _TRAINER,
+    "sft": _TRAINER,
+    "tiny": _TRAINER,
+    "train": _TRAINER,
+    "ui": ("the page of runs", "'lightningrl[ui]'"),
+}
+"""Commands that other distributions bring: what they come with, and what pip is asked for."""
 
 
 class Commands(click.Group):
@@ -70,10 +78,11 @@ class Commands(click.Group):
         """The command that `args` begin with; an unknown one is an error that helps."""
         name = args[0]
         if self.get_command(ctx, name) is None:
-            if name in _TRAINER:
+            if name in _ELSEWHERE:
+                what, distribution = _ELSEWHERE[name]
                 raise ConfigError(
-                    f"{name!r} comes with the trainer, which is not installed here:"
-                    " pip install lightningrl-verl"
+                    f"{name!r} comes with {what}, which is not installed here:"
+                    f" pip install {distribution}"
                 )
             ctx.fail(f"No such command {name!r}.{suggest(name, self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)

@@ -72,12 +72,17 @@ async def _examine(
 
 
 async def gather_evidence(
-    run: StoredRun, server: str | None = None, key: str | None = None
+    run: StoredRun,
+    server: str | None = None,
+    key: str | None = None,
+    *,
+    ask_engines: bool = True,
 ) -> Evidence:
     """What the run's store says now, and how its engines answer.
 
     With `server` the engines' state is what that server's gateway found; else they are asked from
-    here, but only while rollouts are to be run: a run that has ended needs no engine.
+    here, but only while rollouts are to be run: a run that has ended needs no engine. Without `ask_engines`
+    nothing but the store is asked, and no engine is among the evidence.
     """
     store = run.store
     queued = await store.rollouts(
@@ -90,7 +95,9 @@ async def gather_evidence(
     )
     policies = await store.policies(run.name)
     unidentified = _unidentified_in_newest(run.folder)
-    if server is not None and kind_of(server) is Kind.HTTP:
+    if not ask_engines:
+        engines = []
+    elif server is not None and kind_of(server) is Kind.HTTP:
         engines, unidentified = await _told_by_gateway(server, key, run.name)
     elif queued or now_running:
         engines = await _asked_engines(policies)

@@ -7,7 +7,6 @@ terminal markup.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -26,7 +25,7 @@ from lightningrl.schema import (
     StepId,
     StepKind,
 )
-from lightningrl.traces import AttemptRecord
+from lightningrl.traces import AttemptRecord, outline
 
 SHORT = 160
 """Characters of a text that are shown unless everything is asked for."""
@@ -141,25 +140,11 @@ def _add_steps(
     credit_of: Mapping[StepId, float],
     limit: int | None,
 ) -> None:
-    """Add each step below its parent; one whose parent is unknown, or a circle, at the top."""
-    children: dict[StepId | None, list[Transition]] = defaultdict(list)
-    known = {one.step_id for one in transitions}
-    for one in transitions:
-        children[one.parent_id if one.parent_id in known else None].append(one)
-    drawn: set[StepId] = set()
-
-    def add(below: Tree, one: Transition) -> None:
-        drawn.add(one.step_id)
-        node = below.add(_step_text(one, credit_of.get(one.step_id), limit))
-        for child in children[one.step_id]:
-            if child.step_id not in drawn:
-                add(node, child)
-
-    for one in children[None]:
-        add(branch, one)
-    for one in transitions:
-        if one.step_id not in drawn:
-            add(branch, one)
+    """Add each step below its parent."""
+    nodes = [branch]
+    for depth, one in outline(transitions):
+        del nodes[depth + 1 :]
+        nodes.append(nodes[depth].add(_step_text(one, credit_of.get(one.step_id), limit)))
 
 
 def _step_text(one: Transition, credit: float | None, limit: int | None) -> Text:
@@ -169,10 +154,10 @@ def _step_text(one: Transition, credit: float | None, limit: int | None) -> Text
     text.append(f"{one.kind.value} ", "magenta")
     text.append(one.name, "bold")
     if one.inputs is not None:
-        text.append(f" {short(_json(one.inputs), limit)}")
+        text.append(f" {short(as_text(one.inputs), limit)}")
     if one.output is not None:
         text.append(" → ", "dim")
-        text.append(short(_json(one.output), limit))
+        text.append(short(as_text(one.output), limit))
     if one.reward is not None:
         text.append(f"\nreward {one.reward:+.3f}", "dim")
     if one.error is not None:
@@ -186,7 +171,7 @@ def _call_text(one: Transition, credit: float | None, limit: int | None) -> Text
     text = Text()
     text.append("call ", "cyan")
     text.append(one.agent or one.name, "bold")
-    for part in _answer(one):
+    for part in answer_parts(one):
         text.append(f" {short(part, limit)}")
     text.append(f"\n{_numbers(one, credit)}", "dim")
     if one.call is not None and one.call.rewrites:
@@ -199,12 +184,12 @@ def _call_text(one: Transition, credit: float | None, limit: int | None) -> Text
     return text
 
 
-def _answer(one: Transition) -> list[str]:
-    """The answer's text and tool calls, as texts."""
-    if one.call is None or not one.call.choices:
+def answer_parts(one: Transition) -> list[str]:
+    """The answer's text and tool calls, as texts; none where there is no answer."""
+    if one.choice is None:
         return []
-    message: dict[str, Any] = json.loads(one.call.choices[0].message or b"{}")
-    parts = [_json(message["content"])] if message.get("content") else []
+    message: dict[str, Any] = json.loads(one.choice.message or b"{}")
+    parts = [as_text(message["content"])] if message.get("content") else []
     for asked in message.get("tool_calls") or ():
         function = asked.get("function") or {}
         parts.append(f"→ {function.get('name')}({function.get('arguments', '')})")
@@ -226,5 +211,6 @@ def _numbers(one: Transition, credit: float | None) -> str:
     return " · ".join(parts)
 
 
-def _json(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value for people: a text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

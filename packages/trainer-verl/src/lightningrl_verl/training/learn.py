@@ -16,6 +16,7 @@ from lightningrl.experience.drift import Drift, RolloutDrift, rollout_drift, tot
 from lightningrl.experience.trainable import TrainableCalls
 from lightningrl.experience.trajectory import LossShare, Row, with_credit
 from lightningrl.experience.transition import Group, Trace, Transition, mean_parts
+from lightningrl.metrics import seen_rewards
 from lightningrl.recipe import Optimiser, PolicyRecipe
 from lightningrl.schema import RolloutState, StepKind, TakenGroup
 from lightningrl_verl.training.metrics import Metrics
@@ -199,9 +200,7 @@ def solved_share(rewards: Sequence[Sequence[float]], lines: Sequence[Metrics]) -
         lines: the metrics of the iterations before.
     """
     now = [reward for of_group in rewards for reward in of_group]
-    low = [line["train/reward_min"] for line in lines if line.get("train/reward_min") is not None]
-    high = [line["train/reward_max"] for line in lines if line.get("train/reward_max") is not None]
-    worst, best = min([*now, *low], default=0.0), max([*now, *high], default=0.0)
+    worst, best = seen_rewards(lines, now)
     return _mean(
         [
             worst < best and all(reward == best for reward in of_group)

@@ -18,6 +18,7 @@ from lightningrl.errors import NotFound
 from lightningrl.experience.drift import Gap
 from lightningrl.experience.transition import Group
 from lightningrl.gateway.control import GatewayClient
+from lightningrl.guards import check_guards
 from lightningrl.machine.clock import Clock
 from lightningrl.metrics import best_iteration
 from lightningrl.recipe import Algorithm, Recipe
@@ -32,7 +33,6 @@ from lightningrl_verl.training.checkup import SAMPLE, Checkup
 from lightningrl_verl.training.collect import Collected, collect, collect_training
 from lightningrl_verl.training.drift import with_gaps, write_drift
 from lightningrl_verl.training.files import RunFiles
-from lightningrl_verl.training.guards import check_guards
 from lightningrl_verl.training.learn import (
     check_models,
     check_trainable,

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lightningrl.errors import GuardTripped
+from lightningrl.guards import _GUARDS, check_guards, guard_readings
 from lightningrl.recipe import Guards
-from lightningrl_verl.training.guards import _GUARDS, check_guards
 
 
 def lines(**values: list[float | None]) -> list[dict[str, Any]]:
@@ -74,3 +74,19 @@ def test_a_solved_run_is_not_a_collapsed_one(name: str) -> None:
     with pytest.raises(GuardTripped):
         check_guards(lines(**{name: [value] * 2}, train__solved_groups=[0.5, 0.5]), guards)
     check_guards(lines(**{name: [value] * 2}, train__solved_groups=[0.5, 0.75]), guards)
+
+
+def test_a_reading_says_how_near_a_guard_is_and_for_how_long() -> None:
+    guards = Guards(patience=3, max_ppo_kl=0.5, min_tool_calls=0.5)
+    read = {
+        one.key: one
+        for one in guard_readings(
+            lines(actor__ppo_kl=[0.1, 0.6, -0.75], train__tool_calls_per_rollout=[4.0, 4.0, 2.5]),
+            guards,
+        )
+    }
+    assert (read["max_ppo_kl"].nearness, read["max_ppo_kl"].beyond) == (1.5, 2)
+    # at least half of the first iteration's 4 calls: 2 of 2.5
+    assert (read["min_tool_calls"].bound, read["min_tool_calls"].nearness) == (2.0, 0.8)
+    assert read["min_tool_calls"].beyond == 0
+    assert guard_readings(lines(actor__ppo_kl=[0.1])[:1], guards) == []

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightningrl.errors import GuardTripped
+from lightningrl.metrics import MetricLine
 from lightningrl.recipe import Guards
-from lightningrl_verl.training.metrics import Metrics
 
 _SOLVED = 0.5
 """Share of solved groups above which an iteration counts as solved."""
@@ -114,7 +114,75 @@ _GUARDS = (
 )
 
 
-def check_guards(lines: Sequence[Metrics], guards: Guards) -> None:
+@dataclass(frozen=True)
+class Reading:
+    """How near a guard is to stopping the run."""
+
+    key: str
+    """Of the recipe's `guards`."""
+    metric: str
+    side: Literal["least", "most"]
+    """Which side of `bound` is allowed."""
+    bound: float
+    """What the metric is compared with: the limit, or its multiple of the first iteration's value."""
+    value: float | None
+    """In the last trained iteration. `None`: the guard passes it."""
+    beyond: int
+    """How many of the last iterations, without a gap, were beyond the bound; at `patience` the run stops."""
+    patience: int
+    meaning: str
+    """What is probably wrong where it stops a run, and what to do."""
+
+    @property
+    def nearness(self) -> float | None:
+        """0 far from the bound, 1 at it, more beyond. `None`: there is no value."""
+        if self.value is None:
+            return None
+        if self.side == "most":
+            return abs(self.value) / self.bound if self.bound else float(self.value != 0)
+        return self.bound / self.value if self.value > 0 else float(self.bound > 0)
+
+
+def guard_readings(lines: Sequence[MetricLine], guards: Guards) -> list[Reading]:
+    """Each guard that is set and whose metric the last iteration has, by policy where policies have one each.
+
+    Args:
+        lines: the run's, in order, iteration 0 included; no trained iteration gives an empty list.
+        guards: the recipe's.
+    """
+    trained = [line for line in lines if line["iteration"] > 0]
+    if not trained:
+        return []
+    found: list[Reading] = []
+    for guard in _GUARDS:
+        limit: float | None = getattr(guards, guard.key)
+        for name in () if limit is None else _names(guard.metric, trained[-1]):
+            assert limit is not None
+            bound = _bound(guard, limit, trained[0], name)
+            if bound is None:
+                continue
+            beyond = 0
+            while beyond < len(trained) and _beyond(
+                guard, _value(guard, trained[-1 - beyond], name), bound
+            ):
+                beyond += 1
+            value = _value(guard, trained[-1], name)
+            found.append(
+                Reading(
+                    guard.key,
+                    name,
+                    guard.side,
+                    bound,
+                    value,
+                    beyond,
+                    guards.patience,
+                    guard.meaning,
+                )
+            )
+    return found
+
+
+def check_guards(lines: Sequence[MetricLine], guards: Guards) -> None:
     """Stop if the last iterations are beyond a limit.
 
     Args:
@@ -134,21 +202,27 @@ def check_guards(lines: Sequence[Metrics], guards: Guards) -> None:
         if limit is None:
             continue
         for name in _names(guard.metric, latest[-1]):
-            bound = limit * (trained[0].get(name) or 0.0) if guard.relative else limit
+            bound = _bound(guard, limit, trained[0], name)
             values = [_value(guard, line, name) for line in latest]
-            if (bound > 0 or not guard.relative) and all(
-                _beyond(guard, value, bound) for value in values
-            ):
+            if bound is not None and all(_beyond(guard, value, bound) for value in values):
                 raise GuardTripped(_explain(guard, name, values, limit, latest[-1]["iteration"]))
 
 
-def _value(guard: _Guard, line: Metrics, name: str) -> float | None:
+def _bound(guard: _Guard, limit: float, first: MetricLine, name: str) -> float | None:
+    """What a metric is compared with. `None`: it is relative to a value that was 0 or missing."""
+    if not guard.relative:
+        return limit
+    bound = limit * (first.get(name) or 0.0)
+    return bound if bound > 0 else None
+
+
+def _value(guard: _Guard, line: MetricLine, name: str) -> float | None:
     """What the guard judges; `None` where it passes this iteration."""
     solved = (line.get("train/solved_groups") or 0.0) > _SOLVED
     return None if guard.normal_if_solved and solved else line.get(name)
 
 
-def _names(metric: str, line: Metrics) -> list[str]:
+def _names(metric: str, line: MetricLine) -> list[str]:
     """The metric, or where policies have one each, theirs."""
     group, _, rest = metric.partition("/")
     return [

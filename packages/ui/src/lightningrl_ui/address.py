@@ -1,0 +1,24 @@
+"""Where each screen is. Names and ids are in the query, where any character may stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlencode
+
+Value = str | int | Sequence[str] | None
+
+
+def address(screen: str, /, **query: Value) -> str:
+    """The address of a screen: `/screen?...`; what is `None` or empty is left out."""
+    pairs = [
+        (name, str(one))
+        for name, value in query.items()
+        if value is not None and value != ""
+        for one in ([value] if isinstance(value, str | int) else value)
+    ]
+    return f"/{screen}" + (f"?{urlencode(pairs)}" if pairs else "")
+
+
+def changed(screen: str, query: Mapping[str, Value], /, **changes: Value) -> str:
+    """The address of a screen as it is, but for `changes`."""
+    return address(screen, **{**query, **changes})

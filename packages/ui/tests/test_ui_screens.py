@@ -1,0 +1,363 @@
+"""Each screen, as a server without a browser answers it."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import html
+import io
+import re
+import shutil
+import sqlite3
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+import pytest_asyncio
+from lab import HOSTILE, answered, conversation, fill, write_folder
+
+from lightningrl.schema import AttemptState
+from lightningrl.store.queries import folder as sql_folder
+from lightningrl.store.sqlite import SqliteStore
+from lightningrl.store.versions import SCHEMA_VERSION
+from lightningrl_testkit.records import group, reward
+from lightningrl_ui.app import make_app
+from lightningrl_ui.sources import Sources
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one run; tests that change it take a copy."""
+    runs = tmp_path_factory.mktemp("lab")
+    folder = write_folder(runs / "run")
+    asyncio.run(fill(folder / "store.db"))
+    return runs
+
+
+class Page:
+    """What a server that was pointed at `targets` answers."""
+
+    def __init__(self, *targets: object) -> None:
+        self.sources = Sources([str(one) for one in targets])
+        self.sources.check()
+        transport = httpx.ASGITransport(make_app(self.sources))
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:1")
+
+    async def get(self, address: str, code: int = 200) -> str:
+        answer = await self.client.get(address)
+        assert answer.status_code == code, answer.text
+        return answer.text
+
+    async def table(self, address: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO(await self.get(address))))
+
+    async def close(self) -> None:
+        await self.client.aclose()
+        await self.sources.close()
+
+
+@pytest_asyncio.fixture
+async def page(lab: Path) -> AsyncGenerator[Page]:
+    page = Page(lab)
+    yield page
+    await page.close()
+
+
+def links(text: str, screen: str) -> list[str]:
+    """The addresses of a screen in a page, in order, each once."""
+    found = (html.unescape(one) for one in re.findall(r'href="([^"]*)"', text))
+    return list(dict.fromkeys(one for one in found if urlsplit(one).path == f"/{screen}"))
+
+
+def told(text: str) -> str:
+    """The text of a page, without tags, on one line."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+
+
+async def test_one_comes_from_the_runs_to_a_call_by_links(page: Page) -> None:
+    text = await page.get("/")
+    assert "run finished 2 of 2 val/reward 0.5 0.5" in told(text)
+    for screen in ("run", "iteration", "group", "rollout", "call"):
+        text = await page.get(
+            next(one for one in links(text, screen) if "as=" not in one and "n=2" not in one)
+        )
+    assert "Answer in Ελληνικά." in text
+    assert "→ search({" in text
+
+
+async def test_what_others_wrote_is_text(page: Page) -> None:
+    text = await page.get("/")
+    seen = [text]
+    for screen in ("run", "iteration", "group", "rollout", "call"):
+        text = await page.get(
+            next(one for one in links(text, screen) if "as=" not in one and "n=2" not in one)
+        )
+        seen.append(text)
+    assert any(html.escape("<script>window") in one for one in seen)
+    for one in seen:
+        assert set(re.findall(r"<script[^>]*>", one)) <= {
+            '<script src="/static/plotly.js" defer>', '<script src="/static/ui.js" defer>'
+        }  # fmt: skip
+        assert "<img" not in one
+        assert "11106" not in told(one)  # 1234 * 9
+
+
+async def test_every_answer_forbids_what_is_not_ours(page: Page) -> None:
+    for address in ("/", "/run?run=run", "/nothing", "/static/ui.js", "/?as=csv"):
+        answer = await page.client.get(address)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self';" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "plotly.js v" in await page.get("/static/plotly.js")
+
+
+async def test_a_browser_that_asks_for_a_foreign_name_gets_nothing(page: Page) -> None:
+    foreign = await page.client.get("/", headers={"host": "rebound.example:8788"})
+    assert foreign.status_code == 421
+    assert "finished" not in foreign.text
+    for host in ("localhost:8788", "[::1]:8788", "127.0.0.1"):
+        assert (await page.client.get("/", headers={"host": host})).status_code == 200
+
+
+async def test_a_run_shows_guards_time_drift_and_recipe(page: Page) -> None:
+    text = told(await page.get("/run?run=run"))
+    # collect 3 + 3, update 1 + 1, validate 1: of 9 seconds 6 are 66.7 %
+    assert "collect 3.0 s 66.7 %" in text
+    # the guard's limit is the recipe's default; 0.01 is far from it
+    assert re.search(r"max_ppo_kl actor/ppo_kl 0\.01 ≤ [\d.]+ \d+ % 0 of \d+", text)
+    assert "Nothing was trained yet." in text
+    assert "tasks_per_iteration: 2" in text
+    assert "end of trainer.log iteration 1: update" in text
+
+
+async def test_metrics_are_found_by_a_part_of_their_name(page: Page) -> None:
+    text = await page.get("/run?run=run&q=ENTR")
+    assert 'value="train/entropy"' in text
+    assert 'value="actor/ppo_kl"' not in text
+    drawn = await page.get("/run?run=run&metric=train/entropy&metric=actor/ppo_kl")
+    found = re.search(r'id="chosen"[^>]*data-figure="([^"]*)"', drawn)
+    assert found is not None
+    figure = html.unescape(found[1])
+    assert '"x": [1, 2], "y": [2.0, 1.0], "name": "train/entropy"' in figure
+    assert '"yaxis2"' in figure
+
+
+async def test_groups_say_why_they_taught_nothing(page: Page) -> None:
+    rows = await page.table("/iteration?run=run&n=1&as=csv")
+    verdicts = {row["task"]: (row["verdict"], row["why"]) for row in rows}
+    assert verdicts[HOSTILE] == ("mixed", "")
+    assert verdicts["flat"][0] == "flat"
+    assert verdicts["failing"] == ("skipped", "left out: 0 of 2 members can be used")
+    assert [row["failure"] for row in rows if row["task"] == "failing"] == [
+        f"agent: ValueError: {HOSTILE}"
+    ] * 2
+    assert [row["reward"] for row in rows if row["task"] == HOSTILE] == ["1.0", "0.0"]
+    validation = told(await page.get("/iteration?run=run&n=1&mode=val"))
+    assert "held out greedy 1 1 0 0 scored" in validation
+
+
+async def test_groups_are_sorted_by_what_their_heads_say(page: Page) -> None:
+    async def order(query: str) -> list[str]:
+        text = await page.get(f"/iteration?run=run&n=1{query}")
+        ids = [parse_qs(urlsplit(one).query)["id"][0] for one in links(text, "group")]
+        rows = await page.table("/iteration?run=run&n=1&as=csv")
+        tasks = {row["group"]: row["task"] for row in rows}
+        return [tasks[one] for one in ids]
+
+    assert await order("") == [HOSTILE, "flat", "failing"]
+    # spreads 0.5, 0 and none at all
+    assert await order("&sort=spread&down=1") == [HOSTILE, "flat", "failing"]
+    assert await order("&sort=spread") == ["failing", "flat", HOSTILE]
+    assert "can't be sorted by" in told(await page.get("/iteration?run=run&n=1&sort=size", 400))
+
+
+async def test_members_are_aligned_and_their_first_difference_is_marked(page: Page) -> None:
+    address = links(await page.get("/iteration?run=run&n=1"), "group")[0]
+    text = await page.get(address)
+    assert text.count('id="first-difference"') == 1
+    row = told(text.split('id="first-difference"')[1].split("</tr>")[0])
+    # planning and searching were the same; the writers' answers begin alike
+    assert row.startswith("> 2 first difference")
+    assert "good morning" in row
+    assert '<span class="same">good</span>' in text
+    rewards = told(text.split("<td>rewards</td>")[1].split("</tr>")[0])
+    assert "+0.5 found, from agent, for step tool +1 final, from agent" in rewards
+
+
+async def test_a_rollout_is_a_tree_in_time_with_a_lane_per_agent(page: Page) -> None:
+    (address, *_) = links(await page.get("/iteration?run=run&n=1"), "rollout")
+    text = await page.get(address)
+    assert text.count('<svg class="lane"') == 2
+    # of 3 seconds or more, the search took from 1.1 to 1.5
+    assert "tool search, 1.1 s to 1.5 s" in text
+    steps = re.findall(r'class="step b-(\w+) d(\d)', text)
+    assert steps == [("llm", "0"), ("tool", "1"), ("llm", "0")]
+    rows = await page.table(f"{address}&as=csv")
+    assert [(row["step"], row["kind"], row["reward"]) for row in rows] == [
+        ("plan", "llm", "0.5"), ("tool", "tool", "0.5"), ("write", "llm", "")
+    ]  # fmt: skip
+    assert [row["version"] for row in rows] == ["0", "", "0"]
+
+
+async def test_steps_are_found_by_their_text(page: Page) -> None:
+    (address, *_) = links(await page.get("/iteration?run=run&n=1"), "rollout")
+    found = await page.get(f"{address}&q=GOOD MORNING")
+    assert re.findall(r'class="step b-(\w+) d0 found"', found) == ["llm"]
+    assert "with “GOOD MORNING”: 1" in told(found)
+
+
+async def test_an_address_that_names_nothing_says_so(page: Page) -> None:
+    assert "there is no run &#39;rnu&#39;. Did you mean &#39;run&#39;?" in await page.get(
+        "/run?run=rnu", 404
+    )
+    assert "has no rollout" in await page.get("/rollout?run=run&id=none", 404)
+    assert "has no group" in await page.get("/group?run=run&id=none", 404)
+    assert "lacks id" in await page.get("/group?run=run", 400)
+    assert "no whole number" in await page.get("/iteration?run=run&n=last", 400)
+    assert "there is no page" in await page.get("/settings", 404)
+
+
+async def test_doctor_says_on_the_page_what_it_says_in_the_terminal(page: Page) -> None:
+    text = told(await page.get("/findings?run=run"))
+    assert "broken conversations warning" in text
+    assert re.fullmatch(
+        r"(\d+ problems?, )?\d+ warnings?", told(await page.get("/findings?run=run&short=1"))
+    )
+
+
+async def test_an_empty_run_and_an_empty_folder_are_told_of(tmp_path: Path) -> None:
+    page = Page(tmp_path)
+    assert "There is no run in" in await page.get("/")
+    (tmp_path / "new").mkdir()
+    shutil.copy(write_folder(tmp_path / "other" / "x", "new") / "recipe.yaml", tmp_path / "new")
+    assert "new not started" in told(await page.get("/"))
+    text = told(await page.get("/run?run=new"))
+    assert "No iteration is over yet" in text
+    assert "has no rollouts (yet)" in await page.get("/iteration?run=new&n=1", 404)
+    await page.close()
+
+
+async def test_a_recipe_that_cannot_be_read_hides_nothing_else(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "old")
+    (folder / "recipe.yaml").write_text("name: old\nforgotten_key: 1\n")
+    page = Page(tmp_path)
+    assert "unknown recipe key 'forgotten_key'" in told(await page.get("/"))
+    assert "val/reward 0.5" in told(await page.get("/run?run=old"))
+    await page.close()
+
+
+async def test_a_store_is_shown_while_it_is_written(tmp_path: Path) -> None:
+    store = SqliteStore.open(tmp_path / "s.db")
+    await store.enqueue(group(2))
+    page = Page(tmp_path / "s.db")
+    before = await page.get("/pulse?run=run")
+    assert "train 0 of 2" in told(await page.get("/iteration?run=run&n=1"))
+    (claim, _) = await store.claim("worker", limit=2)
+    await store.append([*conversation(claim, "done"), reward(claim.attempt.id, 1.0)])
+    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+    assert "train 1 of 2" in told(await page.get("/iteration?run=run&n=1"))
+    assert await page.get("/pulse?run=run") != before
+    # Nothing that the page holds keeps the write-ahead log from being folded in.
+    await store.close()
+    assert (tmp_path / "s.db").stat().st_size > 0
+    with sqlite3.connect(tmp_path / "s.db") as direct:
+        busy, _, _ = direct.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    assert busy == 0
+    await page.close()
+
+
+async def test_a_store_that_was_made_anew_is_read_anew(tmp_path: Path) -> None:
+    page = Page(tmp_path / "s.db") if (tmp_path / "s.db").exists() else None
+    assert page is None
+    for task in ("first", "second"):
+        (tmp_path / "next.db").unlink(missing_ok=True)
+        store = SqliteStore.open(tmp_path / "next.db")
+        await store.enqueue(group(1, task=task))
+        await store.close()
+        (tmp_path / "next.db").replace(tmp_path / "s.db")
+        page = page or Page(tmp_path / "s.db")
+        assert task in told(await page.get("/iteration?run=run&n=1"))
+    assert page is not None
+    await page.close()
+
+
+async def test_an_older_store_is_shown_from_a_copy(tmp_path: Path) -> None:
+    scripts = sorted((sql_folder("sqlite") / "migrations").iterdir(), key=lambda one: one.name)
+    path = write_folder(tmp_path / "old", "old") / "store.db"
+    with sqlite3.connect(path) as direct:
+        direct.executescript(scripts[0].read_text(encoding="utf-8"))
+        direct.execute("INSERT INTO meta VALUES ('schema_version', 1), ('secret', x'00')")
+    bytes_before = path.read_bytes()
+    page = Page(tmp_path)
+    assert "The store has an older schema" in await page.get("/run?run=old")
+    assert "has no train rollouts" in await page.get("/iteration?run=old&n=1")
+    assert path.read_bytes() == bytes_before
+    assert SCHEMA_VERSION > 1
+    await page.close()
+
+
+async def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        write_folder(tmp_path / place / "run")
+    page = Page(tmp_path / "a", tmp_path / "b")
+    found = links(await page.get("/"), "run")
+    assert len(found) == 2
+    for one in found:
+        assert "val/reward" in await page.get(one)
+    await page.close()
+
+
+async def test_seeds_are_compared_as_mean_and_spread(tmp_path: Path) -> None:
+    for seed in (0, 2):
+        write_folder(tmp_path / f"seed{seed}", f"seed{seed}", seed=seed)
+    write_folder(tmp_path / "longer", "longer", iterations=9)
+    page = Page(tmp_path)
+    query = "/compare?run=seed0&run=seed2&run=longer&metric=train/reward"
+    text = told(await page.get(query))
+    # iteration 2: 0.5 and 0.52, mean 0.51, standard deviation 0.02 / sqrt 2
+    assert (
+        "mean of 2: seed0, seed2: at iteration 2 0.51 ± 0.01414 (standard deviation), 0.5 to 0.52"
+        in text
+    )
+    assert "algorithm.iterations 2 2 9" in text
+    assert "seed 0 2 0" in text
+    rows = await page.table(f"{query}&over=rollouts&as=csv")
+    assert [row["rollouts"] for row in rows if row["run"] == "longer"] == ["4", "8"]
+    assert "use one of" in await page.get(f"{query}&over=tea", 400)
+    await page.close()
+
+
+async def test_a_text_in_a_table_is_no_formula(tmp_path: Path) -> None:
+    store = SqliteStore.open(tmp_path / "s.db")
+    await store.enqueue(group(1, task="=HYPERLINK(1)"))
+    await store.close()
+    page = Page(tmp_path / "s.db")
+    (row,) = await page.table("/iteration?run=run&n=1&as=csv")
+    assert row["task"] == "'=HYPERLINK(1)"
+    await page.close()
+
+
+async def test_many_agents_and_names_of_any_kind(tmp_path: Path) -> None:
+    store = SqliteStore.open(tmp_path / "s.db")
+    name = "läuft/100 % & more?"
+    await store.enqueue(group(1, run=name, task="日本/#1"))
+    (claim,) = await store.claim("worker")
+    calls = [
+        answered(claim.attempt, f"s {n}", n / 10 + 0.1, [], {"content": "x"}, agent=f"agent {n}")
+        for n in range(64)
+    ]
+    await store.append([*calls, reward(claim.attempt.id, 1.0, step="ghost", name="r")])
+    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+    await store.close()
+    page = Page(tmp_path / "s.db")
+    (run,) = links(await page.get("/"), "run")
+    (iteration, *_) = links(await page.get(run), "iteration")
+    (rollout, *_) = links(await page.get(iteration), "rollout")
+    text = await page.get(rollout)
+    assert text.count('<svg class="lane"') == 64
+    assert "日本/#1" in text
+    assert "no such step" in text
+    await page.close()

@@ -19,7 +19,7 @@ from lightningrl_bench_math.agent import (
     solve,
     solve_without_tool,
 )
-from lightningrl_bench_math.dialogues import dialogues
+from lightningrl_bench_math.dialogues import answers, dialogues
 
 TASK = {"question": "tom has 12 bags of 7 pens and gets 3 more. how many now?"}
 
@@ -127,6 +127,8 @@ async def test_the_control_has_no_tool(model: ScriptedModel) -> None:
     model.script = ["=87"]
     assert await solve_without_tool(TASK) == "87"
     assert "tools" not in model.requests[0]
+    [system, *_] = next(answers(1, 0))["messages"]
+    assert model.requests[0]["messages"][0]["content"] == system["content"]
 
 
 async def test_a_tool_error_reaches_the_model_as_text(model: ScriptedModel) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
 
 from lightningrl_bench_math.calculator import CalculatorError, evaluate
-from lightningrl_bench_math.dialogues import dialogues
-from lightningrl_bench_math.tasks import NAMES
+from lightningrl_bench_math.dialogues import answers, dialogues
+from lightningrl_bench_math.tasks import NAMES, draw
 
 HELD_OUT = {*NAMES["val"], *NAMES["test"]}
 
@@ -68,3 +69,14 @@ def test_only_training_problems_are_shown() -> None:
 def test_a_share_of_slips_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         list(dialogues(1, 0, slips=share))
+
+
+def test_the_control_is_shown_the_right_number_at_once() -> None:
+    rng = random.Random("dialogues/5")
+    for shown in answers(20, 5):
+        problem = draw("train", rng)
+        assert [message["role"] for message in shown["messages"]] == ["system", "user", "assistant"]
+        assert [one["content"] for one in shown["messages"][1:]] == [
+            problem.question, str(problem.answer),
+        ]  # fmt: skip
+        assert "tools" not in shown

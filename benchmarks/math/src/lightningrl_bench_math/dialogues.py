@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightningrl_bench_math.calculator import CalculatorError, evaluate
-from lightningrl_bench_math.prompts import INSTRUCTIONS, TOOL
+from lightningrl_bench_math.prompts import INSTRUCTIONS, INSTRUCTIONS_WITHOUT_TOOL, TOOL
 from lightningrl_bench_math.tasks import Level, Problem, draw
 
 Message = dict[str, Any]
@@ -50,6 +50,21 @@ def dialogues(
             "id": f"{seed}-{number}",
             "messages": _messages(problem, slipping, rng),
             "tools": [TOOL],
+        }
+
+
+def answers(count: int, seed: int, level: Level = 1) -> Iterator[dict[str, Any]]:
+    """Yield `count` demonstrations of the agent without a tool, for the control: the right number at once."""
+    rng = random.Random(f"dialogues/{seed}")
+    for number in range(count):
+        problem = draw("train", rng, level)
+        yield {
+            "id": f"{seed}-{number}",
+            "messages": [
+                {"role": "system", "content": INSTRUCTIONS_WITHOUT_TOOL},
+                {"role": "user", "content": problem.question},
+                {"role": "assistant", "content": str(problem.answer)},
+            ],
         }
 
 

@@ -91,9 +91,13 @@ def is_scalar(value: Any) -> bool:
 
 
 def _dump_model(value: Any) -> Any:
-    for kind in (str, int, float):  # a subclass is what it is a subclass of
-        if isinstance(value, kind):
-            return kind.__new__(kind, kind.__str__(value) if kind is str else value)
+    # A subclass is what it is a subclass of, whatever it says of itself.
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
     if is_scalar(value):
         return value.item()
     dump = getattr(value, "model_dump", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pytest
 
 import lightningrl
@@ -49,6 +50,9 @@ def test_a_number_or_a_reward_decides(by_recipe: bool) -> None:
     assert decide(0.25, by_recipe=by_recipe) == (0.25, {})
     assert decide(True, by_recipe=by_recipe) == (1.0, {})
     assert decide(steps, by_recipe=by_recipe) == (1.0, {"s-1": 0.5})
+    # A tensor without dimensions has a length as well, and refuses to tell it.
+    for one in (np.float32(0.25), np.array(0.25)):
+        assert decide(one, by_recipe=by_recipe) == (0.25, {})
 
 
 def test_a_recipes_function_may_return_parts_beside_the_reward() -> None:
@@ -80,7 +84,7 @@ def test_an_emitted_final_reward_decides_and_a_steps_reward_does_not() -> None:
         decide("text", reward_event(0.5, step="s-1"))
 
 
-@pytest.mark.parametrize("returned", [None, "1.0", b"1", [1.0], {"reward": 1.0}])
+@pytest.mark.parametrize("returned", [None, "1.0", b"1", [1.0], {"reward": 1.0}, np.array([1.0])])
 def test_what_is_no_number_is_no_reward(returned: Any) -> None:
     with pytest.raises(AgentError, match="has no reward"):
         decide(returned)

@@ -270,6 +270,9 @@ GIVEN_TO_AGENTS = (
 )
 """What a runner sets for an agent that is a command."""
 
+KEPT_PREFIX = "LIGHTNINGRL_USER_"
+"""Before the name of a variable that a runner replaces: what the user had set there."""
+
 FOR_TESTS = ("LIGHTNINGRL_EXAMPLES", "LIGHTNINGRL_FAULT_RUNS")
 """What the test suite reads."""
 
@@ -288,7 +291,7 @@ def check_names(environment: Mapping[str, str] = os.environ) -> None:
     """
     valid = set(names())
     for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in valid:
+        if name.startswith(PREFIX) and name not in valid and not name.startswith(KEPT_PREFIX):
             near = suggest(name, valid).partition(" Valid:")[0]
             raise ConfigError(
                 f"there is no setting {name!r}.{near} docs/reference/settings.md lists them"

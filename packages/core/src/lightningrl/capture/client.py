@@ -5,9 +5,11 @@ The SDKs `openai` and `anthropic` come of one generator: in each one private met
 streamed, retried), with the same signature since openai 1.66 and anthropic 0.49. Lower layers differ:
 openai 3 left httpx for httpx2.
 
-Invariant: inside a rollout a request is rewritten only if its client's base URL is the server's
+Invariant: inside a rollout a request is sent to the gateway only if its client's base URL is the server's
 placeholder, or its model is an alias of the run. Every other request leaves as the agent made it, and
-is named in the attempt's log; outside a rollout nothing is touched.
+is named in the attempt's log. Where a runner's process put its URL and a placeholder in the place of the user's, a
+request that is not the policy's (another route, a reward function's) leaves with the user's. Outside a runner and
+outside a rollout nothing is touched.
 """
 
 from __future__ import annotations
@@ -37,7 +39,14 @@ from lightningrl.capture.context import (
 )
 from lightningrl.capture.importing import OnImport
 from lightningrl.capture.jsonable import unicode_text
-from lightningrl.capture.variables import PLACEHOLDER_KEY
+from lightningrl.capture.variables import (
+    ANTHROPIC_URLS,
+    OPENAI_URLS,
+    PLACEHOLDER_KEY,
+    runners_url,
+    users,
+)
+from lightningrl.capture.wire import ROUTES
 from lightningrl.errors import ConfigError
 from lightningrl.schema import LogTopic, StepKind
 
@@ -67,6 +76,15 @@ class Sdk(NamedTuple):
     """What its routes begin with; the base URL of its clients ends before it."""
     since: str
     """The oldest version whose requests can be captured."""
+    host: str
+    """Its clients' base URL where nobody names one."""
+    urls: tuple[str, ...]
+    """Variables of its base URL."""
+    key: str
+    """The variable of its key."""
+    key_header: str
+    key_prefix: str
+    """What stands before the key in that header."""
 
     @property
     def module(self) -> str:
@@ -93,8 +111,16 @@ class Sdk(NamedTuple):
             module.BaseClient._build_request = getattr(wrapped, _MARK)
 
 
-_OPENAI = Sdk("openai", "", "1.66")
-_ANTHROPIC = Sdk("anthropic", "/v1", "0.49")
+_OPENAI = Sdk(
+    *("openai", "", "1.66", "https://api.openai.com/v1"),
+    *(OPENAI_URLS, "OPENAI_API_KEY", "Authorization", "Bearer "),
+)
+_ANTHROPIC = Sdk(
+    *("anthropic", "/v1", "0.49", "https://api.anthropic.com"),
+    *(ANTHROPIC_URLS, "ANTHROPIC_API_KEY", "X-Api-Key", ""),
+)
+_ROUTES = (*ROUTES, "/models")
+"""What a server's gateway answers; all below it too."""
 SDKS = (_OPENAI, _ANTHROPIC)
 """The client packages that are known."""
 _imports = OnImport()
@@ -192,7 +218,8 @@ def _wrap(original: Callable[..., Any], sdk: Sdk) -> Callable[..., Any]:
         if context is not None and not context.has_gateway:
             context = None
         # An absolute URL is a request that the user spelt out: its host is no client's base URL.
-        if context is not None and str(options.url).startswith(f"{sdk.prefix}/"):
+        spelt_out = not str(options.url).startswith(f"{sdk.prefix}/")
+        if context is not None and not spelt_out and not _is_users(self, options, sdk):
             if _is_ours(context, self, options, sdk):
                 options = _redirected(context, options, retries_taken, sdk)
                 request = original(self, options, retries_taken=retries_taken)
@@ -200,13 +227,57 @@ def _wrap(original: Callable[..., Any], sdk: Sdk) -> Callable[..., Any]:
                 return request
             if retries_taken == 0:
                 _name_outside(context, self, options)
-        request = original(self, options, retries_taken=retries_taken)
-        if context is None and _has_placeholder(request.headers):
-            request.headers[OUTSIDE_HEADER] = _outside().value
-        return request
+        return _outside_request(original, self, options, retries_taken, sdk)
 
     setattr(_build_request, _MARK, original)
     return _build_request
+
+
+def _is_users(client: Any, options: Any, sdk: Sdk) -> bool:
+    """Whether the request goes where the user's own variables say: no policy answers such a route.
+
+    Without a key of the user's it stays the run's, and is refused there by name.
+    """
+    route = str(options.url).partition("?")[0].removeprefix(sdk.prefix)
+    asks_policy = route.startswith(_ROUTES)
+    return _is_runners(client, sdk) and not asks_policy and _users_key(client, sdk) is not None
+
+
+def _is_runners(client: Any, sdk: Sdk) -> bool:
+    """Whether the client has the base URL that a runner's process gives."""
+    return _base_url(client, sdk) == runners_url()
+
+
+def _base_url(client: Any, sdk: Sdk) -> str:
+    return str(client.base_url).removesuffix("/") + sdk.prefix
+
+
+def _users_key(client: Any, sdk: Sdk) -> str | None:
+    """The key that the client would have without us. `None`: the user has none."""
+    own = getattr(client, "api_key", None)
+    return users(sdk.key) if own in (None, "", PLACEHOLDER_KEY) else own
+
+
+def _outside_request(
+    original: Callable[..., Any], client: Any, options: Any, retries_taken: int, sdk: Sdk
+) -> Any:
+    """A request that is of no rollout: with the user's base URL and key, where a runner's stand in their place."""
+    users_own = is_judging() or _is_users(client, options, sdk)
+    key = _users_key(client, sdk)
+    if users_own and key is not None and _is_runners(client, sdk):
+        url = str(options.url)
+        if url.startswith("/"):
+            options = copy.copy(options)
+            options.url = (users(*sdk.urls) or sdk.host).rstrip("/") + url
+    request = original(client, options, retries_taken=retries_taken)
+    if runners_url() is None or not _has_placeholder(request.headers):
+        return request
+    at_server = str(request.url).startswith(f"{runners_url()}/")
+    if key is not None and not at_server:
+        request.headers[sdk.key_header] = f"{sdk.key_prefix}{key}"
+    elif at_server and current() is None:
+        request.headers[OUTSIDE_HEADER] = _outside().value
+    return request
 
 
 class Outside(StrEnum):
@@ -244,8 +315,7 @@ def model_of(options: Any) -> str | None:
 
 
 def _is_ours(context: RolloutContext, client: Any, options: Any, sdk: Sdk) -> bool:
-    base_url = str(client.base_url).removesuffix("/") + sdk.prefix
-    if base_url == context.placeholder_url:
+    if _base_url(client, sdk) == context.placeholder_url:
         return True
     return bool(context.aliases) and model_of(options) in context.aliases
 

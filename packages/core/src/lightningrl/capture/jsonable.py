@@ -19,6 +19,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 def jsonable(value: Any) -> Any:
     """Return `value` as maps with text keys, lists, texts, numbers, booleans and `None`.
 
+    Subclasses of texts and numbers are texts and numbers, and so are numpy's numbers and tensors without dimensions.
     Pydantic models are dumped by their own rules; any other unknown object becomes its `repr`.
     """
     try:
@@ -84,7 +85,21 @@ def _storable(plain: Any) -> Any:
     return plain
 
 
+def is_scalar(value: Any) -> bool:
+    """Whether it is one number of a library of arrays: numpy's scalars, and arrays and tensors without dimensions."""
+    return hasattr(value, "item") and getattr(value, "shape", None) == ()
+
+
 def _dump_model(value: Any) -> Any:
+    # A subclass is what it is a subclass of, whatever it says of itself.
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if is_scalar(value):
+        return value.item()
     dump = getattr(value, "model_dump", None)
     if dump is None:
         raise NotImplementedError(f"{type(value).__name__} has no JSON form")

@@ -1,4 +1,4 @@
-"""The event loop of our own processes: uvloop's where it is installed."""
+"""The event loop of our own servers, and of runners that ask for it: uvloop's where it is installed."""
 
 from __future__ import annotations
 

@@ -99,6 +99,9 @@ class Runner(Section, frozen=True):
     retry: RetryPolicy = RetryPolicy()
     python: str | None = None
     """Interpreter of the agent's own environment. `None`: this one."""
+    event_loop: Literal["asyncio", "uvloop"] = "asyncio"
+    """What agents run on. `uvloop` takes 0.02 ms less for a call, and breaks what needs Python's own loop
+    (`nest_asyncio`, loops within loops)."""
 
 
 class GatewayRecipe(Section, frozen=True):

@@ -19,6 +19,7 @@ from lightningrl.capture.jsonable import is_jsonable, jsonable
 from lightningrl.capture.rewards import emit_rewards
 from lightningrl.capture.sink import BufferSink
 from lightningrl.errors import AgentError, NotFound, StaleAttempt, StoreUnavailable
+from lightningrl.runner.alarms import REMEDY, alarms
 from lightningrl.runner.command import run_command
 from lightningrl.runner.flush import EventFlusher
 from lightningrl.runner.outcome import AttemptTrace, failure_of, judge
@@ -123,7 +124,13 @@ class AttemptRunner:
                 return await run_command(agent.command, task, context, folder=self.folder)
             assert agent.call is not None  # a recipe has one of the two
             given = task if agent.make_input is None else await agent.make_input(task)
-            return await agent.call(given)
+            with alarms() as asked:
+                output = await agent.call(given)
+            if asked:
+                context.log(
+                    "warning", f"the agent called {asked[0]}, and caught the error: {REMEDY}"
+                )
+            return output
 
     async def _judge(
         self, claim: Claim, context: RolloutContext, sink: BufferSink, output: Any
@@ -142,8 +149,12 @@ class AttemptRunner:
         score = self.agent.score
         if score is not None:
             # Outside the rollout: a judge's own model calls are not the agent's.
-            with reward_open(), swallowed() as caught:
+            with reward_open(), swallowed() as caught, alarms() as asked:
                 returned = await score(spec.task, output, AttemptTrace(events))
+            if asked:
+                raise AgentError(
+                    f"the reward function called {asked[0]}, and caught the error: {REMEDY}"
+                )
         given = judge(
             returned,
             events,

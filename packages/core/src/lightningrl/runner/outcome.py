@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightningrl.capture.context import describe_error
-from lightningrl.capture.jsonable import safe_repr, unicode_text
+from lightningrl.capture.jsonable import is_scalar, safe_repr, unicode_text
 from lightningrl.capture.rewards import NotFinite, Reward, finite
 from lightningrl.errors import AgentError, NoReward
 from lightningrl.schema import (
@@ -173,11 +173,11 @@ def _parts(parts: Mapping[str, Any], what: str) -> dict[str, float]:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number, numpy's scalars included; texts are not, though `float` reads them."""
+    """Whether it is a number, numpy's scalars and tensors without dimensions included; texts are not, though `float` reads them."""
     if isinstance(value, str | bytes | bytearray) or value is None:
         return False
-    # Arrays have __float__ as well; only what has no length is one number.
-    return hasattr(value, "__float__") and not hasattr(value, "__len__")
+    # Arrays have __float__ as well; only what has no length, or no dimension, is one number.
+    return hasattr(value, "__float__") and (not hasattr(value, "__len__") or is_scalar(value))
 
 
 def _show(value: Any) -> str:

@@ -12,22 +12,25 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from lightningrl.capture.adapters import Adapters, adapted_modules
 from lightningrl.capture.client import install_client_patch
-from lightningrl.capture.variables import point_at
+from lightningrl.capture.variables import point_at, take_changed
 from lightningrl.errors import ConfigError
 from lightningrl.machine.event_loop import loop_factory
 from lightningrl.machine.shutdown import stop_on_signals, stop_with_parent
 from lightningrl.recipe import LoadedRecipe, Recipe, load_recipe
+from lightningrl.runner.alarms import refuse_alarms
 from lightningrl.runner.attempt import AttemptRunner
 from lightningrl.runner.flush import EventFlusher
 from lightningrl.runner.guard import EXIT_REPLACE, LoopGuard
 from lightningrl.runner.resolve import ResolvedAgent, resolve_agent
 from lightningrl.runner.worker import Worker, WorkerLimits
 from lightningrl.store import open_store
+
+_log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "LIGHTNINGRL_KEY"
 
@@ -83,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         loaded = load_recipe(options.recipe, options.override)
         agent = _load_agent(loaded)
+        make_loop = _loop_factory(loaded.recipe)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_CONFIG
@@ -95,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lease_seconds=recipe.runner.lease_seconds,
         grace_seconds=options.grace_seconds,
     )
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=make_loop) as runner:
         tainted = runner.run(_work(loaded, agent, options.server, key, limits, parent))
     return EXIT_REPLACE if tainted else 0
 
@@ -119,6 +123,22 @@ def keep_traces_home(adapted: Collection[str]) -> None:
         os.environ.setdefault("OPENAI_AGENTS_DISABLE_TRACING", "true")
 
 
+def _loop_factory(recipe: Recipe) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """`None`: asyncio's own loop.
+
+    Raises:
+        ConfigError: uvloop is asked for and not installed.
+    """
+    if recipe.runner.event_loop == "asyncio":
+        return None
+    factory = loop_factory()
+    if factory is None:
+        raise ConfigError(
+            "runner.event_loop: uvloop is not installed here; install it, or say asyncio"
+        )
+    return factory
+
+
 def aliases(recipe: Recipe) -> frozenset[str]:
     """Model names that the run answers for: its policies and what they replace."""
     return frozenset(
@@ -127,11 +147,35 @@ def aliases(recipe: Recipe) -> frozenset[str]:
 
 
 def _load_agent(loaded: LoadedRecipe) -> ResolvedAgent:
+    refuse_alarms()
     install_client_patch()
     keep_traces_home(adapted_modules())
     adapters = Adapters()
     adapters.watch()
-    return resolve_agent(loaded, adapters.installed)
+    agent = resolve_agent(loaded, adapters.installed)
+    _look_at_variables(loaded.recipe)
+    return agent
+
+
+def _look_at_variables(recipe: Recipe) -> None:
+    """Take what the agent's module has set for the user's own, and put ours back.
+
+    Raises:
+        ConfigError: a base URL was among it, and no policy `replaces` a model: the module's clients would go there.
+    """
+    changed = take_changed()
+    if not changed:
+        return
+    listing = ", ".join(f"{name} to {value!r}" for name, value in changed.items())
+    told = (
+        f"while the agent's module was imported, it set {listing} (load_dotenv(override=True) does)"
+    )
+    if not any(policy.replaces for policy in recipe.policies.values()):
+        raise ConfigError(
+            f"{told}, so its clients would call that host instead of the policy. List the models that the policy"
+            " answers for under policies.NAME.replaces, or leave variables alone that are set: load_dotenv()"
+        )
+    _log.warning("%s; only calls of models under policies.NAME.replaces reach the policy", told)
 
 
 async def _work(

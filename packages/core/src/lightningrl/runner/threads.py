@@ -1,6 +1,6 @@
 """Runs the user's synchronous code beside the event loop, in threads that can't hold a process up.
 
-Invariant: each call has a daemon thread of its own with a copy of the caller's context. A function that
+Invariant: each call has a daemon thread of its own with a copy of the caller's context and an event loop. A function that
 never returns therefore blocks neither other attempts nor the end of the process, as it would in a pool.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -21,6 +22,18 @@ _abandoned: WeakSet[threading.Thread] = WeakSet()
 def abandoned_threads() -> int:
     """How many threads of this process still run a function whose caller was cancelled."""
     return sum(thread.is_alive() for thread in _abandoned)
+
+
+@contextmanager
+def _own_loop() -> Generator[None]:
+    """Give the thread a loop, as the main thread of a plain program has one."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 async def run_in_thread(function: Callable[..., R], *args: Any) -> R:
@@ -44,7 +57,8 @@ async def run_in_thread(function: Callable[..., R], *args: Any) -> R:
     def work() -> None:
         result, error = None, None
         try:
-            result = context.run(function, *args)
+            with _own_loop():
+                result = context.run(function, *args)
         except BaseException as raised:  # noqa: BLE001 - carried over to the caller, whatever it is
             # A future refuses StopIteration, since awaiting it would end a generator instead.
             stop = isinstance(raised, StopIteration)

@@ -37,12 +37,12 @@ def odd(task, output, trace):
 
 
 def _recipe(project: Project) -> str:
-    (project.folder / "trio.py").write_text(_AGENT, encoding="utf-8")
+    (project.folder / "three_agents.py").write_text(_AGENT, encoding="utf-8")
     tiny = {"tiny": "quick_project:spec", "tool_parser": "compact", "max_model_len": 256}
     return str(
         project.recipe(
-            agent="trio:solve",
-            reward="trio:odd",
+            agent="three_agents:solve",
+            reward="three_agents:odd",
             policies={
                 "writer": tiny,
                 "reviewer": {**tiny, "optimiser": {"learning_rate": 2.0e-3}},

@@ -184,20 +184,22 @@ class RunFolder(RunFiles):
                 )
         write_text(self.info, json.dumps(origin, indent=2) + "\n")
 
-    def check_material(self, digest: str) -> None:
-        """Remember what a fine-tuning learns from, or check that it is still the same.
+    def check_material(self, alias: str, digest: str) -> None:
+        """Remember what a policy's fine-tuning learns from, or check that it is still the same.
 
         Args:
+            alias: the policy's.
             digest: of its rows.
 
         Raises:
             ConfigError: the run in the folder began on other rows.
         """
         origin = json.loads(self.info.read_text(encoding="utf-8"))
-        if origin.setdefault("demonstrations", digest) != digest:
+        known: dict[str, str] = origin.setdefault("material", {})
+        if known.setdefault(alias, digest) != digest:
             raise ConfigError(
-                f"{str(self.path)!r} holds a run of other demonstrations, or of the same ones under another"
-                " chat template; bring those back, or give the new run another 'name'"
+                f"{str(self.path)!r} holds a run of other demonstrations of policy {alias!r}, or of the same"
+                " ones under another chat template; bring those back, or give the new run another 'name'"
             )
         write_text(self.info, json.dumps(origin, indent=2) + "\n")
 

@@ -122,7 +122,7 @@ async def _loop(
     display.phase("start frozen policies and ranks")
     frozen = await serve_frozen(plan.loaded, bases, here.gateway, stack)
     ground = await prepare_ground(recipe, stack)
-    warm = await warm_starts(plan, bases, ground, display)
+    warm = await warm_starts(plan, bases, folder, ground, display)
     folder.check_base(warm)
     bases = {**bases, **warm}
     display.phase("load policies")

@@ -89,7 +89,8 @@ ENGINE_FIELDS: tuple[EngineField, ...] = (
 
 def request_of(row: EngineField, model: str) -> dict[str, Any]:
     """A chat completion with the field, and with what it needs beside it."""
-    body = {"model": model, "messages": [{"role": "user", "content": "1+1"}], "max_tokens": 4}
+    said = [{"role": "user", "content": "1+1"}]
+    body: dict[str, Any] = {"model": model, "messages": said, "max_tokens": 4}
     if row.name in _OF_TOOLS:
         body["tools"] = [TOOL]
     if row.name == "continue_final_message":

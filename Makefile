@@ -42,8 +42,8 @@ train-sql: setup ## the same on the text-to-SQL benchmark
 train-rag: setup ## the same on the benchmark of questions of several hops
 	$(RUN) lightningrl train benchmarks/rag/recipes/laptop.yaml $(ARGS)
 
-curves: setup ## train all three with three seeds and draw the charts (ONLY=math SEED=0, QUICK=1, REPORT=1)
-	$(RUN) python benchmarks/curves/curves.py $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick) $(if $(REPORT),--report)
+curves: setup ## train all three with three seeds and draw the charts (ONLY=math SEED=0, CONTROLS=1, QUICK=1, REPORT=1)
+	$(RUN) python benchmarks/curves/curves.py $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) $(if $(CONTROLS),--controls) $(if $(QUICK),--quick) $(if $(REPORT),--report)
 
 test: setup ## run the test suite
 	$(TESTS) --hypothesis-profile=suite $(ARGS)

@@ -5,14 +5,14 @@ SELECT committed FROM takes WHERE run = :run AND iteration = :iteration;
 -- An append that is under way ends first: the events of an attempt are then those with the lowest places.
 SELECT a.pk FROM attempts AS a JOIN rollouts AS r ON r.pk = a.rollout
 WHERE r.run = :run AND r.iteration = :iteration
-  AND (r.mode = 'train' OR (r.mode = 'live' AND r.iteration > 0))
+  AND r.mode IN ('train', 'live') AND (r.mode = 'train' OR r.iteration > 0)
 ORDER BY a.pk
 /* postgres: FOR UPDATE OF a */;
 
 -- name: lock_members_to_take
 SELECT pk FROM rollouts AS r
 WHERE r.run = :run AND r.iteration = :iteration
-  AND (r.mode = 'train' OR (r.mode = 'live' AND r.iteration > 0))
+  AND r.mode IN ('train', 'live') AND (r.mode = 'train' OR r.iteration > 0)
 ORDER BY r.pk
 /* postgres: FOR UPDATE */;
 
@@ -20,7 +20,7 @@ ORDER BY r.pk
 SELECT r.pk, r.group_id, r.member, r.mode, r.state, r.reward, a.failure_kind, r.complete
 FROM rollouts AS r LEFT JOIN attempts AS a ON a.rollout = r.pk AND a.number = r.attempts
 WHERE r.run = :run AND r.iteration = :iteration
-  AND (r.mode = 'train' OR (r.mode = 'live' AND r.iteration > 0))
+  AND r.mode IN ('train', 'live') AND (r.mode = 'train' OR r.iteration > 0)
 ORDER BY r.pk;
 
 -- name: live_of_iteration

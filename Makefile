@@ -105,7 +105,7 @@ docs: setup ## write the generated references anew
 clean: ## remove what the targets above made, runs excepted
 	rm -rf dist site .pytest_cache .ruff_cache .venv .uv
 
-.PHONY: bench-credit bench-assembly bench-doctor bench-engine bench-ray
+.PHONY: bench-ui bench-credit bench-assembly bench-doctor bench-engine bench-ray
 bench-credit: setup ## compare credit assigners on controlled tasks (about ten minutes on two cores)
 	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory run
 	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory report
@@ -115,6 +115,9 @@ bench-assembly: setup ## measure the way from stored events to packed rows
 
 bench-doctor: setup ## measure `lightningrl doctor` on a run of 100,000 rollouts
 	$(RUN) python benchmarks/performance/doctor.py $(ARGS)
+
+bench-ui: setup ## measure the page of runs on 200,000 rollouts, and what it costs the run (ARGS="--keep FOLDER" keeps them)
+	$(RUN) python benchmarks/performance/ui.py $(ARGS)
 
 bench-engine: setup ## measure prefill, decode and update of a language model, beside transformers' generate
 	$(RUN) python benchmarks/performance/engine.py $(ARGS)

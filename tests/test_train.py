@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from user_project import Project, make_project
 from warm_process import CLI
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def test_a_run_leaves_everything_that_it_promises(trained: Project) -> None:
     left = {path.name for path in trained.run.iterdir()}

@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lightningrl.conversation.rewriting import pins, values
+from lightningrl.conversation.rewriting import hosted, pins, values
 from lightningrl.conversation.rewriting import roles as places
 from lightningrl.conversation.rewriting.fields import Fields, raw, roles_of
 from lightningrl.schema import Dialect, Rewrite, RewriteRules
 from lightningrl.user_input.patterns import compiled
 
+HOSTED_TOOLS = "hosted_tools"
+"""Tools that the service would run are left out; `by` has their types."""
 LEFT_OUT = "left_out"
 """Fields that say nothing are left out; `by` names them."""
 NO_THINKING = "no_thinking"
@@ -44,6 +46,7 @@ def _without_thinking(fields: Fields, by: Any = None) -> Fields:
 _VARIABLES = "chat_template_kwargs"
 
 _STEPS: Mapping[str, Callable[[Fields, Any], Fields]] = {
+    HOSTED_TOOLS: hosted.without,
     LEFT_OUT: values.without,
     NO_THINKING: _without_thinking,
     HELD_STILL: pins.hold,
@@ -74,7 +77,9 @@ class Rewriter:
         """
         self.rules = rules
         self._pins = compiled(rules.pin, key=pins.PIN)
-        self._reads_roles = rules != RewriteRules(thinks=rules.thinks, pin=rules.pin)
+        self._reads_roles = rules != RewriteRules(
+            thinks=rules.thinks, pin=rules.pin, drop_hosted=rules.drop_hosted
+        )
         self._settled = frozenset(places.TURNS).difference(rules.lost, rules.roles)
         self._first = frozenset({"system"}).difference(rules.lost, rules.roles)
 
@@ -92,13 +97,19 @@ class Rewriter:
             held: what the agent's calls before held still (`hold_also`). `None`: there were none.
 
         Raises:
-            Malformed: the template would leave out a message, or a tool must be chosen and there is none.
+            Malformed: the template would leave out a message, a tool must be chosen and there is none, or
+                nobody here runs a tool.
         """
         rewrites = self._decided(asked, dialect, held or {})
         return Rewritten(as_sent(asked, rewrites), rewrites)
 
     def _decided(self, asked: Fields, dialect: Dialect, held: pins.Held) -> tuple[Rewrite, ...]:
         found: list[Rewrite] = []
+        if types := hosted.kinds(asked):
+            if not self.rules.drop_hosted:
+                raise hosted.refusal(asked)
+            found.append(Rewrite(HOSTED_TOOLS, types))
+            asked = hosted.without(asked, types)
         if idle := values.idle(asked):
             found.append(Rewrite(LEFT_OUT, idle))
         if self.rules.thinks and dialect is Dialect.ANTHROPIC and _VARIABLES not in asked:

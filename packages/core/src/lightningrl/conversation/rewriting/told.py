@@ -23,5 +23,7 @@ def told(rules: RewriteRules) -> list[str]:
         said.append(
             "Requests of Anthropic's clients without `thinking` were sent with `enable_thinking: false`."
         )
+    if rules.drop_hosted:
+        said.append("Tools that a service would run itself (web search) were left out.")
     said += [f"Texts that match `{one}` were held still over an attempt." for one in rules.pin]
     return said

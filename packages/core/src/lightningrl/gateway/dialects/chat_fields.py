@@ -19,7 +19,11 @@ _UNLESS_FREE = "(`constrained: free` of the policy: it is asked for in words, an
 
 _OWN = (
     passed("model", "the policy that answers for it; the reply names the model asked for"),
-    passed("messages", "but for roles and places that the model's chat template lacks"),
+    passed(
+        "messages",
+        "but for roles and places that the model's chat template lacks; with an image, audio, a video or a file"
+        f" {_UNTRAINED}",
+    ),
     refused(
         "messages",
         "an engine could leave out what they say",

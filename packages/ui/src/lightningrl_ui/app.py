@@ -28,7 +28,7 @@ from lightningrl.errors import (
     NotFound,
     StoreUnavailable,
 )
-from lightningrl_ui import pages
+from lightningrl_ui import credit_pages, pages, token_pages
 from lightningrl_ui.rendering import page
 from lightningrl_ui.sources import Sources
 
@@ -57,6 +57,9 @@ _SCREENS: dict[str, pages.Handler] = {
     "/rollout": pages.rollout,
     "/call": pages.call,
     "/compare": pages.compare,
+    "/credit": credit_pages.credit,
+    "/tokens": token_pages.tokens,
+    "/tokens/more": token_pages.more_tokens,
     "/pulse": pages.beat,
 }
 

@@ -9,20 +9,24 @@ import io
 import re
 import shutil
 import sqlite3
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 import pytest_asyncio
+from click.testing import CliRunner
 from lab import HOSTILE, answered, conversation, fill, write_folder
 
+from lightningrl.cli import commands
+from lightningrl.keys import ViewerKey
 from lightningrl.schema import AttemptState
 from lightningrl.store.queries import folder as sql_folder
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl.store.versions import SCHEMA_VERSION
 from lightningrl_testkit.records import group, reward
+from lightningrl_testkit.server import ServerProcess
 from lightningrl_ui.app import make_app
 from lightningrl_ui.sources import Sources
 
@@ -39,10 +43,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Page:
     """What a server that was pointed at `targets` answers."""
 
-    def __init__(self, *targets: object) -> None:
-        self.sources = Sources([str(one) for one in targets])
+    def __init__(
+        self, *targets: object, viewers: Sequence[ViewerKey] = (), key: str | None = None
+    ) -> None:
+        self.sources = Sources([str(one) for one in targets], key)
         self.sources.check()
-        transport = httpx.ASGITransport(make_app(self.sources))
+        transport = httpx.ASGITransport(make_app(self.sources, viewers))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:1")
 
     async def get(self, address: str, code: int = 200) -> str:
@@ -120,6 +126,56 @@ async def test_a_browser_that_asks_for_a_foreign_name_gets_nothing(page: Page) -
     assert "finished" not in foreign.text
     for host in ("localhost:8788", "[::1]:8788", "127.0.0.1"):
         assert (await page.client.get("/", headers={"host": host})).status_code == 200
+
+
+async def test_with_keys_nobody_without_one_is_answered(lab: Path) -> None:
+    keys = [ViewerKey("ä key"), ViewerKey("of another run", frozenset({"other"}))]
+    page = Page(lab, viewers=keys)
+    for address in ("/", "/run?run=run", "/static/ui.js", "/pulse", "/nothing"):
+        answer = await page.client.get(address)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Basic ")
+        assert "finished" not in answer.text
+    wrong = [("anyone", "a key"), ("ä key", "")]
+    assert [(await page.client.get("/", auth=one)).status_code for one in wrong] == [401, 401]
+    for header in ("Basic !", "Digest x", "Bearer", "Basic /w=="):
+        answer = await page.client.get("/", headers={"authorization": header})
+        assert answer.status_code == 401
+    # Who has one may ask under whatever name: there is a proxy before it, perhaps.
+    named = {"host": "runs.example"}
+    whole = await page.client.get("/run?run=run", auth=("", "ä key".encode()), headers=named)
+    assert "val/reward" in whole.text
+    other = httpx.Headers({"authorization": "Bearer of another run"})
+    assert "There is no run in" in (await page.client.get("/", headers=other)).text
+    for screen in ("run", "iteration", "group", "rollout", "call", "findings", "pulse", "compare"):
+        hidden = await page.client.get(f"/{screen}?run=run&n=1&id=x", headers=other)
+        assert hidden.status_code == 404
+    await page.close()
+
+
+def test_elsewhere_than_on_loopback_it_wants_a_key(lab: Path) -> None:
+    refused = CliRunner().invoke(commands, ["ui", str(lab), "--host", "0.0.0.0"])
+    assert refused.exit_code == 2
+    assert "set LIGHTNINGRL_VIEWER_KEY" in refused.output
+
+
+async def test_a_run_of_a_server_is_shown_with_a_viewers_key(tmp_path: Path) -> None:
+    await fill(tmp_path / "store.db")
+    viewers = "of-all\nof-another other"
+    with ServerProcess(tmp_path / "store.db", admin_key="admin", viewer_key=viewers) as server:
+        page = Page(server.url, key="of-all")
+        text = await page.get("/")
+        assert "Its store alone is known here" in await page.get("/run?run=run")
+        for screen in ("run", "iteration", "group", "rollout", "call"):
+            text = await page.get(
+                next(one for one in links(text, screen) if "as=" not in one and "n=2" not in one)
+            )
+        assert "Answer in Ελληνικά." in text
+        assert "warning" in told(await page.get("/findings?run=run"))
+        await page.close()
+        page = Page(server.url, key="of-another")
+        assert "There is no run in" in await page.get("/")
+        await page.close()
 
 
 async def test_a_run_shows_guards_time_drift_and_recipe(page: Page) -> None:

@@ -61,9 +61,8 @@ async def _taken_by(store: Store, run: Run, rollout: Rollout) -> int | None:
     """The iteration that took a rollout; of one enqueued for training the only one that can have."""
     if rollout.spec.mode is Mode.TRAIN:
         return rollout.spec.iteration
-    entries = await store.ledger(run.name)
-    taken = [one.iteration for one in entries if one.group_id == rollout.spec.group_id]
-    return taken[-1] if taken else None
+    entries = await store.ledger(run.name, group_id=rollout.spec.group_id)
+    return entries[-1].iteration if entries else None
 
 
 def _none(iteration: int | None, why: str) -> RolloutLesson:

@@ -8,6 +8,7 @@ from the newest checkpoint k: takes and metric lines after k are forgotten, what
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -194,7 +195,9 @@ class TrainingLoop:
         gaps = {alias: one.gaps for alias, one in updates.items()}
         write_drift(self._files, iteration, with_gaps(lesson.drift, lesson.rows, gaps))
         with self._phase(watch, "lesson"):
-            keep_lesson(self._recipe, self._files.path, iteration, credited, updates)
+            await asyncio.to_thread(
+                keep_lesson, self._recipe, self._files.path, iteration, credited, updates
+            )
         with self._phase(watch, "checkpoint"):
             await self._checkpoint(iteration, metrics, watch)
         with self._phase(watch, "sync"):

@@ -7,13 +7,22 @@ asked where the run is a server's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from lightningrl.errors import LightningError
 from lightningrl.gateway.control import GatewayClient, PolicyStatus
-from lightningrl.schema import Attempt, AttemptState, Policy, Rollout, RolloutState, Worker
+from lightningrl.schema import (
+    Attempt,
+    AttemptState,
+    Mode,
+    Policy,
+    Rollout,
+    RolloutState,
+    Worker,
+)
 from lightningrl.store import RolloutQuery, Store
 from lightningrl.store.records import GroupQuery, GroupSummary
 from lightningrl.store.urls import Kind, kind_of
@@ -58,7 +67,9 @@ class LiveView:
     at: datetime
     """By the store's clock."""
     counts: dict[str, int]
-    """State -> rollouts of the run."""
+    """State -> rollouts of the iterations; `awaiting` are those that succeeded and await rewards."""
+    iterations: tuple[int, ...]
+    """Those that are under way: the newest, and those with rollouts that are queued or run."""
     open_groups: tuple[GroupSummary, ...]
     queued: tuple[Rollout, ...]
     """The first ones, oldest first."""
@@ -90,10 +101,18 @@ async def live_view(store: Store, run: Run, key: str | None) -> LiveView:
         key: of the run's server.
     """
     now = await store.now()
-    counts = (await store.summary(run.name)).rollouts
-    groups = await store.groups(GroupQuery(run=run.name, complete=False, limit=MOST))
     queued = await _in_state(store, run, RolloutState.QUEUED)
-    leases = await _leases(store, await _in_state(store, run, RolloutState.RUNNING), now)
+    running = await _in_state(store, run, RolloutState.RUNNING)
+    iterations = await _under_way(store, run, [*queued, *running])
+    counts = await _counts(store, run, iterations)
+    groups = [
+        group
+        for number in iterations
+        for group in await store.groups(
+            GroupQuery(run=run.name, iteration=number, complete=False, limit=MOST)
+        )
+    ]
+    leases = await _leases(store, running, now)
     workers = [
         (one, (now - one.seen_at).total_seconds())
         for one in await store.workers(seen_within_seconds=SEEN_SECONDS)
@@ -109,6 +128,7 @@ async def live_view(store: Store, run: Run, key: str | None) -> LiveView:
     return LiveView(
         at=now,
         counts={state: count for state, count in counts.items() if count},
+        iterations=tuple(iterations),
         open_groups=tuple(groups),
         queued=tuple(queued),
         leases=tuple(leases),
@@ -122,6 +142,24 @@ async def live_view(store: Store, run: Run, key: str | None) -> LiveView:
 
 async def _in_state(store: Store, run: Run, state: RolloutState) -> list[Rollout]:
     return await store.rollouts(RolloutQuery(run=run.name, states=(state,), limit=MOST))
+
+
+async def _under_way(store: Store, run: Run, unended: Sequence[Rollout]) -> list[int]:
+    latest = await store.rollouts(RolloutQuery(run=run.name, descending=True, limit=1))
+    return sorted({one.spec.iteration for one in (*latest, *unended)})
+
+
+async def _counts(store: Store, run: Run, iterations: Sequence[int]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for iteration in iterations:
+        for mode in Mode:
+            found = await store.progress(run.name, mode, iteration)
+            counts["queued"] += found.queued
+            counts["running"] += found.running
+            counts["awaiting"] += found.awaiting
+            counts["succeeded"] += found.succeeded - found.awaiting
+            counts["failed"] += found.failed
+    return counts
 
 
 async def _leases(store: Store, running: Sequence[Rollout], now: datetime) -> list[Lease]:
@@ -162,7 +200,7 @@ async def _statuses(run: Run, key: str | None) -> tuple[dict[str, PolicyStatus],
 
 
 def _waits(
-    counts: dict[str, int],
+    counts: Mapping[str, int],
     groups: Sequence[GroupSummary],
     leases: Sequence[Lease],
     workers: Sequence[Worker],
@@ -178,7 +216,7 @@ def _waits(
         found.append(
             f"Iteration {iteration} waits for {missing} rollouts in {len(of_it)} groups{late}."
         )
-    queued, held = counts.get(RolloutState.QUEUED.value, 0), sum(one.running for one in workers)
+    queued, held = counts.get("queued", 0), sum(one.running for one in workers)
     if queued and not workers:
         found.append(
             f"{queued} queued rollouts wait for a runner: none asked for this run's in the last {SEEN_SECONDS:g} s."

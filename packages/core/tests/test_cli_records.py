@@ -19,6 +19,8 @@ from lightningrl.store.sqlite import SqliteStore
 from lightningrl_testkit.records import call, group, reward
 from lightningrl_testkit.server import ServerProcess
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 T = TypeVar("T")
 
 FAILED = Failure(FailureKind.AGENT, "ValueError: no")

@@ -22,6 +22,8 @@ from lightningrl.store.http import HttpStore
 from lightningrl_testkit.records import group, log
 from lightningrl_testkit.server import ServerProcess
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 ADMIN, ADMIN_BEFORE, RUNNER = "admin-key-2", "admin-key-1", "runner-key-1"
 VIEWER, VIEWER_OF_ONE = "viewer-key-1", "viewer-key-2"
 

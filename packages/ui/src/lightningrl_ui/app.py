@@ -31,7 +31,7 @@ from lightningrl.errors import (
 )
 from lightningrl.keys import Access, ViewerKey, viewer_access
 from lightningrl.keys import Scope as KeyScope
-from lightningrl_ui import pages
+from lightningrl_ui import credit_pages, live_pages, pages, token_pages
 from lightningrl_ui.rendering import page
 from lightningrl_ui.sources import Sources
 
@@ -60,6 +60,11 @@ _SCREENS: dict[str, pages.Handler] = {
     "/rollout": pages.rollout,
     "/call": pages.call,
     "/compare": pages.compare,
+    "/credit": credit_pages.credit,
+    "/live": live_pages.live,
+    "/live/pulse": live_pages.live_beat,
+    "/tokens": token_pages.tokens,
+    "/tokens/more": token_pages.more_tokens,
     "/pulse": pages.beat,
 }
 

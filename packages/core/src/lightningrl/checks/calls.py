@@ -77,7 +77,8 @@ def _remedy(reasons: str) -> str:
             " prompt and read it from the text: in LangChain leave out response_format and"
             " with_structured_output, in the OpenAI Agents SDK output_type and tool_choice other than"
             " 'auto', in PydanticAI use a text output, in AutoGen leave out output_content_type, in"
-            " smolagents use CodeAgent"
+            " smolagents use CodeAgent; or set policies.NAME.constrained to free, which asks for the form in words and"
+            " trains what comes"
         )
     if "token ids" in reasons or "log-probs" in reasons:
         return (

@@ -29,6 +29,7 @@ from lightningrl.schema import (
     NewRollout,
     Policy,
     RetryPolicy,
+    RewriteRules,
     Rollout,
     group_id,
     rollout_id,
@@ -91,6 +92,7 @@ def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> lis
                 replaces=replaces,
                 agents=policy.agents,
                 refuse_unknown=refuse,
+                rules=RewriteRules(free=policy.constrained == "free"),
             )
         )
     return policies

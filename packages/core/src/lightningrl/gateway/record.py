@@ -7,6 +7,7 @@ match, or were sampled otherwise than the rollout says, the choice carries the r
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 
@@ -33,6 +34,7 @@ from lightningrl.schema import (
 )
 
 _BYTES_PER_ID = 4
+_MESSAGE = msgspec.json.Decoder(dict[str, Any])
 
 
 class Call:
@@ -68,6 +70,7 @@ class Call:
         if rewritten.rewrites:
             self.engine = msgspec.structs.replace(request.engine, fields=rewritten.fields)
         self.rewrites = rewritten.rewrites
+        self.demand = rewritten.demand
         self.sampling = sampling
         """What the answer is sampled with. `None`: the agent's own parameters."""
         self.traceparent = traceparent
@@ -166,6 +169,9 @@ def _choice(call: Call, reply: EngineReply, choice: EngineChoice) -> Choice:
         token_ids=tokens.ids,
         logprobs=tokens.logprobs,
         untrainable=untrainable(call, reply, choice, tokens),
+        wrong_format=None
+        if call.demand is None
+        else call.demand.fault(_MESSAGE.decode(choice.message)),
     )
 
 

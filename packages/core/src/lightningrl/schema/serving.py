@@ -48,6 +48,8 @@ class RewriteRules(msgspec.Struct, frozen=True, omit_defaults=True):
     """Regular expressions of what is held still over an attempt: its text at first stays."""
     thinks: bool = False
     """The template lets the model think unless `enable_thinking: false` is said."""
+    free: bool = False
+    """A tool that must be called, or a format, is asked for in words: nothing forces the answer."""
 
 
 class Policy(msgspec.Struct, frozen=True):

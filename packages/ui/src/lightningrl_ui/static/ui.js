@@ -40,6 +40,23 @@ async function load() {
   }
 }
 
+// The next part of a long answer, once its place comes near.
+const near = new IntersectionObserver((seenNow) => {
+  for (const one of seenNow) if (one.isIntersecting) {
+    near.unobserve(one.target);
+    more(one.target);
+  }
+}, { rootMargin: "600px" });
+
+async function more(place) {
+  try {
+    const fresh = new DOMParser().parseFromString(await text(place.dataset.more), "text/html");
+    const next = [...fresh.body.childNodes];
+    place.replaceWith(...next);
+    next.filter((one) => one.dataset?.more).forEach((one) => near.observe(one));
+  } catch (error) { place.textContent = `can't be read: ${error.message}`; }
+}
+
 function openIn(part) { return new Set([...part.querySelectorAll("details[open][id]")].map((one) => one.id)); }
 
 // Fetch this very page again and replace the parts that differ; what a person opened stays open.
@@ -101,6 +118,7 @@ function keys(event) {
 document.addEventListener("keydown", keys);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 document.querySelectorAll("[data-live]").forEach((part) => { seen.set(part, part.outerHTML); });
+document.querySelectorAll("[data-more]").forEach((one) => near.observe(one));
 drawAll();
 load();
 watch();

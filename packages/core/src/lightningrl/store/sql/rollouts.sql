@@ -22,7 +22,7 @@ SET state = 'running', attempts = attempts + 1, reward = NULL, reward_revision =
 WHERE pk = :pk;
 
 -- name: requeue_rollout
-UPDATE rollouts SET state = 'queued' WHERE pk = :pk;
+UPDATE rollouts SET state = 'queued', reward = NULL, reward_revision = NULL WHERE pk = :pk;
 
 -- name: retry_rollout
 UPDATE rollouts
@@ -30,7 +30,12 @@ SET state = 'queued', ended_us = NULL, complete = 0, ended_seq = NULL, forgiven 
 WHERE pk = :pk;
 
 -- name: end_rollout
-UPDATE rollouts SET state = :state, ended_us = :now_us WHERE pk = :pk;
+-- Only a success has a reward.
+UPDATE rollouts
+SET state = :state, ended_us = :now_us,
+  reward = CASE WHEN :state = 'succeeded' THEN reward END,
+  reward_revision = CASE WHEN :state = 'succeeded' THEN reward_revision END
+WHERE pk = :pk;
 
 -- name: lock_rollout
 SELECT pk FROM rollouts WHERE pk = :pk /* postgres: FOR UPDATE */;

@@ -131,7 +131,9 @@ async def test_a_viewer_of_some_runs_reads_those_alone(server: ServerProcess) ->
     for read in reads("mine"):
         await read
     foreign = reads("theirs")
-    assert len(foreign) == len(VIEWER_METHODS - {"runs", "policies", "workers", "now", "resource"})
+    assert len(foreign) == len(
+        VIEWER_METHODS - {"runs", "policies", "workers", "gateways", "now", "resource"}
+    )
     refused = [*foreign, some.rollouts(RolloutQuery(ids=(ids["mine"],))),
                some.events(list(attempts.values())), some.resource("theirs", "r")]  # fmt: skip
     for read in refused:

@@ -192,6 +192,7 @@ _LEAST = {
     "trainer.ranks": 1,
     "trainer.nodes": 1,
     "trainer.keep_checkpoints": 1,
+    "trainer.keep_lessons": 0,
     "trainer.probe_tolerance": 0,
     "trainer.max_tokens_per_micro_batch": 1,
     "engine.replicas": 1,

@@ -262,6 +262,27 @@ def test_anthropics_default_is_said_to_a_template_that_thinks() -> None:
 
 # -- held still --------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize(
+    ("given", "dialect", "sent"),
+    [
+        ({}, Dialect.CHAT, {"enable_thinking": False, "x": 1}),
+        ({"chat_template_kwargs": {"x": 2}}, Dialect.CHAT, {"enable_thinking": False, "x": 2}),
+        ({"chat_template_kwargs": None}, Dialect.CHAT, {"enable_thinking": False, "x": 1}),
+        ({}, Dialect.ANTHROPIC, {"enable_thinking": False, "x": 1}),
+        ({"chat_template_kwargs": 3}, Dialect.CHAT, 3),
+    ],
+)
+def test_the_recipes_variables_of_the_template_are_set_where_a_request_does_not(
+    given: Message, dialect: Dialect, sent: Any
+) -> None:
+    rules = RewriteRules(thinks=True, variables={"enable_thinking": False, "x": 1})
+    asked = fields(said("user"), **given)
+    found = Rewriter(rules).rewrite(asked, dialect)
+    assert msgspec.json.decode(found.fields["chat_template_kwargs"]) == sent
+    assert as_sent(asked, found.rewrites) == found.fields
+
+
 PINNED = Rewriter(RewriteRules(pin=(r"cch=\w+", r"^Time: .*$")))
 
 

@@ -26,6 +26,8 @@ LEFT_OUT = "left_out"
 """Fields that say nothing are left out; `by` names them."""
 NO_THINKING = "no_thinking"
 """`enable_thinking: false`, the service's default, is said to a template that thinks by its own."""
+TEMPLATE_VARIABLES = "template_variables"
+"""Variables of the chat template are set that the request does not set; `by` has them."""
 HELD_STILL = "held_still"
 """Texts that match a pattern are what they were at first; `by` has them, pattern -> texts."""
 FREE_CHOICE = "free_choice"
@@ -46,15 +48,17 @@ LATER_AS_USER = "later_as_user"
 
 def _without_thinking(fields: Fields, by: Any = None) -> Fields:
     del by
-    return {**fields, _VARIABLES: raw({"enable_thinking": False})}
+    return {**fields, _VARIABLES: raw({_THINKING: False})}
 
 
-_VARIABLES = "chat_template_kwargs"
+_VARIABLES = values.VARIABLES
+_THINKING = "enable_thinking"
 
 _STEPS: Mapping[str, Callable[[Fields, Any], Fields]] = {
     HOSTED_TOOLS: hosted.without,
     LEFT_OUT: values.without,
     NO_THINKING: _without_thinking,
+    TEMPLATE_VARIABLES: values.with_variables,
     HELD_STILL: pins.hold,
     FREE_CHOICE: free.with_free_choice,
     FORMAT_IN_WORDS: free.with_format_in_words,
@@ -92,6 +96,7 @@ class Rewriter:
             pin=rules.pin,
             free=rules.free,
             drop_hosted=rules.drop_hosted,
+            variables=rules.variables,
         )
         self._settled = frozenset(places.TURNS).difference(rules.lost, rules.roles)
         self._first = frozenset({"system"}).difference(rules.lost, rules.roles)
@@ -130,8 +135,18 @@ class Rewriter:
         found: list[Rewrite] = []
         if idle := values.idle(asked):
             found.append(Rewrite(LEFT_OUT, idle))
-        if self.rules.thinks and dialect is Dialect.ANTHROPIC and _VARIABLES not in asked:
+        unthought = (
+            self.rules.thinks
+            and dialect is Dialect.ANTHROPIC
+            and _VARIABLES not in asked
+            and _THINKING not in self.rules.variables
+        )
+        if unthought:
             found.append(Rewrite(NO_THINKING))
+        if self.rules.variables and MESSAGES in asked:
+            unset = values.unset(asked, self.rules.variables)
+            if unset:
+                found.append(Rewrite(TEMPLATE_VARIABLES, unset))
         if self._pins and (texts := pins.held(asked, self._pins, held)):
             found.append(Rewrite(HELD_STILL, texts))
         if demand is not None and demand.tools is not None:

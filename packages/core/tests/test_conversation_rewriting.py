@@ -43,6 +43,13 @@ def known_roles(messages: Sequence[Message], tools: Any, variables: Mapping[str,
     return any_role(shown, tools, variables) + thought
 
 
+def thinks_back(messages: Sequence[Message], tools: Any, variables: Mapping[str, Any]) -> str:
+    """Writes the thoughts of earlier answers (Qwen3 in a tool loop, gpt-oss)."""
+    return "".join(
+        f"<{one['role']}>{one.get('reasoning_content', '')}{one['content']}" for one in messages
+    )
+
+
 def no_tools(messages: Sequence[Message], tools: Any, variables: Mapping[str, Any]) -> str:
     """Leaves out tools' results (Phi-3)."""
     shown = [one for one in messages if one["role"] in ("system", "user", "assistant")]
@@ -96,6 +103,7 @@ LOST_INSTRUCTIONS = tuple(
     ("render", "rules"),
     [
         (any_role, RewriteRules(roles={"developer": "system"})),
+        (thinks_back, RewriteRules(roles={"developer": "system"}, put_back=True)),
         (known_roles, RewriteRules(roles={"developer": "system"}, lost=("other",), thinks=True)),
         (no_tools, RewriteRules(roles={"developer": "system"}, lost=("other", "tool"))),
         (

@@ -164,6 +164,8 @@ RULES = RewriteRules(
     lost=("other",),
     thinks=True,
     free=True,
+    put_back=True,
+    variables={"x": 1},
 )
 """Every rewrite that a template may need."""
 

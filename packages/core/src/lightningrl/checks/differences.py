@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from lightningrl.conversation import Message, Recorded, answer_of
 from lightningrl.conversation.malformed import Malformed
-from lightningrl.conversation.said import REASONING, Said, said_in, tools_of
+from lightningrl.conversation.rewriting.thoughts import KEYS
+from lightningrl.conversation.said import Said, said_in, tools_of
 from lightningrl.schema import CallEvent
 
 _LONGEST = 48
@@ -113,7 +114,7 @@ def _answers(said: Sequence[Said]) -> int:
 
 def _unseen(answer: Message, sent_back: Message, *, same_tools: bool) -> Difference:
     """The texts are the same, and yet the tokens are not."""
-    if any(answer.get(key) for key in REASONING) and not any(map(sent_back.get, REASONING)):
+    if any(answer.get(key) for key in KEYS) and not any(map(sent_back.get, KEYS)):
         return Difference(
             "the client left the model's reasoning out of the answer that it sent back",
             "use a client that sends reasoning back (openai's Responses, anthropic's), or turn thinking off in"

@@ -11,9 +11,6 @@ from typing import Any, NamedTuple
 
 from lightningrl.schema import CallEvent
 
-REASONING = ("reasoning", "reasoning_content")
-"""Keys of an answer's thoughts, in one engine or another."""
-
 
 class Said(NamedTuple):
     """What a message says, whatever form its client gives it."""

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from lightningrl.conversation import Message, Recorded, answer_of, is_continuation
 from lightningrl.conversation.malformed import Malformed
-from lightningrl.conversation.said import REASONING, goes_on, tools_of
+from lightningrl.conversation.rewriting.thoughts import KEYS
+from lightningrl.conversation.said import goes_on, tools_of
 from lightningrl.experience.tokens import LogProbs, TokenIds, ids_from_bytes, logprobs_from_bytes
 from lightningrl.experience.transition import Transition
 from lightningrl.schema import CallEvent, Dialect, RolloutId, StepId, StepKind
@@ -348,8 +349,8 @@ def _is_by_template(
 
 
 def _thinks(answer: Message, sent_back: Message) -> bool:
-    if any(answer.get(key) for key in REASONING):
-        return any(sent_back.get(key) for key in REASONING)
+    if any(answer.get(key) for key in KEYS):
+        return any(sent_back.get(key) for key in KEYS)
     return "</think>" in str(answer.get("content"))
 
 

@@ -51,6 +51,8 @@ class RewriteRules(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tools that the real service would run are left out. Else they are refused."""
     thinks: bool = False
     """The template lets the model think unless `enable_thinking: false` is said."""
+    put_back: bool = False
+    """The template reads the reasoning of earlier answers, and what clients leave out of it is put back."""
     variables: dict[str, Any] = {}
     """Variables of the chat template, where a request does not set them itself."""
     free: bool = False

@@ -148,5 +148,6 @@ def _with_recipe(rules: RewriteRules, recipe: Recipe, alias: str) -> RewriteRule
         pin=recipe.gateway.pin,
         free=settings.constrained == "free",
         variables=settings.chat_template_kwargs,
+        put_back=rules.put_back and recipe.gateway.reasoning == "restore",
         drop_hosted=recipe.gateway.hosted_tools == "drop",
     )

@@ -339,3 +339,85 @@ async def test_the_instructions_of_a_real_client_reach_the_model(
     assert prompt == "S be brief\n\nsay bananaU hiA "
     assert [one.name for one in call.rewrites] == ["roles", "one_instruction"]
     assert call.choices[0].untrainable is None
+
+
+# -- thoughts, by templates in the manner of published families (each is our own text) -------------
+
+_IM = "{{ '<|im_start|>' ~ m.role ~ '\\n' ~ %s ~ '<|im_end|>\\n' }}"
+_OPEN = "{{ '<|im_start|>assistant\\n' }}"
+_EMPTY = "{{ '<think>\\n\\n</think>\\n\\n' if enable_thinking is defined and not enable_thinking else '' }}"
+_LAST_USER = (
+    "{%- set ns = namespace(last=0) -%}{%- for m in messages -%}{%- if m.role == 'user' -%}"
+    "{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}"
+)
+_THOUGHTS = (
+    "('<think>\\n' ~ m.reasoning_content ~ '\\n</think>\\n\\n' if m.reasoning_content and loop.index0 > ns.last"
+    " else '') ~ m.content"
+)
+_KEEPS = "('<think>\\n\\n</think>\\n\\n' if m.role == 'assistant' else '') ~ m.content"
+
+
+def _each(body: str, roles: str = "") -> str:
+    if roles:
+        body = f"{{%- if m.role in {roles} -%}}{body}{{%- endif -%}}"
+    return f"{{%- for m in messages -%}}{body}{{%- endfor -%}}"
+
+
+_KNOWN = "('system', 'user', 'assistant', 'tool')"
+_QWEN3 = _LAST_USER + _each(_IM % _THOUGHTS, _KNOWN) + _OPEN + _EMPTY
+_REFUSES = "{%- for m in messages[1:] -%}{{ raise_exception('begin with it') if m.role == 'system' }}{%- endfor -%}"
+_LLAMA = "{{ '<|header|>' ~ m.role ~ '<|/header|>\\n\\n' ~ m.content ~ '<|eot|>' }}"
+_PHI = "{{ '<|' ~ m.role ~ '|>\\n' ~ m.content ~ '<|end|>\\n' }}"
+_HARMONY = (
+    "{{ ('<|start|>assistant<|channel|>final' if m.role == 'assistant' else '<|start|>' ~ m.role)"
+    " ~ '<|message|>' ~ m.content ~ '<|end|>' }}"
+)
+
+FAMILIES: dict[str, tuple[str, str, bool, bool, bool]] = {
+    # template, end of an answer; whether it thinks, shows thoughts, and goes on when told not to think
+    "Qwen2.5": (_each(_IM % "m.content", _KNOWN) + _OPEN, "<|im_end|>", False, False, True),
+    "Qwen3": (_QWEN3, "<|im_end|>", True, True, False),
+    "Qwen3.5": (_REFUSES + _QWEN3, "<|im_end|>", True, True, False),
+    "Qwen3, mended": (
+        _each(_IM % _KEEPS, _KNOWN) + _OPEN + _EMPTY, "<|im_end|>", True, False, True,
+    ),
+    "gpt-oss": (_each(_HARMONY) + "<|start|>assistant", "<|end|>", False, False, False),
+    "Llama 3": (
+        _each(_LLAMA) + "{{ '<|header|>assistant<|/header|>\\n\\n' }}", "<|eot|>", False, False, True,
+    ),
+    "Phi-3": (
+        _each(_PHI, "('system', 'user', 'assistant')") + "{{ '<|assistant|>\\n' }}",
+        "<|end|>", False, False, True,
+    ),
+    "SmolLM2": (_each(_IM % "m.content") + _OPEN, "<|im_end|>", False, False, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_templates_of_the_families_make_of_thoughts(
+    tokenizer: PreTrainedTokenizerFast, family: str
+) -> None:
+    """gpt-oss's channel is sampled, and stands in no message: its answer alone does not go on."""
+    template, end, thinks, shows, goes_on = FAMILIES[family]
+    tokenizer.chat_template = template
+    rules = rules_of(renderer(tokenizer))
+    assert (rules.thinks, rules.put_back) == (thinks, shows)
+    render = renderer(tokenizer, {"enable_thinking": False})
+    asked = [{"role": "user", "content": "Hi"}]
+    answered = [*asked, {"role": "assistant", "content": "Yo"}, {"role": "user", "content": "So"}]
+    first, second = render(asked, [], {}), render(answered, [], {})
+    assert second.startswith(f"{first}Yo{end}") == goes_on
+
+
+def test_thoughts_that_are_put_back_let_a_tool_loop_go_on(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer.chat_template = _QWEN3
+    render = renderer(tokenizer)
+    asked = [{"role": "user", "content": "Hi"}]
+    tool = {"role": "tool", "content": "1"}
+    sampled = "<think>\nHm.\n</think>\n\nYo<|im_end|>"
+    for thought, goes_on in ({}, False), ({"reasoning": "Hm."}, True):
+        answer = {"role": "assistant", "content": "Yo", **thought}
+        second = render([*asked, answer, tool], [], {})
+        assert second.startswith(render(asked, [], {}) + sampled) == goes_on

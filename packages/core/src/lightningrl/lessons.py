@@ -1,7 +1,8 @@
 """What iterations were trained on, kept for people and notebooks: `lesson/iteration-NNNNNN.parquet`.
 
 One row a model call of the rollouts that an iteration took, in the order of groups, members and starts. Invariants:
-- A file is whole or absent, and holds no text and no token id: what was said is in the store, under the same ids.
+- A file is whole or absent, whatever is killed when (not after a power cut), and holds no text and no token id: what
+  was said is in the store, under the same ids.
 - Log-probs stand for trained tokens alone, and both lists of a call are equally long.
 """
 
@@ -18,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightningrl.errors import ConfigError
-from lightningrl.machine.durable import publish
 from lightningrl.schema import AttemptId, EventId, GroupId, RolloutId, StepId
 
 FOLDER = "lesson"
@@ -192,7 +192,8 @@ def _write(path: Path, header: LessonHeader, tables: Sequence[Any]) -> None:
     ) as file:
         for table in tables:
             file.write_table(table.replace_schema_metadata(schema.metadata))
-    publish(draft, path)
+    # Not synced to the disk, which can take longer than all else here: nothing in training reads it.
+    draft.replace(path)
 
 
 def _arrow() -> tuple[Any, Any]:

@@ -18,6 +18,8 @@ from warm_process import CLI
 from lightningrl.cli.run_starts import read_starts
 from lightningrl.lessons import read_lesson
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def test_a_run_leaves_everything_that_it_promises(trained: Project) -> None:
     left = {path.name for path in trained.run.iterdir()}

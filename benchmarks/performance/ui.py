@@ -154,16 +154,16 @@ async def screens(store_path: Path, iterations: range) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"/": ["/"] * 20, "run": ["run?run=run"] * 20}
     found["compare"] = ["compare?run=run"] * 20
     found["findings"] = ["findings?run=run"] * 20
-    found["pulse"] = ["pulse?run=run"] * 20
     found["live"] = ["live?run=run"] * 20
+    found["pulse"] = ["pulse?run=run"] * 20
     for number in random.sample(iterations, min(20, len(iterations))):
         found.setdefault("iteration", []).append(f"iteration?run=run&n={number}")
         query = RolloutQuery(run="run", iteration=number, mode=Mode.TRAIN)
         one = random.choice(await store.rollouts(query))
         found.setdefault("group", []).append(f"group?{urlencode({'run': 'run', 'id': one.spec.group_id})}")  # fmt: skip
         for screen in ("rollout", "tokens", "credit"):
-            address = f"{screen}?{urlencode({'run': 'run', 'id': one.id})}"
-            found.setdefault(screen, []).append(address)
+            named = urlencode({"run": "run", "id": one.id})
+            found.setdefault(screen, []).append(f"{screen}?{named}")
         (attempt,) = await store.attempts([one.id])
         calls = await store.calls(attempt.id)
         place = {"run": "run", "attempt": attempt.id, "id": calls[-1].id}

@@ -6,9 +6,12 @@ import asyncio
 import csv
 import html
 import io
+import random
 import re
 import shutil
+import signal
 import sqlite3
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -189,6 +192,31 @@ async def test_a_run_shows_guards_time_drift_and_recipe(page: Page) -> None:
     assert "end of trainer.log iteration 1: update" in text
 
 
+async def test_tables_of_a_run_are_exported(page: Page, tmp_path: Path) -> None:
+    rows = await page.table("/run?run=run&as=csv&table=guards")
+    (guard,) = (row for row in rows if row["guard"] == "max_ppo_kl")
+    assert (guard["metric"], guard["last"], guard["beyond"]) == ("actor/ppo_kl", "0.01", "0")
+    rows = await page.table("/run?run=run&as=csv&table=phases")
+    assert [(row["phase"], row["mean_seconds"]) for row in rows] == [
+        ("collect", "3.0"), ("update", "1.0"), ("validate", "1.0")
+    ]  # fmt: skip
+    assert "a run has guards and phases" in told(await page.get("/run?run=run&as=csv&table=x", 400))
+    for seed in (0, 2):
+        write_folder(tmp_path / f"seed{seed}", f"seed{seed}", seed=seed)
+    other = Page(tmp_path)
+    rows = await other.table("/compare?run=seed0&run=seed2&as=csv&table=recipes")
+    assert {row["key"]: row["seed2"] for row in rows} == {"name": "seed2", "seed": "2"}
+    await other.close()
+
+
+async def test_parts_of_the_reward_have_curves_of_their_own(page: Page) -> None:
+    text = await page.get("/run?run=run")
+    found = re.search(r'id="parts"[^>]*data-figure="([^"]*)"', text)
+    assert found is not None
+    figure = html.unescape(found[1])
+    assert '"x": [1, 2], "y": [0.5, 1.0], "name": "format, training"' in figure
+
+
 async def test_metrics_are_found_by_a_part_of_their_name(page: Page) -> None:
     text = await page.get("/run?run=run&q=ENTR")
     assert 'value="train/entropy"' in text
@@ -322,6 +350,90 @@ async def test_a_store_is_shown_while_it_is_written(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "s.db") as direct:
         busy, _, _ = direct.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     assert busy == 0
+    await page.close()
+
+
+async def test_a_store_that_kill_9_left_is_shown(tmp_path: Path) -> None:
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, tmp_path / "s.db")
+    assert await killed.wait() == -signal.SIGKILL
+    assert (tmp_path / "s.db-wal").stat().st_size > 0
+    page = Page(tmp_path / "s.db")
+    (iteration, *_) = links(await page.get("/run?run=run"), "iteration")
+    text = await page.get(iteration)
+    assert "train 0 of 2" in told(text)
+    text = await page.get(links(text, "rollout")[0])
+    assert "good morning" in text
+    assert "interrupted" in text
+    await page.close()
+
+
+KILLED = f"""
+import asyncio, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from lab import conversation, started
+from lightningrl.schema import StepKind
+from lightningrl.store.sqlite import SqliteStore
+from lightningrl_testkit.records import group
+
+async def write():
+    store = SqliteStore.open(Path(sys.argv[1]))
+    await store.enqueue(group(2))
+    (claim,) = await store.claim("worker")
+    await store.append(conversation(claim, "good morning"))
+    await store.append([started(claim.attempt, "open", 4.0, StepKind.TOOL, name="search")])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(write())
+"""
+
+
+async def test_an_open_page_lets_the_log_be_folded_in(tmp_path: Path) -> None:
+    store = SqliteStore.open(tmp_path / "s.db")
+    page = Page(tmp_path / "s.db")
+    await store.enqueue(group(400))
+    largest = 0
+    while claims := await store.claim("worker", limit=20):
+        outputs = [random.Random(claim.rollout.id).randbytes(75_000).hex() for claim in claims]
+        writes = [
+            store.finish(claim.attempt.id, AttemptState.SUCCEEDED, output=output)
+            for claim, output in zip(claims, outputs, strict=True)
+        ]
+        looks = [page.get("/run?run=run"), page.get("/iteration?run=run&n=1")]
+        await asyncio.gather(*writes, *looks)
+        largest = max(largest, (tmp_path / "s.db-wal").stat().st_size)
+    # 400 outputs of 75 kB; a writer that rests folds in what is longer than 4 MB, one batch of 1.5 MB may come on top.
+    await store.close()
+    assert (tmp_path / "s.db").stat().st_size > 400 * 60_000
+    assert largest < 15_000_000
+    await page.close()
+
+
+async def test_names_of_files_are_text(tmp_path: Path) -> None:
+    name = "<img src=x onerror='window.hit = 3'>\"&"
+    folder = write_folder(tmp_path / name, "run")
+    shutil.move(folder / "logs" / "trainer.log", folder / "logs" / f"{name}.log")
+    page = Page(tmp_path)
+    for text in (await page.get("/"), await page.get("/run?run=run")):
+        assert "<img" not in text
+        assert html.escape("<img src=x") in text
+    answer = await page.client.get("/?as=csv")
+    assert answer.headers["content-disposition"] == 'attachment; filename="runs.csv"'
+    await page.close()
+
+
+async def test_a_run_without_an_adapters_steps_has_its_calls(tmp_path: Path) -> None:
+    store = SqliteStore.open(tmp_path / "s.db")
+    await store.enqueue(group(1))
+    (claim,) = await store.claim("worker")
+    await store.append([answered(claim.attempt, "a", 1.0, [], {"content": "hello"})])
+    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+    await store.close()
+    page = Page(tmp_path / "s.db")
+    (address, *_) = links(await page.get("/iteration?run=run&n=1"), "rollout")
+    text = told(await page.get(address))
+    assert "(no agent named)" in text
+    assert "ANSWER · STOP hello" in text.upper().replace("HELLO", "hello")
     await page.close()
 
 

@@ -34,6 +34,7 @@ from lightningrl_ui.views.group import GroupView, group_view
 from lightningrl_ui.views.iteration import ORDERS, GroupLine, group_lines, scale, sorted_groups
 from lightningrl_ui.views.rollout import RolloutView, call_view, rollout_view
 from lightningrl_ui.views.run import (
+    RunView,
     findings,
     iteration_counts,
     iterations_under_way,
@@ -87,9 +88,12 @@ async def runs(request: Request, sources: Sources) -> Response:
 async def run(request: Request, sources: Sources) -> Response:
     """One run."""
     found = await _run(request, sources)
-    if _wants_csv(request):
+    table = request.query_params.get("table")
+    if _wants_csv(request) and table is None:
         return _metrics_csv(found)
     view = run_view(found)
+    if _wants_csv(request):
+        return _run_table(found, view, str(table))
     store, problem = await _store(sources, found)
     under_way = [] if store is None else await iterations_under_way(store, found, view.lines)
     wanted, chosen = request.query_params.get("q", ""), request.query_params.getlist("metric")
@@ -104,6 +108,7 @@ async def run(request: Request, sources: Sources) -> Response:
         has_store=store is not None,
         copied_at=sources.copied_at(found),
         rewards=figures.reward_figure(found.name, view.lines),
+        parts=figures.parts_figure(found.name, view.lines),
         times=figures.time_figure(found.name, view.lines),
         wanted=wanted,
         chosen=chosen,
@@ -111,6 +116,21 @@ async def run(request: Request, sources: Sources) -> Response:
         matching=matching if wanted else [],
         metrics=figures.metrics_figure(found.name, view.lines, chosen[:MOST_SIGHTED]),
     )
+
+
+def _run_table(found: Run, view: RunView, table: str) -> Response:
+    """One of the small tables of a run's screen."""
+    if table == "guards":
+        head = ("guard", "metric", "last", "side", "limit", "nearness", "beyond", "patience")
+        rows: list[tuple[Any, ...]] = [
+            (one.key, one.metric, one.value, one.side, one.bound, one.nearness, one.beyond, one.patience)
+            for one in view.guards
+        ]  # fmt: skip
+    elif table == "phases":
+        head, rows = ("phase", "mean_seconds", "share"), list(view.phases)
+    else:
+        raise ConfigError(f"table={table!r}: a run has guards and phases")
+    return _csv(f"{found.name}-{table}", head, rows)
 
 
 async def run_findings(request: Request, sources: Sources) -> Response:
@@ -268,6 +288,10 @@ async def compare(request: Request, sources: Sources) -> Response:
     if axis not in comparing.AXES:
         raise ConfigError(f"over={axis!r}: use one of {', '.join(comparing.AXES)}")
     curves = comparing.curves(chosen, metric, axis)
+    if _wants_csv(request) and query.get("table") == "recipes":
+        head = ("key", *(one.key for one in chosen))
+        found = comparing.differences(chosen)
+        return _csv("recipes", head, [(one.key, *map(as_text, one.values)) for one in found])
     if _wants_csv(request):
         rows = ((one.label, x, y) for one in curves for x, y in zip(one.x, one.y, strict=True))
         return _csv("compare", ("run", axis, metric), rows)

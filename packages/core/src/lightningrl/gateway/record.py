@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
+from lightningrl.conversation.parts import unseen
 from lightningrl.conversation.rewriting import Rewritten
+from lightningrl.gateway.dialects.arrays import no_logprob
 from lightningrl.gateway.dialects.base import AgentRequest
 from lightningrl.gateway.dialects.engine_reply import (
     EngineChoice,
@@ -186,6 +188,8 @@ def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: To
     if len(tokens.ids) != len(tokens.logprobs):
         ids, logprobs = len(tokens.ids) // _BYTES_PER_ID, len(tokens.logprobs) // _BYTES_PER_ID
         return f"the engine gave {ids} token ids and {logprobs} log-probs"
+    if strange := no_logprob(tokens.logprobs):
+        return f"the engine gave {strange} for a token's log-prob"
     if bytes(reply.prompt_token_ids) in (b"null", b"[]"):
         return "the engine gave no prompt token ids"
     if choice.finish_reason == "abort":
@@ -195,6 +199,8 @@ def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: To
         return f"sampled under a grammar ({constraint})"
     if call.sampling is None and (own := asked.own_sampling()):
         return f"sampled otherwise ({own})"
+    if unread := unseen(asked.fields):
+        return f"the prompt holds {unread}, which the trainer does not see"
     strange = choice.versions() - {call.version_start}
     if strange:
         names = ", ".join(map(str, sorted(strange)))

@@ -190,6 +190,8 @@ class LogTopic(StrEnum):
     """A request of the attempt was refused before it was a call."""
     UNKNOWN_FIELD = "unknown_field"
     """A field of the attempt's requests that nobody knows was left out of what engines got."""
+    HOSTED_TOOL = "hosted_tool"
+    """A tool of the attempt's requests that the service would run was left out of what engines got."""
     REWARD_ERROR = "reward_error"
     """The reward function caught an error of its own."""
 

@@ -32,7 +32,7 @@ RUNNER_METHODS = frozenset(
 VIEWER_METHODS = frozenset(
     {
         *("runs", "rollouts", "groups", "tasks", "attempts", "attempt", "events", "calls", "ended"),
-        *("progress", "summary", "statistics", "ledger", "policies", "workers", "now"),
+        *("progress", "summary", "statistics", "ledger", "policies", "workers", "gateways", "now"),
         *("resource", "resources", "dump"),
     }
 )
@@ -122,7 +122,7 @@ async def check_runs(
         raise AuthError(f"this viewer's key shows these runs alone: {', '.join(sorted(runs))}")
 
 
-_OF_EVERY_RUN = frozenset({"runs", "policies", "workers", "now"})
+_OF_EVERY_RUN = frozenset({"runs", "policies", "workers", "gateways", "now"})
 """What is asked of all runs at once; of the answer a viewer gets its own (`visible`)."""
 
 

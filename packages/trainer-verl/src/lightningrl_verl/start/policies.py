@@ -142,5 +142,9 @@ def _rules(loaded: LoadedRecipe, alias: str, model: Path) -> RewriteRules:
 
 def _with_recipe(rules: RewriteRules, recipe: Recipe, alias: str) -> RewriteRules:
     """What a template needs, with what the recipe says."""
-    free = recipe.policies[alias].constrained == "free"
-    return msgspec.structs.replace(rules, pin=recipe.gateway.pin, free=free)
+    return msgspec.structs.replace(
+        rules,
+        pin=recipe.gateway.pin,
+        free=recipe.policies[alias].constrained == "free",
+        drop_hosted=recipe.gateway.hosted_tools == "drop",
+    )

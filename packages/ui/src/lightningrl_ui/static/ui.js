@@ -20,6 +20,10 @@ function draw(box) {
     click: (plot) => Plotly.downloadImage(plot, { format, filename: figure.name, width: 1280, height: layout.height * 1.3 }) });
   Plotly.react(box, figure.data, layout, { responsive: true, displaylogo: false,
     modeBarButtons: [[save("png"), save("svg")], ["zoom2d", "pan2d", "resetScale2d"]] });
+  if (box.dataset.opens && !box.dataset.listens) {
+    box.dataset.listens = "1";
+    box.on("plotly_click", (event) => location.assign(`${box.dataset.opens}&n=${Number(event.points[0].x)}`));
+  }
 }
 
 function drawAll() { document.querySelectorAll("[data-figure]").forEach(draw); }

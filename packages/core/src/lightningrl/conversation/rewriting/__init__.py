@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lightningrl.conversation.rewriting import free, pins, values
+from lightningrl.conversation.rewriting import free, hosted, pins, values
 from lightningrl.conversation.rewriting import roles as places
 from lightningrl.conversation.rewriting.fields import MESSAGES, Fields, raw, roles_of
 from lightningrl.schema import Dialect, Rewrite, RewriteRules
 from lightningrl.user_input.patterns import compiled
 
+HOSTED_TOOLS = "hosted_tools"
+"""Tools that the service would run are left out; `by` has their types."""
 LEFT_OUT = "left_out"
 """Fields that say nothing are left out; `by` names them."""
 NO_THINKING = "no_thinking"
@@ -50,6 +52,7 @@ def _without_thinking(fields: Fields, by: Any = None) -> Fields:
 _VARIABLES = "chat_template_kwargs"
 
 _STEPS: Mapping[str, Callable[[Fields, Any], Fields]] = {
+    HOSTED_TOOLS: hosted.without,
     LEFT_OUT: values.without,
     NO_THINKING: _without_thinking,
     HELD_STILL: pins.hold,
@@ -85,7 +88,10 @@ class Rewriter:
         self.rules = rules
         self._pins = compiled(rules.pin, key=pins.PIN)
         self._reads_roles = rules != RewriteRules(
-            thinks=rules.thinks, pin=rules.pin, free=rules.free
+            thinks=rules.thinks,
+            pin=rules.pin,
+            free=rules.free,
+            drop_hosted=rules.drop_hosted,
         )
         self._settled = frozenset(places.TURNS).difference(rules.lost, rules.roles)
         self._first = frozenset({"system"}).difference(rules.lost, rules.roles)
@@ -104,11 +110,18 @@ class Rewriter:
             held: what the agent's calls before held still (`hold_also`). `None`: there were none.
 
         Raises:
-            Malformed: the template would leave out a message, a tool must be chosen and there is none, or what is
-                asked of the answer can't be read.
+            Malformed: the template would leave out a message, a tool must be chosen and there is none, nobody here
+                runs a tool, or what is asked of the answer can't be read.
         """
-        demand = free.demanded(asked) if self.rules.free and MESSAGES in asked else None
-        rewrites = self._decided(asked, dialect, held or {}, demand)
+        types, kept = hosted.kinds(asked), asked
+        if types:
+            if not self.rules.drop_hosted:
+                raise hosted.refusal(asked)
+            kept = hosted.without(asked, types)
+        demand = free.demanded(kept) if self.rules.free and MESSAGES in kept else None
+        rewrites = self._decided(kept, dialect, held or {}, demand)
+        if types:
+            rewrites = (Rewrite(HOSTED_TOOLS, types), *rewrites)
         return Rewritten(as_sent(asked, rewrites), rewrites, demand)
 
     def _decided(

@@ -24,7 +24,7 @@ from lightningrl.conversation import Recorded, is_continuation
 from lightningrl.schema import CallStatus, Claim, RewriteRules
 from lightningrl_testkit.gateway import GatewayRig, open_rig, serve
 
-REQUESTS = 50 * int(os.environ.get("LIGHTNINGRL_EXAMPLES", "25"))
+REQUESTS = 50 * int(os.environ.get("LIGHTNINGRL_EXAMPLES", "10"))
 CALLS_PER_ATTEMPT = 50
 REFUSALS = {400, 404, 413}
 

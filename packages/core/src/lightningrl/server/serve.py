@@ -129,9 +129,9 @@ def listen(host: str, port: int, keys: AccessKeys) -> socket.socket:
     Its protocol is set to TCP (`socket.create_server` leaves it 0): only then asyncio turns off
     Nagle's delay, which would cost 40 ms per answer.
     """
-    if keys.runner and not keys.admin:
+    if (keys.runner or keys.viewer) and not keys.admin:
         raise ConfigError(
-            "there are runner keys and no admin key, so everyone would be an admin; "
+            "there are keys of runners or viewers and no admin key, so everyone would be an admin; "
             "set LIGHTNINGRL_ADMIN_KEY too"
         )
     if not keys.admin and not is_loopback(host):

@@ -506,9 +506,11 @@ class SqlStore:
         """See `Store.roll_back`."""
         return await self._write(lambda session: ledger.roll_back(session, run, after))
 
-    async def ledger(self, run: str) -> list[LedgerEntry]:
+    async def ledger(
+        self, run: str, *, iteration: int | None = None, group_id: GroupId | None = None
+    ) -> list[LedgerEntry]:
         """See `Store.ledger`."""
-        return await self._read(lambda session: ledger.entries(session, run))
+        return await self._read(lambda session: ledger.entries(session, run, iteration, group_id))
 
     # -- deletion ------------------------------------------------------------------------------
 

@@ -1,12 +1,15 @@
 """A run's folder: what is where, one writer at a time, and never two recipes in one run.
 
 recipe.yaml     the resolved recipe
-run.json        commit, versions, when and from which file it was started, what its policies began with
+run.json        commit, versions, when and from which file it was started, what its policies began with; each start,
+                and how it ended
 metrics.jsonl   one line per iteration
 curve.png       train and validation reward
 store.db        the LightningStore
 drift.json      what was not trained or did not merge, and why: sums of the run and of each iteration
 drift/          the same of each rollout, a file per iteration
+lesson/         what an iteration was trained on, for people: a file for each of the newest ones
+tokenizer/      ALIAS.json: how token ids of a policy are read, for whoever looks at the run without its models
 serving/        ALIAS.json: how a policy's requests are brought to its model, for whoever serves it later
 checkpoints/    iteration-NNNNNN, each whole or absent
 trackers/       what TensorBoard, W&B and MLflow are given, where the recipe names them
@@ -34,6 +37,7 @@ import yaml
 
 from lightningrl.cli.stored_run import BEGAN_WITH
 from lightningrl.errors import ConfigError, StoreLocked
+from lightningrl.lessons import tokenizer_path
 from lightningrl.machine.durable import write_text
 from lightningrl.recipe import (
     Data,
@@ -233,20 +237,34 @@ class RunFolder(RunFiles):
                 )
         write_text(self.info, json.dumps(origin, indent=2) + "\n")
 
-    def check_material(self, digest: str) -> None:
-        """Remember what a fine-tuning learns from, or check that it is still the same.
+    def keep_tokenizers(self, models: Mapping[str, Path]) -> None:
+        """Copy each policy's tokenizer, in place of that of an earlier start.
 
         Args:
+            models: alias -> Hugging Face folder; one without a `tokenizer.json` is left out.
+        """
+        for alias, model in models.items():
+            if (model / "tokenizer.json").is_file():
+                path = tokenizer_path(self.path, alias)
+                path.parent.mkdir(exist_ok=True)
+                write_text(path, (model / "tokenizer.json").read_text(encoding="utf-8"))
+
+    def check_material(self, alias: str, digest: str) -> None:
+        """Remember what a policy's fine-tuning learns from, or check that it is still the same.
+
+        Args:
+            alias: the policy's.
             digest: of its rows.
 
         Raises:
             ConfigError: the run in the folder began on other rows.
         """
         origin = json.loads(self.info.read_text(encoding="utf-8"))
-        if origin.setdefault("demonstrations", digest) != digest:
+        known: dict[str, str] = origin.setdefault("material", {})
+        if known.setdefault(alias, digest) != digest:
             raise ConfigError(
-                f"{str(self.path)!r} holds a run of other demonstrations, or of the same ones under another"
-                " chat template; bring those back, or give the new run another 'name'"
+                f"{str(self.path)!r} holds a run of other demonstrations of policy {alias!r}, or of the same"
+                " ones under another chat template; bring those back, or give the new run another 'name'"
             )
         write_text(self.info, json.dumps(origin, indent=2) + "\n")
 

@@ -67,8 +67,23 @@ SELECT r.* FROM (
     FROM rollout_records
 ) AS r WHERE TRUE
 
+-- name: select_rollouts_by_creation
+SELECT r.* FROM rollout_records AS r WHERE TRUE
+
 -- name: and_run
 AND run = :run
+
+-- name: and_known_run
+-- Where ids or a group say more than the run does: an expression, so that no index of the run is read instead.
+AND coalesce(run, '') = :run
+
+-- name: and_whole_run
+-- The expression of `rollouts_created` and `rollouts_open`, which hold a run in order of creation.
+AND run || '' = :run
+
+-- name: and_open
+-- What `rollouts_open` holds: queued and running ones.
+AND ended_us IS NULL
 
 -- name: and_mode
 AND mode = :mode
@@ -109,6 +124,18 @@ ORDER BY CASE WHEN sort_key IS NULL THEN 1 ELSE 0 END, sort_key, id LIMIT :limit
 -- name: descending
 ORDER BY CASE WHEN sort_key IS NULL THEN 1 ELSE 0 END, sort_key DESC, id DESC LIMIT :limit
 
+-- name: after_creation_ascending
+AND (created_us, id) > (:after_key, :after_id)
+
+-- name: after_creation_descending
+AND (created_us, id) < (:after_key, :after_id)
+
+-- name: creation_ascending
+ORDER BY created_us, id LIMIT :limit
+
+-- name: creation_descending
+ORDER BY created_us DESC, id DESC LIMIT :limit
+
 -- name: ended_rollouts
 SELECT * FROM rollout_records
 WHERE run = :run AND ended_seq > :after ORDER BY ended_seq LIMIT :limit;
@@ -122,7 +149,13 @@ WHERE run = :run AND mode = :mode AND iteration = :iteration
 GROUP BY state;
 
 -- name: runs
-SELECT run FROM rollouts UNION SELECT run FROM policies ORDER BY 1;
+-- From one run to the next in the index, whatever number of rollouts is between them.
+WITH RECURSIVE found (run) AS (
+    SELECT min(run) FROM rollouts
+    UNION ALL
+    SELECT (SELECT min(r.run) FROM rollouts AS r WHERE r.run > found.run) FROM found WHERE found.run IS NOT NULL
+)
+SELECT run FROM found WHERE run IS NOT NULL UNION SELECT run FROM policies ORDER BY 1;
 
 -- name: count_rollouts
 SELECT state, count(*) FROM rollouts WHERE run = :run GROUP BY state;

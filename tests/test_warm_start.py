@@ -17,6 +17,8 @@ from warm_process import CLI
 
 from lightningrl_bench_math.tasks import generate
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 _PARAMETERS = {"type": "object", "properties": {"expression": {"type": "string"}}}
 CALCULATOR = {"type": "function", "function": {"name": "calculator", "parameters": _PARAMETERS}}
 

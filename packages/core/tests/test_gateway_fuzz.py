@@ -240,6 +240,7 @@ RULES = RewriteRules(
     lost=("other",),
     thinks=True,
     drop_hosted=True,
+    free=True,
 )
 """Every rewrite that a template may need."""
 

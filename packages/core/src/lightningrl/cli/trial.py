@@ -93,7 +93,7 @@ def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> lis
                 trainable=policy.trainable,
                 replaces=replaces,
                 agents=policy.agents,
-                rules=rules,
+                rules=structs.replace(rules, free=policy.constrained == "free"),
                 refuse_unknown=refuse,
             )
         )

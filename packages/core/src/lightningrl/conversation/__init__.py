@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from lightningrl.conversation import anthropic, responses
-from lightningrl.conversation.rewriting import as_sent, hold_also
+from lightningrl.conversation.rewriting import FORMAT_IN_WORDS, as_sent, hold_also
 from lightningrl.conversation.rewriting.fields import MESSAGES, Fields, raw_fields
 from lightningrl.conversation.rewriting.pins import Held
 from lightningrl.conversation.tools import chat
@@ -64,8 +64,9 @@ class Recorded:
         """
         if not call.rewrites or call.dialect is Dialect.COMPLETIONS:
             return self._asked_messages(call)
-        if call.dialect is Dialect.CHAT:
-            asked = chat.chat_request(raw_fields(call.request))
+        in_words = any(rewrite.name == FORMAT_IN_WORDS for rewrite in call.rewrites)
+        if call.dialect is Dialect.CHAT or in_words:
+            asked = self._asked(call)
         else:
             asked = raw_fields({MESSAGES: self._asked_messages(call)})
         sent = as_sent(asked, call.rewrites)

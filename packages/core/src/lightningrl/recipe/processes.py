@@ -35,6 +35,9 @@ class Trainer(Section, frozen=True):
     """Tokens of one forward and backward pass of a rank, padding included."""
     keep_checkpoints: int = 2
     """Of the newest; the one that validation scored highest stays too."""
+    keep_lessons: int = 100
+    """Of the newest iterations: credit and its parts, and log-probs of trained tokens, as
+    `lesson/iteration-NNNNNN.parquet`. 0: none."""
     probe_tolerance: float | None = None
     """Largest allowed difference between the engine's and the trainer's log-probs after a sync, in
     nats. `None`: 1e-3 for fp32, 0.1 for bf16."""

@@ -51,7 +51,7 @@ async def serve_frozen(
             endpoint = Endpoint(
                 settings.url, endpoint_key(f"policies.{alias}.url_key", settings.url_key)
             )
-            rules = _with_recipe(RewriteRules(), loaded.recipe)
+            rules = _with_recipe(RewriteRules(), loaded.recipe, alias)
             await register(gateway, loaded.recipe, alias, (endpoint,), 0, rules)
             continue
         policy = await _served(loaded, alias, None, gateway, bases[alias], 0, stack)
@@ -132,7 +132,7 @@ def _rules(loaded: LoadedRecipe, alias: str, model: Path) -> RewriteRules:
     """What the model's chat template needs; kept in the run's folder for whoever serves it later."""
     settings = loaded.recipe.policies[alias]
     template = read_template(model)
-    rules = _with_recipe(template.rules, loaded.recipe)
+    rules = _with_recipe(template.rules, loaded.recipe, alias)
     if settings.accepts_unread:
         rules = msgspec.structs.replace(rules, lost=())
     record = serving_of(alias, settings, rules, template.text)
@@ -140,7 +140,11 @@ def _rules(loaded: LoadedRecipe, alias: str, model: Path) -> RewriteRules:
     return rules
 
 
-def _with_recipe(rules: RewriteRules, recipe: Recipe) -> RewriteRules:
+def _with_recipe(rules: RewriteRules, recipe: Recipe, alias: str) -> RewriteRules:
     """What a template needs, with what the recipe says."""
-    drop = recipe.gateway.hosted_tools == "drop"
-    return msgspec.structs.replace(rules, pin=recipe.gateway.pin, drop_hosted=drop)
+    return msgspec.structs.replace(
+        rules,
+        pin=recipe.gateway.pin,
+        free=recipe.policies[alias].constrained == "free",
+        drop_hosted=recipe.gateway.hosted_tools == "drop",
+    )

@@ -59,7 +59,7 @@ ANTHROPIC_FIELDS = FieldTable(
         passed("top_p", "unless the rollout says how to sample"),
         passed("top_k", "unless the rollout says how to sample"),
         passed("stop_sequences", "as `stop`"),
-        passed("output_config.format", "as `response_format`; the answer is not trained"),
+        passed("output_config.format", "as `response_format` of chat completions"),
         passed("output_config.effort", "as `reasoning_effort`"),
         passed("output_format", "an older name of `output_config.format`"),
         passed("thinking.type", "as `chat_template_kwargs.enable_thinking`; without it no thinking is shown"),

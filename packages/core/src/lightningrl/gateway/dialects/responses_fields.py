@@ -52,7 +52,7 @@ RESPONSES_FIELDS = FieldTable(
         passed("tool_choice", "the allowed tools alone are declared", "allowed_tools"),
         refused("tool_choice", "a tool that can't be declared", "other tools", code=_BAD_VALUE),
         passed("parallel_tool_calls", "as `parallel_tool_calls`; left out without tools"),
-        passed("text.format", "as `response_format`; the answer is not trained"),
+        passed("text.format", "as `response_format` of chat completions"),
         accepted("text.verbosity", "a hint; the policy answers as it was trained to"),
         passed("reasoning.effort", "as `reasoning_effort`"),
         accepted("reasoning.generate_summary", "an older name of `reasoning.summary`"),

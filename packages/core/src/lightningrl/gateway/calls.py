@@ -28,7 +28,7 @@ from lightningrl.gateway.asgi import (
 )
 from lightningrl.gateway.dialects.base import AgentRequest, Spoken, Written
 from lightningrl.gateway.dialects.engine_reply import EngineReply
-from lightningrl.gateway.dialects.reading import refusal_of
+from lightningrl.gateway.dialects.reading import refusal_of, without_halves
 from lightningrl.gateway.identity import AttemptContext, ended
 from lightningrl.gateway.interrupt import UntilHangup
 from lightningrl.gateway.limits import GatewayLimits
@@ -98,7 +98,7 @@ class Calls:
             Refusal: the request is wrong, or its engine failed it; the latter is recorded.
             ClientGone: the client hung up; recorded as cancelled.
         """
-        request = await spoken.read(body, lambda: self.recollection.of(context.id))
+        request = await spoken.read(without_halves(body), lambda: self.recollection.of(context.id))
         agent, within = agent_in(headers)
         served = await self._policies.resolve(context.rollout.run, request.model, agent, within)
         if request.unknown:

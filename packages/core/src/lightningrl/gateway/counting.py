@@ -15,7 +15,7 @@ from lightningrl.conversation.malformed import Malformed
 from lightningrl.gateway.asgi import Answer, Refusal, to_json
 from lightningrl.gateway.dialects.anthropic import ANTHROPIC
 from lightningrl.gateway.dialects.base import Spoken
-from lightningrl.gateway.dialects.reading import decoded_fields, refusal_of
+from lightningrl.gateway.dialects.reading import decoded_fields, refusal_of, without_halves
 from lightningrl.gateway.dialects.responses import RESPONSES
 from lightningrl.gateway.identity import AttemptContext
 from lightningrl.gateway.policies import Policies, Served
@@ -62,7 +62,7 @@ class Counting:
         Raises:
             Refusal: the request is wrong, or its engine can't count.
         """
-        spoken = COUNTED[route]
+        spoken, body = COUNTED[route], without_halves(body)
         whole = {"max_tokens": 1, **decoded_fields(body)} if spoken is ANTHROPIC else None
         asked = body if whole is None else to_json(whole)
         request = await spoken.read(asked, lambda: self._recollection.of(context.id))

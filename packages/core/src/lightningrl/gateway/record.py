@@ -174,6 +174,7 @@ def _choice(call: Call, reply: EngineReply, choice: EngineChoice) -> Choice:
         token_ids=tokens.ids,
         logprobs=tokens.logprobs,
         untrainable=untrainable(call, reply, choice, tokens),
+        stop_text=choice.stop_text,
         wrong_format=None
         if call.demand is None
         else call.demand.fault(_MESSAGE.decode(choice.message)),

@@ -388,6 +388,7 @@ async def test_a_custom_tool_of_chat_completions_comes_back_in_its_form(tmp_path
         ),
         ("messages", {"type": "web_search_20250305", "name": "web_search"}, "disallowedTools"),
         ("messages", {"type": "tool_search_tool_regex_20251119"}, "ENABLE_TOOL_SEARCH=false"),
+        ("messages", {"type": "browser_toolset_20260801"}, "as a function with a schema"),
     ],
 )
 async def test_what_nobody_runs_is_refused_with_the_harnesss_switch_or_left_out_with_a_line(

@@ -25,6 +25,16 @@ _SWITCHES = (
 """How a type begins -> how a harness that sends it by itself is told not to."""
 
 
+_HOSTED = (
+    *(begins for begins, _ in _SWITCHES),
+    "file_search",
+    "code_",
+    "mcp",
+    "shell",
+)
+"""How the types begin of what a service runs."""
+
+
 class _Tool(msgspec.Struct, gc=False):
     type: Any = _FUNCTION
 
@@ -62,9 +72,15 @@ def refusal(fields: Fields) -> Malformed:
     place, kind = next((place, one) for place, one in enumerate(found) if one != _FUNCTION)
     shown = kind[:100]
     switch = next((told for begins, told in _SWITCHES if kind.startswith(begins)), "")
-    way = f"switch it off in the agent ({switch})" if switch else "take it out of the agent's tools"
+    run = kind.startswith(_HOSTED)
+    why = (
+        "the service would run it, and nobody does here" if run else "its schema is not known here"
+    )
+    way = "take it out of the agent's tools" if run else "declare it as a function with a schema"
+    if switch:
+        way = f"switch it off in the agent ({switch})"
     return Malformed(
-        f"Tool type '{shown}' is not supported with this model: the service would run it, and nobody does here. "
+        f"Tool type '{shown}' is not supported with this model: {why}. "
         f"{way[0].upper()}{way[1:]}, or leave such tools out by `gateway.hosted_tools: drop` in the recipe.",
         param=f"{_TOOLS}[{place}].type",
         code="unsupported_value",

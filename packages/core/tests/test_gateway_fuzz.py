@@ -241,6 +241,8 @@ RULES = RewriteRules(
     thinks=True,
     drop_hosted=True,
     free=True,
+    put_back=True,
+    variables={"x": 1},
 )
 """Every rewrite that a template may need."""
 

@@ -1,5 +1,6 @@
 """`merge` joins calls on exact token prefixes; what it trains is what the engine sampled."""
 
+import json
 from typing import Any
 
 import pytest
@@ -311,3 +312,40 @@ def test_packed_rows_stand_end_to_end() -> None:
 def test_no_rows_pack_to_nothing() -> None:
     packed = pack([])
     assert [len(packed.token_ids), len(packed.mask), len(packed.lengths)] == [0, 0, 0]
+
+
+# -- templates that break a conversation --------------------------------------------------------
+
+
+def turn(step: str, prompt: list[int], answer: list[int], said: Any, *asked: Any) -> Any:
+    """A call that was asked `asked` and answered `said`."""
+    one = llm_step(step, prompt, answer)
+    assert one.call is not None
+    choice = replace(one.call.choices[0], message=json.dumps(said).encode())
+    body = json.dumps({"messages": asked}).encode()
+    return replace(one, call=replace(one.call, choices=(choice,), request=body))
+
+
+USER = {"role": "user", "content": "Hi"}
+YO = {"role": "assistant", "content": "Yo"}
+THOUGHT = {"role": "assistant", "content": "<think>Hm.</think>Yo"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "sent_back", "second", "cause"),
+    [
+        # 5 is an empty thought that the generation prompt alone has: it is gone in the next one.
+        (YO, YO, [1, 7, 8, 2], "template"),
+        (YO, {"role": "assistant", "content": "No"}, [1, 7, 8, 2], "edited"),
+        (YO, YO, [1, 5, 9, 2], "retokenised"),
+        (THOUGHT, THOUGHT, [1, 5, 8, 2], "template"),
+        ({**YO, "reasoning": "Hm."}, {**YO, "reasoning_content": "Hm."}, [1, 5, 8, 2], "template"),
+        ({**YO, "reasoning": "Hm."}, YO, [1, 5, 8, 2], "retokenised"),
+    ],
+)
+def test_a_template_that_writes_an_answer_otherwise_is_told(
+    answer: Any, sent_back: Any, second: list[int], cause: str
+) -> None:
+    first = turn("s1", [1, 5], [7, 8], answer, USER)
+    (broken,) = merge([first, turn("s2", second, [4], YO, USER, sent_back, USER)]).breaks
+    assert broken.cause == cause

@@ -142,12 +142,13 @@ class Calls:
         request: AgentRequest,
         dialect: Dialect,
     ) -> Rewritten:
-        held = None
-        if served.rewriter.remembers:
+        asked, held, thoughts = request.engine.fields, None, None
+        if served.rewriter.remembers(asked):
             recorded = await self.recollection.of(context.id)
             held = recorded.held.get((served.policy.name, agent))
+            thoughts = recorded.thoughts.get((served.policy.name, agent))
         try:
-            return served.rewriter.rewrite(request.engine.fields, dialect, held)
+            return served.rewriter.rewrite(asked, dialect, held, thoughts)
         except Malformed as error:
             raise refusal_of(error) from error
 

@@ -67,10 +67,13 @@ class Counting:
         asked = body if whole is None else to_json(whole)
         request = await spoken.read(asked, lambda: self._recollection.of(context.id))
         served = await self._policies.resolve(context.rollout.run, request.model, agent, within)
-        recorded = await self._recollection.of(context.id) if served.rewriter.remembers else None
-        held = recorded.held.get((served.policy.name, agent)) if recorded is not None else None
+        fields, held, thoughts = request.engine.fields, None, None
+        if served.rewriter.remembers(fields):
+            recorded = await self._recollection.of(context.id)
+            held = recorded.held.get((served.policy.name, agent))
+            thoughts = recorded.thoughts.get((served.policy.name, agent))
         try:
-            sent = served.rewriter.rewrite(request.engine.fields, spoken.dialect, held).fields
+            sent = served.rewriter.rewrite(fields, spoken.dialect, held, thoughts).fields
         except Malformed as error:
             raise refusal_of(error) from error
         prompt = {name: sent[name] for name in _PROMPT if name in sent}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from lightningrl.errors import ConfigError
 from lightningrl.recipe.algorithm import Optimiser
@@ -33,6 +35,8 @@ class PolicyRecipe(Section, frozen=True):
     chat_template: str | None = None
     """Instead of the model's own: `hermes`, which is ChatML with tools in the Hermes form, or a Jinja file, relative to
     the recipe. The engine, checkpoints, exports and vLLM use it alike."""
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Variables of the chat template, such as `enable_thinking: false`, in all calls that do not set them themselves."""
     tiny: str | None = None
     """`module:function` that describes a tiny policy to build; instead of `model`."""
     url: str | None = None

@@ -144,6 +144,9 @@ def template_message(message: Mapping[str, Any]) -> dict[str, Any]:
         raise BadRequestError("a message has no `role`", param="messages")
     rendered = {name: value for name, value in message.items() if value is not None}
     rendered["content"] = _flattened(message.get("content"))
+    reasoning = rendered.get("reasoning") or rendered.get("reasoning_content")
+    if reasoning:  # templates read the one name or the other
+        rendered |= {"reasoning": reasoning, "reasoning_content": reasoning}
     calls = rendered.pop("tool_calls", None)
     if calls:
         rendered["tool_calls"] = [_call_with_mapping(call) for call in calls]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from lightningrl.schema import RewriteRules
 
 
@@ -22,6 +24,14 @@ def told(rules: RewriteRules) -> list[str]:
     if rules.thinks:
         said.append(
             "Requests of Anthropic's clients without `thinking` were sent with `enable_thinking: false`."
+        )
+    if rules.put_back:
+        said.append(
+            "Reasoning that a client left out of earlier answers was put back from the record."
+        )
+    if rules.variables:
+        said.append(
+            f"Requests were sent with `chat_template_kwargs` {json.dumps(rules.variables)}."
         )
     if rules.free:
         said.append(

@@ -13,7 +13,7 @@ FIRST := examples/addition/laptop.yaml
 TINY := benchmarks/math/recipes/cpu.yaml
 ARGS ?=
 
-.PHONY: help setup train train-tiny train-math train-sql train-rag curves test test-long test-oldest test-latest test-clients bench-adapters bench bench-store bench-store-postgres bench-gateway lint format types build docs clean
+.PHONY: help setup train train-tiny train-math train-sql train-rag curves test test-long test-oldest test-latest test-clients bench-adapters bench bench-store bench-store-postgres bench-gateway lint format types build site docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,8 +42,8 @@ train-sql: setup ## the same on the text-to-SQL benchmark
 train-rag: setup ## the same on the benchmark of questions of several hops
 	$(RUN) lightningrl train benchmarks/rag/recipes/laptop.yaml $(ARGS)
 
-curves: setup ## train all three with three seeds and draw the charts (ONLY=math SEED=0, QUICK=1, REPORT=1)
-	$(RUN) python benchmarks/curves/curves.py $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick) $(if $(REPORT),--report)
+curves: setup ## train all three with three seeds and draw the charts (ONLY=math SEED=0, CONTROLS=1, QUICK=1, REPORT=1)
+	$(RUN) python benchmarks/curves/curves.py $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) $(if $(CONTROLS),--controls) $(if $(QUICK),--quick) $(if $(REPORT),--report)
 
 test: setup ## run the test suite
 	$(TESTS) --hypothesis-profile=suite $(ARGS)
@@ -92,6 +92,11 @@ build: setup ## build every package's wheel and sdist into dist/
 	$(UV) build --all-packages --quiet
 	ls dist
 
+site: setup ## make the site from docs/ and the docstrings, into site/; a broken link fails
+	$(UV) sync --all-packages --locked --quiet --group docs
+	$(RUN) python -m sphinx -q -W --keep-going -b html -c docs/site . site
+	@echo "site/index.html"
+
 docs: setup ## write the generated references anew
 	$(RUN) python scripts/recipe_reference.py
 	$(RUN) python scripts/cli_reference.py
@@ -103,9 +108,9 @@ docs: setup ## write the generated references anew
 	$(RUN) python scripts/clients_reference.py
 
 clean: ## remove what the targets above made, runs excepted
-	rm -rf dist .pytest_cache .ruff_cache .venv .uv
+	rm -rf dist site .pytest_cache .ruff_cache .venv .uv
 
-.PHONY: bench-credit bench-assembly bench-doctor bench-engine bench-ray
+.PHONY: bench-ui bench-credit bench-assembly bench-doctor bench-engine bench-ray
 bench-credit: setup ## compare credit assigners on controlled tasks (about ten minutes on two cores)
 	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory run
 	PYTHONPATH=benchmarks/credit/src $(RUN) python -m credit_laboratory report
@@ -115,6 +120,9 @@ bench-assembly: setup ## measure the way from stored events to packed rows
 
 bench-doctor: setup ## measure `lightningrl doctor` on a run of 100,000 rollouts
 	$(RUN) python benchmarks/performance/doctor.py $(ARGS)
+
+bench-ui: setup ## measure the page of runs on 200,000 rollouts, and what it costs the run (ARGS="--keep FOLDER" keeps them)
+	$(RUN) python benchmarks/performance/ui.py $(ARGS)
 
 bench-engine: setup ## measure prefill, decode and update of a language model, beside transformers' generate
 	$(RUN) python benchmarks/performance/engine.py $(ARGS)

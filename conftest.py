@@ -7,9 +7,15 @@ And Hypothesis's profile `suite`: the same examples each time. They are found on
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from warm_twin import Twin
 
 # The environments of `make test-oldest` have none.
 if importlib.util.find_spec("hypothesis") is not None:
@@ -42,3 +48,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, in this order; everything else stays as it was found."""
     places = {ROOT / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(scope="session")
+def _twin() -> Iterator[Twin]:
+    from warm_twin import Twin
+
+    twin = Twin()
+    yield twin
+    twin.end()
+
+
+@pytest.fixture(scope="module")
+def forked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On Linux, the module's programs of ours are forked from a process that has core loaded, not loaded anew."""
+    if sys.platform != "linux":
+        yield
+        return
+    twin: Twin = request.getfixturevalue("_twin")
+    with twin.forking():
+        yield

@@ -12,6 +12,8 @@ import pytest
 
 from lightningrl.capture.adapter import GROUP
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 FRAMEWORKS = ("agent_framework", "agents", "autogen_core", "langchain_core")
 
 WATCH = """

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from user_project import HALF_FLAT, Project
 
+from lightningrl.cli.run_starts import read_starts
 from lightningrl.store import open_store
 
 SHORT = {"iterations": 2, "tasks_per_iteration": 4, "group_size": 4}
@@ -81,6 +82,9 @@ def test_a_guard_stops_the_run_and_a_changed_one_lets_it_go_on(project: Project)
     assert stopped.returncode == 3, stopped.stdout + stopped.stderr
     assert "stopped after iteration 1: train/entropy was" in stopped.stderr
     assert "guards.min_entropy=null" in stopped.stderr
+    (start,) = read_starts(project.run)
+    assert start.said.startswith("guard at 20")
+    assert start.why in stopped.stderr
     assert [line["iteration"] for line in project.metrics()] == [0, 1]
     # The same again stops again, and trains nothing.
     assert project.train(str(recipe)).returncode == 3

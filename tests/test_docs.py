@@ -24,6 +24,8 @@ from lightningrl.cli import commands
 from lightningrl.recipe import parse_recipe
 from lightningrl_testkit.model_server import Answer, ModelServer
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     page.relative_to(ROOT)

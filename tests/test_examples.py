@@ -19,10 +19,12 @@ ADDITION = Path(__file__).parents[1] / "examples" / "addition"
 RUN = """
 import asyncio, sys
 before = set(sys.modules)
-import addition
-print(asyncio.run(addition.solve(addition.generate("test", 1, 0)[0])))
+from addition import generate
+from {module} import solve
+print(asyncio.run(solve(generate("test", 1, 0)[0])))
 print([name for name in set(sys.modules) - before if name.startswith("lightningrl")])
 """
+AGENTS = ("addition", "addition_graph")
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +33,29 @@ def addition() -> ModuleType:
     return sys.modules[generate.__module__]
 
 
-def test_an_agent_runs_against_any_endpoint_without_us(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ModelServer(lambda _: Answer("It is 42.")) as model:
+@pytest.mark.parametrize(
+    ("module", "answers"),
+    [
+        ("addition", ["It is 42."]),
+        ("addition_graph", ["I am not sure.", "It is 42."]),  # it asks again
+    ],
+)
+def test_an_agent_runs_against_any_endpoint_without_us(
+    module: str, answers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(answers)
+    with ModelServer(lambda _: Answer(next(left))) as model:
         monkeypatch.setenv("OPENAI_BASE_URL", model.url)
         monkeypatch.setenv("OPENAI_API_KEY", "any")
         done = subprocess.run(
-            [sys.executable, "-c", RUN], cwd=ADDITION, capture_output=True, text=True, check=True
+            [sys.executable, "-c", RUN.format(module=module)],
+            cwd=ADDITION,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     assert done.stdout.splitlines() == ["It is 42.", "[]"]
+    assert next(left, None) is None
 
 
 def test_no_addition_is_in_two_splits(addition: ModuleType) -> None:
@@ -59,7 +76,8 @@ def test_the_last_number_counts(addition: ModuleType, answer: str | None, reward
     assert addition.last_number_is_right({"answer": "82"}, answer, None) == reward
 
 
-def test_its_recipe_can_be_trained() -> None:
-    plan = check(load_recipe(ADDITION / "laptop.yaml", ()))
+@pytest.mark.parametrize("module", AGENTS)
+def test_its_recipe_can_be_trained(module: str) -> None:
+    plan = check(load_recipe(ADDITION / "laptop.yaml", (f"agent={module}:solve",)))
     assert len(plan.splits.val) == 64
     assert plan.trained == ("policy",)

@@ -29,6 +29,8 @@ from lightningrl.traces import read_ledger
 from lightningrl_testkit.model_server import Answer, ModelServer
 from lightningrl_testkit.server import ServerProcess
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 RUNS = int(os.environ.get("LIGHTNINGRL_FAULT_RUNS", "1"))
 """Seeded runs per kind of victim."""
 
@@ -125,7 +127,11 @@ class Site:
             self.server.kill()
             self.server = serve(self.folder, port)
         else:
-            workers = psutil.Process(self.runners.pid).children()
+            workers = [
+                one
+                for one in psutil.Process(self.runners.pid).children()
+                if "lightningrl.runner.process" in one.cmdline()
+            ]
             for worker in choice.sample(workers, min(len(workers), choice.randint(1, 2))):
                 worker.kill()
 

@@ -19,6 +19,7 @@ from exact_run import check_exact, wait_for_metrics
 from user_project import HALF_FLAT, Project
 from warm_process import WarmProcess
 
+from lightningrl.cli.run_starts import read_starts
 from lightningrl.schema import Mode
 from lightningrl.store import RolloutQuery, open_store
 
@@ -70,6 +71,7 @@ def test_a_trainer_killed_at_one_phase_and_then_at_another_goes_on_exactly(
     _dies(project, recipe, phase=second)
     _goes_on(project, recipe)
     asyncio.run(check_exact(project))
+    assert [one.how for one in read_starts(project.run)] == ["killed", "killed", "finished"]
 
 
 def test_a_trainer_killed_while_it_collects_further_tasks_goes_on_exactly(project: Project) -> None:

@@ -18,6 +18,8 @@ from user_project import Project, make_project
 from lightningrl.schema import CallEvent
 from lightningrl.store import RolloutQuery, open_store
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 _AGENT = """
 from openai import AsyncOpenAI
 

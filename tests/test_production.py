@@ -36,6 +36,8 @@ from lightningrl_testkit.model_server import Answer, ModelServer, ToolCall
 from lightningrl_testkit.production import begin, live_records, read, unrecorded, written_bytes
 from lightningrl_testkit.runner_process import captured
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SECRET = "4111-1111-1111-1111"
 
 

@@ -57,6 +57,12 @@ def test_every_package_is_typed_and_has_a_readme(member: Path) -> None:
     assert len((member / "README.md").read_text(encoding="utf-8").splitlines()) >= 10
 
 
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
+def test_every_package_carries_the_licence(member: Path) -> None:
+    # A wheel or sdist holds only what lies in its package's folder.
+    assert (member / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
 def test_every_registered_adapter_passes_the_contract_in_its_own_tests() -> None:
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     registered = {

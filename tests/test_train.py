@@ -8,19 +8,26 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from user_project import Project, make_project
 from warm_process import CLI
 
+from lightningrl.cli.run_starts import read_starts
+from lightningrl.lessons import read_lesson
+
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def test_a_run_leaves_everything_that_it_promises(trained: Project) -> None:
     left = {path.name for path in trained.run.iterdir()}
     assert left >= {
         "recipe.yaml", "run.json", "metrics.jsonl", "curve.png", "store.db", "drift.json",
-        "checkpoints", "serving", "logs",
+        "checkpoints", "serving", "logs", "lesson", "tokenizer",
     }  # fmt: skip
+    assert [one.how for one in read_starts(trained.run)] == ["finished"]
     assert (trained.run / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -38,6 +45,20 @@ def test_every_sync_is_probed_and_overhead_is_reported(trained: Project) -> None
     lines = trained.metrics()
     assert max(line["probe/max_abs_difference"] for line in lines) < 1e-4
     assert all(0 <= line["timing/overhead"] <= 1 for line in lines[1:])
+
+
+def test_a_lesson_has_the_log_probs_of_every_trained_token(trained: Project) -> None:
+    for line in trained.metrics()[1:]:
+        found = read_lesson(trained.run, line["iteration"], log_probs=True)
+        assert found is not None
+        calls = [one for one in found[1] if one.trained]
+        engine = np.concatenate([one.engine_log_probs for one in calls])
+        trainer = np.concatenate([one.trainer_log_probs for one in calls])
+        assert len(engine) == sum(one.tokens for one in calls) == line["train/tokens_with_signal"]
+        assert np.abs(engine - trainer).mean() == pytest.approx(
+            line["actor/log_prob_gap"], abs=1e-6
+        )
+        assert all(one.credit and one.parts.keys() >= {"reward", "baseline"} for one in calls)
 
 
 def test_updates_had_signal_and_every_later_turn_merged(trained: Project) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from user_project import Project
 from warm_process import CLI
 
 from lightningrl_bench_math.tasks import generate
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 _PARAMETERS = {"type": "object", "properties": {"expression": {"type": "string"}}}
 CALCULATOR = {"type": "function", "function": {"name": "calculator", "parameters": _PARAMETERS}}
@@ -81,6 +84,14 @@ def test_rl_starts_from_what_was_learned(project: Project, cache: Path) -> None:
     exported = project.cli("export", "quick")
     assert exported.returncode == 0, exported.stderr
     assert "## Warm start" in (project.run / "export" / "README.md").read_text(encoding="utf-8")
+    # Where it is not finished, other demonstrations are refused before anything is learned from them.
+    (project.run / "metrics.jsonl").unlink()
+    shutil.rmtree(project.run / "checkpoints")
+    write_demonstrations(project, count=15)
+    refused = project.train(str(recipe))
+    assert refused.returncode == 2
+    assert "holds a run of other demonstrations" in refused.stderr
+    assert set((cache / "warm-starts").glob("policy-*")) - before == {folder}
 
 
 def test_a_fine_tuning_is_a_run_of_its_own(project: Project) -> None:

@@ -15,6 +15,7 @@ import inspect
 import json
 import os
 import platform
+import resource
 import runpy
 import signal
 import socket
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,16 +48,26 @@ def fork_children() -> None:
         ours.close()
         # A Ctrl-C for the program's group is not for it.
         os.setsid()
-        _be_the_twin(twins)
+        be_the_twin(twins)
     twins.close()
     ours.set_inheritable(False)
+    route(ours, lambda wanted: _is_ours(wanted["args"]) and wanted["start_new_session"])
+
+
+def route(ours: socket.socket, is_for_twin: Callable[[Mapping[str, Any]], bool]) -> Any:
+    """From now on have the twin at `ours` start those processes; returns what did it until now.
+
+    Args:
+        ours: a socket whose other end `be_the_twin` has, in a child of this process.
+        is_for_twin: says so of the arguments of `Popen._execute_child`.
+    """
     start_anew: Any = subprocess.Popen._execute_child  # type: ignore[attr-defined]
     signature = inspect.signature(start_anew)
     lock = threading.Lock()
 
     def start(popen: Any, *given: Any) -> None:
         wanted = signature.bind(popen, *given).arguments
-        if not (_is_ours(wanted["args"]) and wanted["start_new_session"]):
+        if not is_for_twin(wanted):
             start_anew(popen, *given)
             return
         pipes = [wanted[one] for one in _PIPES]
@@ -65,10 +76,12 @@ def fork_children() -> None:
             own if stream == -1 else stream for own, stream in enumerate((reading, writing, errors))
         ]
         request = {
-            "arguments": list(wanted["args"]),
+            "arguments": [os.fspath(one) for one in wanted["args"]],
             "folder": str(wanted["cwd"] or Path.cwd()),
             "environment": dict(os.environ if wanted["env"] is None else wanted["env"]),
             "files": [0, 1, 2, *wanted["pass_fds"]],
+            "may_open": resource.getrlimit(resource.RLIMIT_NOFILE),
+            "own_session": wanted["start_new_session"],
         }
         with lock:
             socket.send_fds(ours, [json.dumps(request).encode()], [*streams, *wanted["pass_fds"]])
@@ -77,6 +90,7 @@ def fork_children() -> None:
         popen._close_pipe_fds(*pipes)
 
     subprocess.Popen._execute_child = start  # type: ignore[attr-defined]
+    return start_anew
 
 
 def _is_ours(args: Any) -> bool:
@@ -84,8 +98,8 @@ def _is_ours(args: Any) -> bool:
     return words[:2] == [sys.executable, "-m"] and words[2].split(".")[0] == _OURS
 
 
-def _be_the_twin(twins: socket.socket) -> None:
-    """Fork children until the program has ended; returns in each child, as the child's module's end."""
+def be_the_twin(twins: socket.socket) -> NoReturn:
+    """Fork children until the program has ended; each child ends as its own program does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         message, files, _, _ = socket.recv_fds(twins, 1 << 20, 64)
@@ -123,10 +137,13 @@ def _become(
     folder: str,
     environment: dict[str, str],
     files: list[int],
+    may_open: tuple[int, int],
+    own_session: bool,
 ) -> NoReturn:
-    """Be the child: of a command `python -m MODULE ...`."""
+    """Be the child: of a command `python -m MODULE ...`, `python -c SOURCE ...` or `lightningrl ...`."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.setsid()
+    if own_session:
+        os.setsid()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -135,14 +152,29 @@ def _become(
     for file, number in zip(kept, files, strict=True):
         os.dup2(file, number)
         os.close(file)
+    resource.setrlimit(resource.RLIMIT_NOFILE, may_open)
     show_command(arguments)
-    module = arguments[2]
-    sys.argv = ["-m", *arguments[3:]]
+    program = _program(arguments)
+    fork_children()
+    run_and_end(program)
+
+
+def _program(arguments: list[str]) -> Callable[[], object]:
+    """What a command runs, with `sys.argv` and `sys.path` as it would have them."""
+    if Path(arguments[0]).name == _OURS:
+        from lightningrl.cli import main
+
+        sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
+        return main
+    _, option, what, *rest = arguments
+    sys.argv = [option, *rest]
+    if option == "-c":
+        sys.path[0] = ""
+        return lambda: exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
     sys.path[0] = os.getcwd()
     # As it is in a process that has just begun.
-    sys.modules.pop(module, None)
-    fork_children()
-    run_and_end(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+    sys.modules.pop(what, None)
+    return lambda: runpy.run_module(what, run_name="__main__", alter_sys=True)
 
 
 def run_and_end(program: Callable[[], object]) -> NoReturn:

@@ -23,6 +23,9 @@ from warm_children import fork_children, run_and_end, show_command
 _LOOK_SECONDS = 1.0
 """How often it looks whether the process that it serves is still there."""
 
+added_by_imports: set[str] = set()
+"""Names of the environment that were not there before `load`."""
+
 
 def load() -> None:
     """Import what trainers import, as `lightningrl train` does, and what the children of most do."""
@@ -56,7 +59,9 @@ def main() -> None:
     listener.bind(str(path))
     listener.listen(64)
     listener.settimeout(_LOOK_SECONDS)
+    before = set(os.environ)
     load()
+    added_by_imports.update(os.environ.keys() - before)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while _is_there(served):

@@ -13,6 +13,10 @@ from matplotlib.figure import Figure
 from lightningrl.machine.durable import write_text
 from lightningrl.metrics import series
 
+Cells = dict[tuple[str, int], dict[str, Any]]
+"""(benchmark, seed) -> the JSON of its result."""
+ABOVE = 0.10
+"""How far reinforcement learning should end above the better control."""
 _TITLES = {"sql": "text to SQL", "rag": "questions of several hops", "math": "word problems"}
 _TRAIN, _VAL, _TEST, _PART = "#8c98a4", "#d1702a", "#2a7d4f", "#7a4fa3"
 
@@ -21,7 +25,7 @@ def write_report(results: Path, benchmarks: Sequence[str], seeds: Sequence[int])
     """Write `curves.png` and `RESULTS.md` into the folder of results.
 
     Args:
-        results: holds `BENCHMARK-seedN.json`.
+        results: holds `BENCHMARK-seedN.json`, and `BENCHMARK-seedN-controls.json` where controls were measured.
         benchmarks: in the order in which they are shown.
         seeds: of which cells there should be results.
     """
@@ -32,17 +36,22 @@ def write_report(results: Path, benchmarks: Sequence[str], seeds: Sequence[int])
         for seed in seeds
         if (path := results / f"{name}-seed{seed}.json").is_file()
     }
+    controls = {
+        key: json.loads(path.read_text(encoding="utf-8"))
+        for key in cells
+        if (path := results / f"{key[0]}-seed{key[1]}-controls.json").is_file()
+    }
     _draw(cells, benchmarks, results / "curves.png")
-    write_text(results / "RESULTS.md", table(cells, benchmarks, seeds))
+    write_text(results / "RESULTS.md", table(cells, controls, benchmarks, seeds))
     print(f"{len(cells)} of {len(benchmarks) * len(seeds)} cells; {results / 'RESULTS.md'}")
 
 
-def table(
-    cells: dict[tuple[str, int], dict[str, Any]], benchmarks: Sequence[str], seeds: Sequence[int]
-) -> str:
+def table(cells: Cells, controls: Cells, benchmarks: Sequence[str], seeds: Sequence[int]) -> str:
     """The results as a page."""
     lines = [
         "# Results of `make curves`",
+        "",
+        *(_against_controls(name, cells, controls) for name in benchmarks),
         "",
         "Written by `benchmarks/curves/results_page.py` from the JSON files beside it. Scores are mean rewards on the test split, sampled"
         " as in training unless said. *Gain* is the last checkpoint minus what the run began with (after its warm start), task by"
@@ -62,6 +71,7 @@ def table(
         if len(of_benchmark) == len(seeds):
             gains = [one["test"]["difference"]["sampled"]["mean"] for one in of_benchmark]
             lines.append(f"| {name} | mean | | | {fmean(gains):+.3f} | | | | |")
+    lines += _control_rows(controls)
     for (name, seed), one in cells.items():
         lines += ["", f"## {name}, seed {seed}", "", f"{one['machine']}.", "", "```bash"]
         lines += [*one["commands"], "```"]
@@ -69,7 +79,56 @@ def table(
             told = ", ".join(f"{k} {v:.3f}" for k, v in parts["sampled"]["parts"].items())
             if told:
                 lines += ["", f"Test, sampled, {when}: {told}."]
+        if (name, seed) in controls:
+            lines += ["", "```bash", *controls[name, seed]["commands"], "```"]
     return "\n".join(lines) + "\n"
+
+
+def _against_controls(name: str, cells: Cells, controls: Cells) -> str:
+    """Whether reinforcement learning ended above what the same time of fine-tuning gives."""
+    of_benchmark = [key for key in sorted(controls) if key[0] == name]
+    if not of_benchmark:
+        return f"- {name}: the controls were not run."
+    key = of_benchmark[0]
+    best = max(controls[key]["controls"].values(), key=lambda one: _mean(one, "sampled"))
+    last = _mean(cells[key]["test"]["last"], "sampled")
+    above = last - _mean(best, "sampled")
+    verdict = "ends" if round(above, 9) >= ABOVE else "does not end"
+    return (
+        f"- {name}: with seed {key[1]} reinforcement learning {verdict} {ABOVE:.2f} above the better control:"
+        f" {last:.3f}, {_mean(best, 'sampled'):.3f}, difference {_interval(best['below_last'])}."
+    )
+
+
+def _control_rows(controls: Cells) -> list[str]:
+    if not controls:
+        return []
+    lines = [
+        "",
+        "*More* is more passes over the same demonstrations, for as many seconds as warm start and iterations took; *right* is the"
+        " same over demonstrations without slips; *base* is the model as it is. *Below* is what the last checkpoint scored more,"
+        " sampled, task by task.",
+        "",
+        "| benchmark | seed | control | passes | sampled | greedy | below |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (name, seed), one in sorted(controls.items()):
+        rows = [("base", "", one["base"], "")]
+        for control, found in one["controls"].items():
+            rows.append((control, str(one["epochs"]), found, _interval(found["below_last"])))
+        for control, passes, found, below in rows:
+            scores = f"{_mean(found, 'sampled'):.3f} | {_mean(found, 'greedy'):.3f}"
+            lines.append(f"| {name} | {seed} | {control} | {passes} | {scores} | {below} |")
+    return lines
+
+
+def _mean(scores: dict[str, Any], how: str) -> float:
+    """Mean reward. A policy whose rollouts all failed has none, and no page."""
+    return scores[how]["reward"]["mean"]
+
+
+def _interval(numbers: dict[str, float]) -> str:
+    return f"{numbers['mean']:+.3f} ({numbers['low']:+.3f} to {numbers['high']:+.3f})"
 
 
 def _row(cell: dict[str, Any]) -> list[str]:
@@ -81,7 +140,7 @@ def _row(cell: dict[str, Any]) -> list[str]:
     return [
         f"{began:.3f}",
         f"{last:.3f}",
-        f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})",
+        _interval(gain),
         f"{greedy[0]:.3f} → {greedy[1]:.3f}",
         f"{training[0]:.3f} → {training[-1]:.3f}",
         f"{seconds(cell) / 60:.0f}",
@@ -91,18 +150,20 @@ def _row(cell: dict[str, Any]) -> list[str]:
 
 def seconds(cell: dict[str, Any]) -> float:
     """Of a cell's warm starts and iterations, scoring included."""
-    phases = [line.get("timing/iteration_seconds", 0.0) for line in cell["lines"]]
     scoring = [
         line.get(f"timing/{phase}_seconds", 0.0)
         for line in cell["lines"]
         for phase in ("validate", "test")
     ]
-    return sum(cell["warm_start_seconds"]) + sum(phases) + sum(scoring)
+    return sum(cell["warm_start_seconds"]) + iteration_seconds(cell) + sum(scoring)
 
 
-def _draw(
-    cells: dict[tuple[str, int], dict[str, Any]], benchmarks: Sequence[str], out: Path
-) -> None:
+def iteration_seconds(cell: dict[str, Any]) -> float:
+    """Of a cell's iterations, without scoring."""
+    return sum(line.get("timing/iteration_seconds", 0.0) for line in cell["lines"])
+
+
+def _draw(cells: Cells, benchmarks: Sequence[str], out: Path) -> None:
     figure: Any = Figure(figsize=(4.2 * len(benchmarks), 6.4), layout="constrained")
     charts: Any = figure.subplots(2, len(benchmarks), squeeze=False)
     for column, name in enumerate(benchmarks):

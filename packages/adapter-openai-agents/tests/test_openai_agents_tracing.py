@@ -26,6 +26,8 @@ from lightningrl.schema import StepKind
 from lightningrl_openai_agents import CaptureProcessor, CaptureProvider, OpenAIAgentsAdapter
 from lightningrl_testkit.lab import MODEL, CaptureLab, Recorded, lookup
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 PROMPT = "use a"
 AGENT = Agent(name="worker", model=MODEL, tools=[function_tool(lookup)])
 OUTER = Agent(name="outer", model=MODEL, tools=[AGENT.as_tool("ask", "Asks.")])

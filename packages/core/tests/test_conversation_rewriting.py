@@ -335,3 +335,166 @@ def test_recorded_rewrites_say_what_the_engine_was_asked(
 def test_a_later_versions_rewrite_is_not_passed_over() -> None:
     with pytest.raises(ValueError, match="newer LightningRL"):
         as_sent(fields(said("user")), [Rewrite("unheard_of")])
+
+
+# -- forms that are asked for in words -----------------------------------------------------------
+
+FREE = Rewriter(RewriteRules(free=True))
+SHAPE = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+BY_SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SHAPE}}
+ASKED_IN_WORDS = (
+    "Answer with JSON and nothing else. The JSON must fit this schema:\n"
+    '{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}'
+)
+COUNT = {"type": "function", "function": {"name": "count", "parameters": SHAPE}}
+LOOK = {"type": "function", "function": {"name": "look"}}
+BY_NAME = {"type": "function", "function": {"name": "count"}}
+
+
+def calling(name: str, arguments: str) -> Message:
+    call = {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "sent"),
+    [
+        ([said("user")], [{"role": "system", "content": ASKED_IN_WORDS}, said("user")]),
+        (
+            [{"role": "system", "content": "Be."}, said("user")],
+            [{"role": "system", "content": f"Be.\n\n{ASKED_IN_WORDS}"}, said("user")],
+        ),
+        (
+            [{"role": "system", "content": [{"type": "text", "text": "Be."}]}, said("user")],
+            [
+                {
+                    "role": "system",
+                    "content": [
+                        {"type": "text", "text": "Be."},
+                        {"type": "text", "text": ASKED_IN_WORDS},
+                    ],
+                },
+                said("user"),
+            ],
+        ),
+    ],
+)
+def test_a_schema_is_said_at_the_end_of_the_system_message(
+    messages: list[Message], sent: list[Message]
+) -> None:
+    found = FREE.rewrite(fields(*messages, response_format=BY_SCHEMA), Dialect.CHAT)
+    assert found.rewrites == (Rewrite("format_in_words"),)
+    assert msgspec.json.decode(found.fields["messages"]) == sent
+    assert "response_format" not in found.fields
+
+
+def test_a_template_with_one_place_for_instructions_gets_them_in_one_message() -> None:
+    rules = RewriteRules(free=True, merge_instructions=True, roles={"developer": "system"})
+    asked = fields(
+        {"role": "system", "content": "a"},
+        {"role": "developer", "content": "b"},
+        said("user"),
+        response_format={"type": "json_object"},
+    )
+    found = Rewriter(rules).rewrite(asked, Dialect.CHAT)
+    words = "a\n\nb\n\nAnswer with one JSON object and nothing else."
+    assert msgspec.json.decode(found.fields["messages"])[0] == {"role": "system", "content": words}
+
+
+@pytest.mark.parametrize(
+    ("given", "answer", "fault"),
+    [
+        ({"tool_choice": "required"}, calling("look", ""), None),
+        ({"tool_choice": "required"}, calling("count", '{"n": 1}'), None),
+        ({"tool_choice": "required"}, said("assistant"), "no tool was called, and one had to be"),
+        (
+            {"tool_choice": BY_NAME},
+            calling("look", "{}"),
+            "the tool 'look' was called, and it had to be 'count'",
+        ),
+        (
+            {"tool_choice": BY_NAME},
+            calling("count", '{"n": "x"}'),
+            "the arguments of 'count': $.n: 'x' is not of type 'integer'",
+        ),
+        ({"response_format": BY_SCHEMA}, {"content": ' {"n": 1}\n'}, None),
+        ({"response_format": BY_SCHEMA}, calling("look", "{}"), None),
+        (
+            {"response_format": BY_SCHEMA},
+            {"content": "{}"},
+            "the answer: $: 'n' is a required property",
+        ),
+        ({"response_format": {"type": "json_object"}}, {"content": "{}"}, None),
+        (
+            {"response_format": {"type": "json_object"}},
+            {"content": "[]"},
+            "the answer: no JSON object",
+        ),
+    ],
+)
+def test_an_answer_is_judged_by_what_was_asked_in_words(
+    given: Message, answer: Message, fault: str | None
+) -> None:
+    found = FREE.rewrite(fields(said("user"), tools=[COUNT, LOOK], **given), Dialect.CHAT)
+    assert found.demand is not None
+    assert found.demand.fault(answer) == fault
+    if "tool_choice" in given:
+        assert bytes(found.fields["tool_choice"]) == b'"auto"'
+        assert found.rewrites == (Rewrite("free_choice"),)
+
+
+@pytest.mark.parametrize("text", ["```json\n{}\n```", '{"n": NaN}', '{"n": 1', '{"n": 1e999}', ""])
+def test_an_answer_that_is_no_json_is_of_a_wrong_form(text: str) -> None:
+    found = FREE.rewrite(fields(said("user"), response_format=BY_SCHEMA), Dialect.CHAT)
+    assert found.demand is not None
+    assert (found.demand.fault({"content": text}) or "").startswith("the answer: no JSON")
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+            "'f' not found in 'tools'",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+            r"Invalid schema for response_format: \$.type",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"$ref": "http://127.0.0.1:9/x"}},
+                }
+            },
+            "Invalid schema for response_format: .*127.0.0.1",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"pattern": "("}},
+                }
+            },
+            "Invalid schema",
+        ),
+        ({"response_format": {"type": "json_schema"}}, "Missing required parameter"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(given: Message, complaint: str) -> None:
+    with pytest.raises(Malformed, match=complaint):
+        FREE.rewrite(fields(said("user"), tools=[LOOK], **given), Dialect.CHAT)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tool_choice": "auto"},
+        {"response_format": {"type": "text"}},
+        {"response_format": {"type": "structural_tag"}},
+    ],
+)
+def test_what_forces_nothing_and_what_words_cannot_say_stays(given: Message) -> None:
+    asked = fields(said("user"), tools=[LOOK], **given)
+    assert FREE.rewrite(asked, Dialect.CHAT) == (asked, (), None)

@@ -12,13 +12,13 @@ Mean R = 1/3, sample deviation sqrt(((2/3)^2 + 2 (1/3)^2) / 2) = 1/sqrt 3 = 0.57
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from lightningrl.credit import assign, assign_with, cut_off, find_assigner
+from lightningrl.credit import Credit, assign, assign_with, cut_off, find_assigner
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.group_td import td_advantages
 from lightningrl.credit.state_keys import KeyRules
@@ -349,3 +349,57 @@ def test_gae_without_any_value_gives_nothing() -> None:
         [spread(0.0, 0.0, 0.0)],
         False,
     )
+
+
+def _apart(parts: Mapping[str, float], of: str = "reward") -> float:
+    return parts[of] - parts["baseline"]
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "steps", "made"),
+    [
+        ("broadcast", {}, None, lambda p: _apart(p) / (p["deviation"] + 1e-6)),
+        ("broadcast", {"normalise": "mean"}, None, _apart),
+        ("broadcast", {"normalise": "leave_one_out"}, None, _apart),
+        ("discount", {"discount": 0.5}, None, lambda p: _apart(p) * p["discount"]),
+        ("discount", {"form": "reward"}, None, lambda p: _apart(p, "return")),
+        ("step_reward", {}, STEPS, lambda p: _apart(p, "return")),
+        ("step_reward", {"baseline": "group", "normalise": "std"}, STEPS,
+         lambda p: _apart(p, "return") / (p["deviation"] + 1e-6)),
+        ("mt_grpo", {}, STEPS, lambda p: p["rollout"] + p["step"]),
+        ("per_agent", {}, None, _apart),
+        ("per_agent", {"normalise": "std"}, None, lambda p: _apart(p) / (p["deviation"] + 1e-6)),
+        ("gigpo", {"weight": 0.5}, None, lambda p: p["rollout"] + p["state"]),
+        ("gigpo", {"gate": 1.0}, None, lambda p: _apart(p)),
+        ("rtmc", {"normalise": False}, None, lambda p: p["action_mean"] - p["state_mean"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_credit_is_made_of_its_parts(
+    name: str,
+    params: dict[str, Any],
+    steps: Sequence[Sequence[float]] | None,
+    made: Callable[[Mapping[str, float]], float],
+) -> None:
+    assigner: Any = find_assigner(name, params)
+    found = assign(assigner, [example(steps)], params)
+    for i, row in enumerate(found[0]):
+        for t, value in enumerate(row):
+            parts = {part: numbers[0][i][t] for part, numbers in found.parts.items()}
+            assert made(parts) == pytest.approx(value)
+
+
+def test_states_that_were_compared_are_told_by_their_numbers() -> None:
+    found = assign(find_assigner("gigpo", {}), [example()], {})  # type: ignore[arg-type]  # it is a function
+    # s0 s1, s0 s0 s1, s0 s2 s1
+    assert found.states == [[[0, 1], [0, 0, 1], [0, 2, 1]]]
+    fell_back = assign(find_assigner("gigpo", {"gate": 1.0}), [example()], {"gate": 1.0})  # type: ignore[arg-type]
+    assert fell_back.states is None
+
+
+def test_parts_that_are_not_aligned_are_refused() -> None:
+    def assigner(groups: Sequence[Group]) -> Credit:
+        return Credit([[[0.0] * 2, [0.0] * 3, [0.0] * 3]], parts={"odd": [[[0.0]]]})
+
+    with pytest.raises(RunError, match="part 'odd'"):
+        assign(assigner, [example()], {})

@@ -163,6 +163,7 @@ RULES = RewriteRules(
     later_as_user=True,
     lost=("other",),
     thinks=True,
+    free=True,
 )
 """Every rewrite that a template may need."""
 

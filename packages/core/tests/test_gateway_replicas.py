@@ -27,6 +27,8 @@ from lightningrl_testkit.model_server import ModelServer, in_turn
 from lightningrl_testkit.records import group
 from lightningrl_testkit.server import serving
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 HI = [{"role": "user", "content": "Hi"}]
 RUN = "run"
 

@@ -6,16 +6,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
 from lightningrl.conversation import messages_of
 from lightningrl.credit.turns import Conversations
 from lightningrl.errors import ConfigError
+from lightningrl.experience.formats import count_formats
 from lightningrl.experience.transition import assemble
 from lightningrl.schema import Claim, RewriteRules
 from lightningrl_testkit.gateway import GatewayRig, open_rig
-from lightningrl_testkit.model_server import ModelServer
+from lightningrl_testkit.model_server import Answer, ModelServer, Script, ToolCall
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 
@@ -31,6 +33,11 @@ def agent(rig: GatewayRig, claim: Claim, name: str = "") -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
         base_url=rig.attempt_url(claim), api_key=claim.key, max_retries=0, default_headers=headers
     )
+
+
+def anthropic_client(rig: GatewayRig, claim: Claim) -> anthropic.AsyncAnthropic:
+    url = rig.attempt_url(claim).removesuffix("/v1")
+    return anthropic.AsyncAnthropic(base_url=url, api_key=claim.key, max_retries=0)
 
 
 async def test_the_record_keeps_the_agents_own_body_and_names_the_rewrites(
@@ -104,3 +111,93 @@ async def test_what_changes_from_call_to_call_is_held_still_and_the_turns_contin
 async def test_a_policy_with_a_pattern_that_cannot_be_matched_is_refused(rig: GatewayRig) -> None:
     with pytest.raises(ConfigError, match="no regular expression"):
         await rig.register("http://127.0.0.1:9/v1", rules=RewriteRules(pin=("(",)))
+
+
+# -- forms that are asked for in words -----------------------------------------------------------
+
+
+def one_by_one(*answers: str | Answer) -> Script:
+    """A model that gives these answers, whatever it is asked."""
+    left = iter(answers)
+
+    def script(request: dict[str, Any]) -> Answer:
+        answer = next(left)
+        return Answer(answer) if isinstance(answer, str) else answer
+
+    return script
+
+
+SHAPE = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+FREE = RewriteRules(free=True)
+COUNT: Any = {"type": "function", "function": {"name": "count", "parameters": SHAPE}}
+
+
+async def test_a_format_is_asked_for_in_words_and_a_wrong_answer_is_delivered_trained_and_named(
+    rig: GatewayRig,
+) -> None:
+    """The dialects ask alike: the engine gets equal prompts, and the record says them again."""
+    with ModelServer(one_by_one('{"n": 1}', "one", '{"n": "1"}')) as engine:
+        await rig.register(engine.url, rules=FREE)
+        claim = await rig.claim()
+        async with agent(rig, claim) as client:
+            form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": SHAPE}}
+            right = await client.chat.completions.create(
+                model="m", messages=HI, response_format=form
+            )
+            text: Any = {"format": {"type": "json_schema", "name": "a", "schema": SHAPE}}
+            wrong = await client.responses.create(model="m", input="Hi", text=text)
+        async with anthropic_client(rig, claim) as client:
+            config: Any = {"format": {"type": "json_schema", "schema": SHAPE}}
+            await client.messages.create(
+                model="m", max_tokens=50, messages=HI, output_config=config
+            )
+    assert right.choices[0].message.content == '{"n": 1}'
+    assert wrong.output_text == "one"
+    prompts = [one.body["messages"] for one in engine.arrivals]
+    assert prompts[0] == prompts[1] == prompts[2]
+    assert not any("response_format" in one.body for one in engine.arrivals)
+    calls = await rig.calls(claim)
+    assert [messages_of(call) for call in calls] == prompts
+    choices = [call.choices[0] for call in calls]
+    assert [one.untrainable for one in choices] == [None] * 3
+    assert [one.wrong_format for one in choices] == [
+        None,
+        "the answer: no JSON (JSON is malformed: invalid character (byte 0))",
+        "the answer: $.n: '1' is not of type 'integer'",
+    ]
+    found = await rig.store.attempt(claim.attempt.id)
+    assert count_formats(assemble(*found, calls)) == (3, 1)
+
+
+async def test_a_forced_call_is_free_and_is_trained(rig: GatewayRig) -> None:
+    with ModelServer(
+        one_by_one("no", Answer(tool_calls=(ToolCall("c", "count", '{"n": 1}'),)))
+    ) as engine:
+        await rig.register(engine.url, rules=FREE)
+        claim = await rig.claim()
+        async with agent(rig, claim) as client:
+            for _ in range(2):
+                await client.chat.completions.create(
+                    model="m", messages=HI, tools=[COUNT], tool_choice="required"
+                )
+    assert [one.body["tool_choice"] for one in engine.arrivals] == ["auto", "auto"]
+    choices = [call.choices[0] for call in await rig.calls(claim)]
+    assert [(one.untrainable, one.wrong_format) for one in choices] == [
+        (None, "no tool was called, and one had to be"),
+        (None, None),
+    ]
+
+
+async def test_without_the_rule_the_engine_forces_the_form_and_the_call_is_not_trained(
+    rig: GatewayRig,
+) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        async with agent(rig, claim) as client:
+            await client.chat.completions.create(
+                model="m", messages=HI, tools=[COUNT], tool_choice="required"
+            )
+    assert [one.body["tool_choice"] for one in engine.arrivals] == ["required"]
+    [call] = await rig.calls(claim)
+    assert call.choices[0].untrainable == "sampled under a grammar (tool_choice)"

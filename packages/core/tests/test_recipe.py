@@ -151,6 +151,13 @@ def test_an_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
             },
             r"policies\.p\.unread_messages: the chat template of a policy at a 'url' can't be seen",
         ),
+        (
+            {
+                "policies": {"p": {"tiny": "m:f", "constrained": "free"}},
+                "algorithm": {"iterations": 1, "tasks_per_iteration": 1, "group_size": 2},
+            },
+            r"policies\.p\.constrained: .* set algorithm\.failure_reward",
+        ),
         ({"validation": {"every": 0}}, "validation.every: must be at least 1"),
         (
             {"policies": {"p": {"url": "http://x/v1"}}},

@@ -25,7 +25,7 @@ from lightningrl.schema import (
 )
 from lightningrl_testkit.production import begin_alone, read
 
-pytestmark = pytest.mark.usefixtures("process_in_production")
+pytestmark = pytest.mark.usefixtures("forked", "process_in_production")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from lightningrl.schema import RolloutState
 from lightningrl.store import RolloutQuery, open_store
 from lightningrl_testkit.production import begin_alone, read
 
-pytestmark = pytest.mark.usefixtures("process_in_production")
+pytestmark = pytest.mark.usefixtures("forked", "process_in_production")
 
 
 @pytest.fixture

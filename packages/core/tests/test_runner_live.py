@@ -37,6 +37,8 @@ from lightningrl.schema import (
 from lightningrl.store import RolloutQuery, Store, open_store
 from lightningrl_testkit.model_server import ModelServer
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SERVER = """
 import sys
 from lightningrl.server import serve

@@ -27,6 +27,8 @@ from lightningrl.schema import (
 from lightningrl.store import RolloutQuery, Store, open_store
 from lightningrl_testkit.model_server import ModelServer
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 RUN = "processes"
 KEY = "admin-key"
 
@@ -142,6 +144,11 @@ def runner_process(site: Site) -> Iterator[subprocess.Popen[bytes]]:
             process.terminate()
 
 
+def workers_of(runner: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    children = psutil.Process(runner.pid).children()
+    return [one for one in children if "lightningrl.runner.process" in one.cmdline()]
+
+
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
@@ -171,7 +178,7 @@ async def test_a_killed_worker_costs_an_attempt_and_no_rollout(site: Site) -> No
     await site.enqueue(4, wait_for=go)
     with runner_process(site) as runner:
         await site.called(4)
-        for worker in psutil.Process(runner.pid).children():
+        for worker in workers_of(runner):
             worker.kill()
         go.touch()
         await site.ended(4)
@@ -184,7 +191,7 @@ async def test_workers_do_not_outlive_a_killed_supervisor(site: Site) -> None:
     await site.enqueue(1, wait_for=site.folder / "never")
     with runner_process(site) as runner:
         await site.called(1)
-        workers = psutil.Process(runner.pid).children()
+        workers = workers_of(runner)
         assert len(workers) == 2
         runner.kill()
         _, alive = await asyncio.to_thread(psutil.wait_procs, workers, 30)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -12,21 +14,36 @@ import pytest
 from msgspec.structs import replace
 
 from lightningrl.errors import AuthError, ConfigError
-from lightningrl.keys import AccessKeys, Scope
-from lightningrl.schema import AttemptState, Endpoint, Mode, Policy
-from lightningrl.server.access import RUNNER_METHODS, check_version, served_by
-from lightningrl.store import open_store, wire
+from lightningrl.keys import AccessKeys, Scope, ViewerKey
+from lightningrl.schema import (
+    AttemptId,
+    AttemptState,
+    CallEvent,
+    CallStatus,
+    Endpoint,
+    Mode,
+    Policy,
+)
+from lightningrl.server.access import RUNNER_METHODS, VIEWER_METHODS, check_version, served_by
+from lightningrl.store import RolloutQuery, open_store, wire
+from lightningrl.store.base import GroupQuery
 from lightningrl.store.http import HttpStore
+from lightningrl_testkit.model_server import ModelServer
 from lightningrl_testkit.records import group, log
 from lightningrl_testkit.server import ServerProcess
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 ADMIN, ADMIN_BEFORE, RUNNER = "admin-key-2", "admin-key-1", "runner-key-1"
+VIEWER, VIEWER_OF_ONE = "viewer-key-1", "viewer-key-2"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     path: Path = tmp_path_factory.mktemp("store") / "store.db"
-    with ServerProcess(path, admin_key=f"{ADMIN}\n{ADMIN_BEFORE}", runner_key=RUNNER) as server:
+    viewers = f"{VIEWER}\n{VIEWER_OF_ONE} mine other"
+    admins = f"{ADMIN}\n{ADMIN_BEFORE}"
+    with ServerProcess(path, admin_key=admins, runner_key=RUNNER, viewer_key=viewers) as server:
         yield server
 
 
@@ -34,6 +51,15 @@ def test_a_key_has_the_scope_that_it_was_given() -> None:
     keys = AccessKeys(admin=("a", "ä"), runner=("r",))
     assert [keys.scope(one) for one in ("a", "ä", "r")] == [Scope.ADMIN, Scope.ADMIN, Scope.RUNNER]
     assert [keys.scope(one) for one in ("", "A", None, "a ", "\udcff")] == [None] * 5
+
+
+def test_a_viewers_key_may_name_runs() -> None:
+    viewers = tuple(map(ViewerKey.read, ("all", "some a b", "some c", "both a", "both")))
+    keys = AccessKeys(admin=("x",), viewer=viewers)
+    assert keys.scope("all") is Scope.VIEWER
+    found = [keys.access(key) for key in ("all", "some", "both", "some a b", "none")]
+    assert [one and one.runs for one in found] == [None, {"a", "b", "c"}, None, None, None]
+    assert found[3] is None
 
 
 def test_without_keys_everyone_is_an_admin() -> None:
@@ -52,15 +78,19 @@ async def test_a_runner_works_with_its_own_key(server: ServerProcess) -> None:
     await asyncio.gather(admin.close(), runner.close())
 
 
-@pytest.mark.parametrize("method", sorted(set(wire.METHODS) - RUNNER_METHODS))
-async def test_a_runners_key_can_do_nothing_else(server: ServerProcess, method: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "method"),
+    [(RUNNER, one) for one in sorted(set(wire.METHODS) - RUNNER_METHODS)]
+    + [(VIEWER, one) for one in sorted(set(wire.METHODS) - VIEWER_METHODS)],
+)
+async def test_such_a_key_can_do_nothing_else(server: ServerProcess, key: str, method: str) -> None:
     async with aiohttp.ClientSession() as http:
-        headers = {"authorization": f"Bearer {RUNNER}"}
+        headers = {"authorization": f"Bearer {key}"}
         async with http.post(server.url + wire.PREFIX + method, headers=headers) as response:
             error = msgspec.msgpack.decode(await response.read())["error"]
     assert (response.status, error["code"]) == (401, "auth")
     assert method in error["message"]
-    assert RUNNER not in error["message"]
+    assert key not in error["message"]
 
 
 def test_what_a_runner_may_do_is_what_it_needs() -> None:
@@ -68,6 +98,48 @@ def test_what_a_runner_may_do_is_what_it_needs() -> None:
         *("cancel", "retry", "put_policy", "put_resource", "take", "commit", "roll_back", "secret"),
         *("expire", "extend", "renew_all_leases"),
     }
+
+
+async def test_a_viewer_of_some_runs_reads_those_alone(server: ServerProcess) -> None:
+    admin, every, some = (
+        HttpStore.connect(server.url, key=key) for key in (ADMIN, VIEWER, VIEWER_OF_ONE)
+    )
+    attempts: dict[str, AttemptId] = {}
+    for run in ("mine", "theirs"):
+        await admin.enqueue(group(run=run))
+        (claim,) = await admin.claim("worker", run=run)
+        attempts[run] = claim.attempt.id
+        endpoints = (Endpoint("http://engine/v1", key="the engine's"),)
+        await admin.put_policy(Policy(name="p", run=run, version=1, endpoints=endpoints))
+    assert {"mine", "theirs"} <= set(await every.runs())
+    assert await some.runs() == ["mine"]
+    assert [one.run for one in await some.policies()] == ["mine"]
+    assert [one.key for one in (await every.policies("theirs"))[0].endpoints] == [None]
+    assert len(await some.rollouts(RolloutQuery(run="mine"))) == 1
+    ids = {run: group(run=run)[0].id for run in attempts}
+
+    def reads(run: str) -> list[Coroutine[Any, Any, Any]]:
+        mode = Mode.TRAIN
+        return [
+            *(some.rollouts(RolloutQuery(run=run)), some.groups(GroupQuery(run=run))),
+            *(some.tasks(GroupQuery(run=run)), some.attempts([ids[run]]), some.ended(run)),
+            *(some.attempt(attempts[run]), some.events([attempts[run]])),
+            *(some.calls(attempts[run]), some.progress(run, mode, 1), some.summary(run)),
+            *(some.statistics(run), some.ledger(run), some.resources(run), some.dump(run)),
+        ]
+
+    for read in reads("mine"):
+        await read
+    foreign = reads("theirs")
+    assert len(foreign) == len(
+        VIEWER_METHODS - {"runs", "policies", "workers", "gateways", "now", "resource"}
+    )
+    refused = [*foreign, some.rollouts(RolloutQuery(ids=(ids["mine"],))),
+               some.events(list(attempts.values())), some.resource("theirs", "r")]  # fmt: skip
+    for read in refused:
+        with pytest.raises(AuthError, match="these runs alone: mine, other"):
+            await read
+    await asyncio.gather(admin.close(), every.close(), some.close())
 
 
 async def test_a_runner_enqueues_live_rollouts_alone(server: ServerProcess) -> None:
@@ -121,12 +193,76 @@ async def test_keys_are_changed_without_a_pause(server: ServerProcess) -> None:
         await store.close()
 
 
-@pytest.mark.parametrize("key", [RUNNER, "wrong", ""])
+@pytest.mark.parametrize("key", [RUNNER, VIEWER, "wrong", ""])
 async def test_policy_control_and_metrics_are_the_admins(server: ServerProcess, key: str) -> None:
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http:
         for path in ("/gateway/v1/status", "/metrics"):
             async with http.get(server.url + path) as response:
                 assert response.status == 401
+
+
+HI = {"model": "policy", "messages": [{"role": "user", "content": "hello"}]}
+
+
+async def status_of(
+    http: aiohttp.ClientSession, method: str, url: str, body: object = None
+) -> tuple[int, bytes]:
+    async with http.request(method, url, json=body) as response:
+        return response.status, await response.read()
+
+
+async def test_a_leaked_attempt_key_makes_one_attempts_calls_until_its_end_and_nothing_else(
+    server: ServerProcess,
+) -> None:
+    admin = HttpStore.connect(server.url, key=ADMIN)
+    await admin.enqueue(group(2, run="leak", timeout_seconds=60.0))
+    leaked, other = await admin.claim("worker", run="leak", limit=2)
+    gateway = f"{server.url}/gateway/v1"
+    at, elsewhere = (
+        f"{server.url}/rollouts/{one.rollout.id}/attempts/{one.attempt.id}/v1"
+        for one in (leaked, other)
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        engine = stack.enter_context(ModelServer())
+        owner, thief = [
+            await stack.enter_async_context(
+                aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"})
+            )
+            for key in (ADMIN, leaked.key)
+        ]
+        policy = {"name": "policy", "run": "leak", "version": 0, "endpoints": [{"url": engine.url}]}
+        registered, _ = await status_of(owner, "POST", f"{gateway}/policies/leak/policy", policy)
+        assert registered == 200
+        assert (await status_of(thief, "POST", f"{at}/chat/completions", HI))[0] == 200
+
+        for method in sorted(wire.METHODS):
+            status, body = await status_of(thief, "POST", server.url + wire.PREFIX + method)
+            assert (status, msgspec.msgpack.decode(body)["error"]["code"]) == (401, "auth"), method
+        told = {"hold_seconds": 1, "drain_seconds": 0}
+        refused = {
+            ("GET", f"{gateway}/status", 401): None,
+            ("GET", f"{gateway}/refused", 401): None,
+            ("GET", f"{server.url}/metrics", 401): None,
+            ("POST", f"{gateway}/policies/leak/policy", 401): policy,
+            ("POST", f"{gateway}/policies/leak/policy/hold", 401): told,
+            ("POST", f"{gateway}/policies/leak/policy/publish", 401): {"version": 9},
+            ("POST", f"{at}/rewards", 403): {"value": 1.0},
+            ("POST", f"{elsewhere}/rewards", 403): {"value": 1.0},
+            ("POST", f"{elsewhere}/chat/completions", 403): HI,
+            ("GET", f"{elsewhere}/models", 403): None,
+            ("POST", f"{at}/embeddings", 404): {"model": "policy", "input": "a"},
+            ("GET", f"{at}/chat/completions", 404): None,
+        }
+        for (method, url, status), sent in refused.items():
+            assert (await status_of(thief, method, url, sent))[0] == status, (method, url)
+
+        await admin.finish(leaked.attempt.id, AttemptState.SUCCEEDED)
+        for url in (f"{at}/chat/completions", f"{server.url}/v1/chat/completions"):
+            assert (await status_of(thief, "POST", url, HI))[0] == 409
+    mine, others = await admin.events([leaked.attempt.id, other.attempt.id])
+    calls = [one for one in mine if isinstance(one, CallEvent)]
+    assert ([one.status for one in calls], others) == ([CallStatus.DELIVERED], [])
+    await admin.close()
 
 
 async def test_no_key_is_ever_logged(tmp_path: Path) -> None:

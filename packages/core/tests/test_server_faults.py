@@ -17,6 +17,8 @@ from lightningrl.store.http import HttpStore
 from lightningrl_testkit.records import group, log
 from lightningrl_testkit.server import ServerProcess
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 AWAY_SECONDS = 30.0
 
 

@@ -21,6 +21,8 @@ from lightningrl.store.sqlite import SqliteStore
 from lightningrl_testkit.records import group, log
 from lightningrl_testkit.server import ServerProcess
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 RUNS = int(os.environ.get("LIGHTNINGRL_FAULT_RUNS", "3"))
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")

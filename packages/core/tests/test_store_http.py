@@ -20,6 +20,8 @@ from lightningrl_testkit.proxy import AnswerLosingProxy
 from lightningrl_testkit.records import call, group, log
 from lightningrl_testkit.server import ServerProcess
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:

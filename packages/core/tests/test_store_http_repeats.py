@@ -20,6 +20,8 @@ from lightningrl_testkit.proxy import AnswerLosingProxy
 from lightningrl_testkit.records import group, log, reward
 from lightningrl_testkit.server import ServerProcess
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 READS = frozenset(
     {
         *("rollouts", "attempts", "attempt", "events", "ended", "wait", "progress", "summary"),

@@ -27,6 +27,8 @@ from lightningrl_testkit.ports import held_port
 from lightningrl_testkit.postgres import PostgresServer, running_postgres
 from lightningrl_testkit.records import call, group, log
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 RUNS = int(os.environ.get("LIGHTNINGRL_FAULT_RUNS", "2"))
 WRITERS = 6
 EVENTS = 40

@@ -18,6 +18,8 @@ from lightningrl.store.http import HttpStore
 from lightningrl_testkit.records import call, group, policy, reward
 from lightningrl_testkit.server import serving
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 ROLLOUTS = 120
 
 

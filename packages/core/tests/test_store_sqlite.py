@@ -32,6 +32,7 @@ from lightningrl.store.http import HttpStore
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl.store.versions import SCHEMA_VERSION
 from lightningrl_testkit.records import call, group, log, reward
+from lightningrl_testkit.store_model import ManualClock
 
 
 @pytest.fixture
@@ -429,3 +430,21 @@ class TestOpenStore:
             open_store(path, key="key")
         with pytest.raises(ConfigError, match="read_only"):
             open_store("http://127.0.0.1:1", read_only=True)
+
+
+async def test_time_in_which_nothing_could_be_written_costs_no_lease(path: Path) -> None:
+    clock = ManualClock()
+    store = SqliteStore.open(path, clock=clock)
+    await store.enqueue(group(2))
+    await store.claim("worker", lease_seconds=2.0)
+    assert await store.expire_regularly() == 1  # 30 seconds from now
+    await store.claim("worker", lease_seconds=2.0)
+    ended: list[tuple[float, int]] = []
+    # The server calls it every second, and for the minute before 61 could not.
+    for at in (1.0, 61.0, *range(62, 93)):
+        clock.seconds = at
+        if count := await store.expire():
+            ended.append((at, count))
+    await store.close()
+    # Both leases were extended at 61, by 30 seconds: a worker had time to renew them, and did not.
+    assert ended == [(91, 2)]

@@ -17,6 +17,8 @@ from lightningrl.schema import Endpoint, Policy
 from lightningrl.store import Store, open_store
 from lightningrl_verl.serving.hold import Hold
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SERVER = """
 import sys
 from lightningrl.server import serve

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 # A driver: it says where its folder is, and lives until its input ends.
 DRIVER = """
 import sys

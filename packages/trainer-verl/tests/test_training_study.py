@@ -19,8 +19,9 @@ from lightningrl.recipe import parse_recipe
 from lightningrl.scoring import Scorer
 from lightningrl_testkit.records import ids
 from lightningrl_testkit.traces import Did, group, trace
+from lightningrl_verl.training.lessons import NO_SIGNAL, NO_UPDATE, lesson_calls
 from lightningrl_verl.training.study import Credited, Study, Trainee
-from lightningrl_verl.worker.learner import Learner
+from lightningrl_verl.worker.learner import Learner, Updated
 
 PLANNER, SOLVER = Did("p", agent="planner"), Did("s", agent="solver", tokens=9)
 
@@ -116,3 +117,31 @@ async def test_what_a_method_lacks_is_refused_in_the_first_iteration_and_counted
     assert [row.advantages[-1] for row in rows] == [0.25, -0.25]
     fit = await study(groups, credit="broadcast", first=True)
     assert fit.lesson.metrics["credit/unfit"] == 0.0
+
+
+async def test_a_lesson_has_each_call_with_its_credit_its_parts_and_both_log_probs() -> None:
+    groups = [group(trace(1.0, PLANNER, SOLVER), trace(0.0, PLANNER), trace(0.0))]
+    found = await study(groups, credit="broadcast", credit_args={"normalise": "mean"})
+    ((alias, rows),) = found.lesson.rows.items()
+    shifted = [row.logprobs - np.float32(0.25) * row.mask for row in rows]
+    calls = list(lesson_calls(found, {alias: Updated({}, [], shifted)}))
+    assert [(one.place, one.agent, one.reward) for one in calls] == [
+        (0, "planner", 1.0), (1, "solver", 1.0), (0, "planner", 0.0)
+    ]  # fmt: skip
+    # Rewards 1, 0 and 0: their mean is 1/3.
+    assert calls[0].credit == pytest.approx(2 / 3)
+    assert calls[0].parts == {"reward": 1.0, "baseline": pytest.approx(1 / 3)}
+    assert (calls[0].trained, calls[0].row, calls[0].state) == (True, 0, None)
+    assert calls[0].engine_log_probs.tolist() == [0.0]
+    assert calls[0].trainer_log_probs.tolist() == [-0.25]
+    assert calls[1].reason == "the policy does not train this agent"
+    assert (calls[1].row, calls[1].tokens, len(calls[1].engine_log_probs)) == (None, 9, 0)
+
+
+async def test_a_lesson_says_why_calls_that_could_be_trained_were_not() -> None:
+    same = group(trace(1.0, PLANNER), trace(1.0, PLANNER))
+    found = await study([same], credit="broadcast")
+    assert {one.reason for one in lesson_calls(found, {})} == {NO_SIGNAL}
+    differs = group(trace(1.0, PLANNER), trace(0.0, PLANNER))
+    warming = await study([differs], credit="gae")
+    assert {one.reason for one in lesson_calls(warming, {})} == {NO_UPDATE}

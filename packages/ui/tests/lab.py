@@ -65,6 +65,7 @@ def metrics_line(iteration: int, seed: int = 0) -> dict[str, Any]:
         "train/rollouts": 4,
         "train/entropy": 2.0 / iteration,
         "actor/ppo_kl": 0.01,
+        "train/part/format": 0.5 * iteration,
         "val/reward": 0.25 * iteration,
         "timing/collect_seconds": 3.0,
         "timing/update_seconds": 1.0,

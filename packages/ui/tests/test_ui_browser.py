@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from lab import fill, metrics_line, write_folder
 from selenium import webdriver
@@ -74,6 +77,9 @@ def test_from_the_curve_to_a_call_by_keys_alone(
             browser.switch_to.active_element.send_keys(key)
 
     browser.get(url)
+    press("?")
+    assert browser.find_element(By.ID, "keys").is_displayed()
+    press(Keys.ESCAPE)
     press("j", Keys.ENTER)
     wait.until(lambda one: one.find_elements(By.CSS_SELECTOR, "#rewards .main-svg"))
     assert browser.current_url.endswith("/run?run=run")
@@ -81,7 +87,14 @@ def test_from_the_curve_to_a_call_by_keys_alone(
     with (folder / "metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps(metrics_line(3)) + "\n")
     wait.until(lambda one: "iteration 3 of 5" in one.find_element(By.ID, "head").text)
+    press("/")
+    press("entropy", Keys.ENTER)
+    wait.until(lambda one: one.find_elements(By.CSS_SELECTOR, "input[value='train/entropy']"))
     browser.get(f"{url}iteration?run=run&n=1")
+    press("]")
+    wait.until(lambda one: "n=2" in one.current_url)
+    press("[")
+    wait.until(lambda one: "n=1" in one.current_url)
     press("j", Keys.ENTER)
     wait.until(lambda one: one.find_elements(By.ID, "first-difference"))
     press("j", Keys.ENTER)
@@ -89,6 +102,77 @@ def test_from_the_curve_to_a_call_by_keys_alone(
     assert len(browser.find_elements(By.CSS_SELECTOR, "svg.lane")) == 2
     press("u")
     wait.until(lambda one: "/group?" in one.current_url)
-    assert browser.execute_script("return window.hit") is None
-    refused = [one["message"] for one in browser.get_log("browser") if "script" in one["message"]]
-    assert not [one for one in refused if "script-src" in one]
+    press("u")
+    wait.until(lambda one: "/iteration?" in one.current_url)
+    press("u")
+    wait.until(lambda one: "/run?" in one.current_url)
+    press("r")
+    wait.until(lambda one: one.find_elements(By.ID, "runs"))
+
+
+@pytest.fixture(scope="module")
+def screens(url: str) -> list[str]:
+    """An address of every screen."""
+    found, text = [url], httpx.get(url).text
+    for screen in ("run", "iteration", "group", "rollout", "call"):
+        every = [html.unescape(one) for one in re.findall(rf'href="/({screen}\?[^"]*)"', text)]
+        wanted = "n=1" if screen == "iteration" else ""
+        found.append(url + next(one for one in every if "as=" not in one and wanted in one))
+        text = httpx.get(found[-1]).text
+    return [*found, f"{url}compare?run=run&metric=train/reward", f"{url}iteration?run=no"]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (2560, "dark")])
+def test_every_screen_opens_by_its_address_fits_and_runs_nothing_of_others(
+    browser: webdriver.Chrome, screens: list[str], width: int, scheme: str
+) -> None:
+    browser.set_window_size(width, 1000)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    for address in screens:
+        browser.get(address)
+        script = "const it = document.documentElement; return [it.scrollWidth, it.clientWidth]"
+        scroll, client = browser.execute_script(script)
+        assert scroll <= client, address
+        back, ink = browser.execute_script(
+            "const it = getComputedStyle(document.body); return [it.backgroundColor, it.color]"
+        )
+        assert contrast(back, ink) > 7, address
+        assert (brightness(back) < 0.5) == (scheme == "dark")
+        assert browser.execute_script("return window.hit") is None
+        assert browser.find_elements(By.CSS_SELECTOR, "main img") == []
+    refused = [one["message"] for one in browser.get_log("browser")]
+    assert not [one for one in refused if "script-src" in one or "Uncaught" in one]
+
+
+def brightness(colour: str) -> float:
+    """WCAG 2.2's relative luminance of `rgb(r, g, b)`."""
+    parts = [int(one) / 255 for one in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2's contrast ratio."""
+    low, high = sorted((brightness(one), brightness(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_a_chart_is_saved_and_a_point_of_it_opens_its_iteration(
+    browser: webdriver.Chrome, url: str, tmp_path: Path
+) -> None:
+    wait = WebDriverWait(browser, 30)
+    browser.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    browser.get(f"{url}run?run=run")
+    wait.until(lambda one: one.find_elements(By.CSS_SELECTOR, "#rewards .main-svg"))
+    for kind in ("PNG", "SVG"):
+        button = f"#rewards [data-title='Save as {kind}']"
+        browser.execute_script("document.querySelector(arguments[0]).click()", button)
+    wait.until(lambda _: len(list(tmp_path.glob("run-reward.[ps][nv]g"))) == 2)
+    assert (tmp_path / "run-reward.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "run-reward.svg").read_bytes()
+    point = "document.getElementById('rewards').emit('plotly_click', {points: [{x: 1}]})"
+    browser.execute_script(point)
+    wait.until(lambda one: one.current_url.endswith("/iteration?run=run&n=1"))

@@ -6,23 +6,30 @@ import asyncio
 import csv
 import html
 import io
+import random
 import re
 import shutil
+import signal
 import sqlite3
-from collections.abc import AsyncGenerator
+import sys
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 import pytest_asyncio
+from click.testing import CliRunner
 from lab import HOSTILE, answered, conversation, fill, write_folder
 
+from lightningrl.cli import commands
+from lightningrl.keys import ViewerKey
 from lightningrl.schema import AttemptState
 from lightningrl.store.queries import folder as sql_folder
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl.store.versions import SCHEMA_VERSION
 from lightningrl_testkit.records import group, reward
+from lightningrl_testkit.server import ServerProcess
 from lightningrl_ui.app import make_app
 from lightningrl_ui.sources import Sources
 
@@ -39,10 +46,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Page:
     """What a server that was pointed at `targets` answers."""
 
-    def __init__(self, *targets: object) -> None:
-        self.sources = Sources([str(one) for one in targets])
+    def __init__(
+        self, *targets: object, viewers: Sequence[ViewerKey] = (), key: str | None = None
+    ) -> None:
+        self.sources = Sources([str(one) for one in targets], key)
         self.sources.check()
-        transport = httpx.ASGITransport(make_app(self.sources))
+        transport = httpx.ASGITransport(make_app(self.sources, viewers))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:1")
 
     async def get(self, address: str, code: int = 200) -> str:
@@ -122,6 +131,56 @@ async def test_a_browser_that_asks_for_a_foreign_name_gets_nothing(page: Page) -
         assert (await page.client.get("/", headers={"host": host})).status_code == 200
 
 
+async def test_with_keys_nobody_without_one_is_answered(lab: Path) -> None:
+    keys = [ViewerKey("ä key"), ViewerKey("of another run", frozenset({"other"}))]
+    page = Page(lab, viewers=keys)
+    for address in ("/", "/run?run=run", "/static/ui.js", "/pulse", "/nothing"):
+        answer = await page.client.get(address)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Basic ")
+        assert "finished" not in answer.text
+    wrong = [("anyone", "a key"), ("ä key", "")]
+    assert [(await page.client.get("/", auth=one)).status_code for one in wrong] == [401, 401]
+    for header in ("Basic !", "Digest x", "Bearer", "Basic /w=="):
+        answer = await page.client.get("/", headers={"authorization": header})
+        assert answer.status_code == 401
+    # Who has one may ask under whatever name: there is a proxy before it, perhaps.
+    named = {"host": "runs.example"}
+    whole = await page.client.get("/run?run=run", auth=("", "ä key".encode()), headers=named)
+    assert "val/reward" in whole.text
+    other = httpx.Headers({"authorization": "Bearer of another run"})
+    assert "There is no run in" in (await page.client.get("/", headers=other)).text
+    for screen in ("run", "iteration", "group", "rollout", "call", "findings", "pulse", "compare"):
+        hidden = await page.client.get(f"/{screen}?run=run&n=1&id=x", headers=other)
+        assert hidden.status_code == 404
+    await page.close()
+
+
+def test_elsewhere_than_on_loopback_it_wants_a_key(lab: Path) -> None:
+    refused = CliRunner().invoke(commands, ["ui", str(lab), "--host", "0.0.0.0"])
+    assert refused.exit_code == 2
+    assert "set LIGHTNINGRL_VIEWER_KEY" in refused.output
+
+
+async def test_a_run_of_a_server_is_shown_with_a_viewers_key(tmp_path: Path) -> None:
+    await fill(tmp_path / "store.db")
+    viewers = "of-all\nof-another other"
+    with ServerProcess(tmp_path / "store.db", admin_key="admin", viewer_key=viewers) as server:
+        page = Page(server.url, key="of-all")
+        text = await page.get("/")
+        assert "Its store alone is known here" in await page.get("/run?run=run")
+        for screen in ("run", "iteration", "group", "rollout", "call"):
+            text = await page.get(
+                next(one for one in links(text, screen) if "as=" not in one and "n=2" not in one)
+            )
+        assert "Answer in Ελληνικά." in text
+        assert "warning" in told(await page.get("/findings?run=run"))
+        await page.close()
+        page = Page(server.url, key="of-another")
+        assert "There is no run in" in await page.get("/")
+        await page.close()
+
+
 async def test_a_run_shows_guards_time_drift_and_recipe(page: Page) -> None:
     text = told(await page.get("/run?run=run"))
     # collect 3 + 3, update 1 + 1, validate 1: of 9 seconds 6 are 66.7 %
@@ -131,6 +190,31 @@ async def test_a_run_shows_guards_time_drift_and_recipe(page: Page) -> None:
     assert "Nothing was trained yet." in text
     assert "tasks_per_iteration: 2" in text
     assert "end of trainer.log iteration 1: update" in text
+
+
+async def test_tables_of_a_run_are_exported(page: Page, tmp_path: Path) -> None:
+    rows = await page.table("/run?run=run&as=csv&table=guards")
+    (guard,) = (row for row in rows if row["guard"] == "max_ppo_kl")
+    assert (guard["metric"], guard["last"], guard["beyond"]) == ("actor/ppo_kl", "0.01", "0")
+    rows = await page.table("/run?run=run&as=csv&table=phases")
+    assert [(row["phase"], row["mean_seconds"]) for row in rows] == [
+        ("collect", "3.0"), ("update", "1.0"), ("validate", "1.0")
+    ]  # fmt: skip
+    assert "a run has guards and phases" in told(await page.get("/run?run=run&as=csv&table=x", 400))
+    for seed in (0, 2):
+        write_folder(tmp_path / f"seed{seed}", f"seed{seed}", seed=seed)
+    other = Page(tmp_path)
+    rows = await other.table("/compare?run=seed0&run=seed2&as=csv&table=recipes")
+    assert {row["key"]: row["seed2"] for row in rows} == {"name": "seed2", "seed": "2"}
+    await other.close()
+
+
+async def test_parts_of_the_reward_have_curves_of_their_own(page: Page) -> None:
+    text = await page.get("/run?run=run")
+    found = re.search(r'id="parts"[^>]*data-figure="([^"]*)"', text)
+    assert found is not None
+    figure = html.unescape(found[1])
+    assert '"x": [1, 2], "y": [0.5, 1.0], "name": "format, training"' in figure
 
 
 async def test_metrics_are_found_by_a_part_of_their_name(page: Page) -> None:
@@ -266,6 +350,90 @@ async def test_a_store_is_shown_while_it_is_written(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "s.db") as direct:
         busy, _, _ = direct.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     assert busy == 0
+    await page.close()
+
+
+async def test_a_store_that_kill_9_left_is_shown(tmp_path: Path) -> None:
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, tmp_path / "s.db")
+    assert await killed.wait() == -signal.SIGKILL
+    assert (tmp_path / "s.db-wal").stat().st_size > 0
+    page = Page(tmp_path / "s.db")
+    (iteration, *_) = links(await page.get("/run?run=run"), "iteration")
+    text = await page.get(iteration)
+    assert "train 0 of 2" in told(text)
+    text = await page.get(links(text, "rollout")[0])
+    assert "good morning" in text
+    assert "interrupted" in text
+    await page.close()
+
+
+KILLED = f"""
+import asyncio, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from lab import conversation, started
+from lightningrl.schema import StepKind
+from lightningrl.store.sqlite import SqliteStore
+from lightningrl_testkit.records import group
+
+async def write():
+    store = SqliteStore.open(Path(sys.argv[1]))
+    await store.enqueue(group(2))
+    (claim,) = await store.claim("worker")
+    await store.append(conversation(claim, "good morning"))
+    await store.append([started(claim.attempt, "open", 4.0, StepKind.TOOL, name="search")])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(write())
+"""
+
+
+async def test_an_open_page_lets_the_log_be_folded_in(tmp_path: Path) -> None:
+    store = SqliteStore.open(tmp_path / "s.db")
+    page = Page(tmp_path / "s.db")
+    await store.enqueue(group(400))
+    largest = 0
+    while claims := await store.claim("worker", limit=20):
+        outputs = [random.Random(claim.rollout.id).randbytes(75_000).hex() for claim in claims]
+        writes = [
+            store.finish(claim.attempt.id, AttemptState.SUCCEEDED, output=output)
+            for claim, output in zip(claims, outputs, strict=True)
+        ]
+        looks = [page.get("/run?run=run"), page.get("/iteration?run=run&n=1")]
+        await asyncio.gather(*writes, *looks)
+        largest = max(largest, (tmp_path / "s.db-wal").stat().st_size)
+    # 400 outputs of 75 kB; a writer that rests folds in what is longer than 4 MB, one batch of 1.5 MB may come on top.
+    await store.close()
+    assert (tmp_path / "s.db").stat().st_size > 400 * 60_000
+    assert largest < 15_000_000
+    await page.close()
+
+
+async def test_names_of_files_are_text(tmp_path: Path) -> None:
+    name = "<img src=x onerror='window.hit = 3'>\"&"
+    folder = write_folder(tmp_path / name, "run")
+    shutil.move(folder / "logs" / "trainer.log", folder / "logs" / f"{name}.log")
+    page = Page(tmp_path)
+    for text in (await page.get("/"), await page.get("/run?run=run")):
+        assert "<img" not in text
+        assert html.escape("<img src=x") in text
+    answer = await page.client.get("/?as=csv")
+    assert answer.headers["content-disposition"] == 'attachment; filename="runs.csv"'
+    await page.close()
+
+
+async def test_a_run_without_an_adapters_steps_has_its_calls(tmp_path: Path) -> None:
+    store = SqliteStore.open(tmp_path / "s.db")
+    await store.enqueue(group(1))
+    (claim,) = await store.claim("worker")
+    await store.append([answered(claim.attempt, "a", 1.0, [], {"content": "hello"})])
+    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+    await store.close()
+    page = Page(tmp_path / "s.db")
+    (address, *_) = links(await page.get("/iteration?run=run&n=1"), "rollout")
+    text = told(await page.get(address))
+    assert "(no agent named)" in text
+    assert "ANSWER · STOP hello" in text.upper().replace("HELLO", "hello")
     await page.close()
 
 

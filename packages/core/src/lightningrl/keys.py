@@ -1,8 +1,9 @@
 """Keys: who may do what at a server.
 
-Three kinds. An *admin* key may do everything. A *runner* key may lease rollouts and report on them. An
-*attempt* key lets one attempt's agent call models, and nothing else. Admin and runner keys are chosen by
-the operator; there may be several of each at a time, so that they can be changed without a pause.
+Four kinds. An *admin* key may do everything. A *runner* key may lease rollouts and report on them. A *viewer*
+key reads, all runs or those that it names. An *attempt* key lets one attempt's agent call models, and nothing
+else. All but the last are chosen by the operator; there may be several of each at a time, so that they can be
+changed without a pause.
 
 Invariant: keys are compared in constant time, and no message contains one.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -31,6 +33,29 @@ class Scope(StrEnum):
 
     ADMIN = "admin"
     RUNNER = "runner"
+    VIEWER = "viewer"
+
+
+class ViewerKey(NamedTuple):
+    """A key that reads."""
+
+    key: str
+    runs: frozenset[str] | None = None
+    """Names of the runs that it shows. `None`: all."""
+
+    @classmethod
+    def read(cls, text: str) -> ViewerKey:
+        """A key as the operator writes it: `KEY`, or `KEY RUN RUN`."""
+        key, *runs = text.split()
+        return cls(key, frozenset(runs) or None)
+
+
+class Access(NamedTuple):
+    """What a request may do."""
+
+    scope: Scope
+    runs: frozenset[str] | None = None
+    """Of which runs alone. `None`: of all."""
 
 
 class AccessKeys(msgspec.Struct, frozen=True):
@@ -39,15 +64,34 @@ class AccessKeys(msgspec.Struct, frozen=True):
     admin: tuple[str, ...] = ()
     """Empty: everyone is an admin, which only a server on a loopback address may say."""
     runner: tuple[str, ...] = ()
+    viewer: tuple[ViewerKey, ...] = ()
 
-    def scope(self, given: str | None) -> Scope | None:
+    def access(self, given: str | None) -> Access | None:
         """What a request with the bearer token `given` may do. `None`: nothing."""
         if not self.admin:
-            return Scope.ADMIN
+            return Access(Scope.ADMIN)
         token = (given or "").encode(errors="replace")
         if _is_one_of(token, self.admin):
-            return Scope.ADMIN
-        return Scope.RUNNER if _is_one_of(token, self.runner) else None
+            return Access(Scope.ADMIN)
+        if _is_one_of(token, self.runner):
+            return Access(Scope.RUNNER)
+        return viewer_access(self.viewer, given)
+
+    def scope(self, given: str | None) -> Scope | None:
+        """The scope of the bearer token `given`. `None`: it may do nothing."""
+        found = self.access(given)
+        return None if found is None else found.scope
+
+
+def viewer_access(keys: Sequence[ViewerKey], given: str | None) -> Access | None:
+    """What somebody with the key `given` may see; of a key that stands several times what all say. `None`: nothing."""
+    token = (given or "").encode(errors="replace")
+    # All are looked at; see `_is_one_of`.
+    found = [one.runs for one in keys if hmac.compare_digest(token, one.key.encode())]
+    if not found:
+        return None
+    named = [runs for runs in found if runs is not None]
+    return Access(Scope.VIEWER, frozenset().union(*named) if len(named) == len(found) else None)
 
 
 def _is_one_of(token: bytes, keys: tuple[str, ...]) -> bool:

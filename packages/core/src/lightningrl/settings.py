@@ -50,6 +50,13 @@ SETTINGS = (
         "what it demands of runners, which may lease rollouts and report on them; several are all good",
         secret=True,
     ),
+    Setting(
+        "LIGHTNINGRL_VIEWER_KEY",
+        "`serve`, `ui`",
+        "none",
+        "what they demand of those who look; one a line or with commas; `KEY RUN RUN` shows these runs alone",
+        secret=True,
+    ),
     Setting("LIGHTNINGRL_HOST", "`serve`", "`127.0.0.1`", "the address to listen on"),
     Setting("LIGHTNINGRL_PORT", "`serve`", "`8787`", "the port to listen on; 0 takes a free one"),
     Setting(
@@ -221,7 +228,7 @@ SETTINGS = (
         "LIGHTNINGRL_KEY",
         "`runner`, `show`, `doctor`, ..., live rollouts",
         "none",
-        "the key for the server: its admin key, or for runners its runner key",
+        "the key for the server: its admin key, for runners its runner key, to look a viewer key",
         secret=True,
     ),
     Setting(
@@ -306,6 +313,11 @@ def admin_keys() -> tuple[str, ...]:
 def runner_keys() -> tuple[str, ...]:
     """`LIGHTNINGRL_RUNNER_KEY`: see the table."""
     return _keys("LIGHTNINGRL_RUNNER_KEY")
+
+
+def viewer_keys() -> tuple[str, ...]:
+    """`LIGHTNINGRL_VIEWER_KEY`: see the table; each with the runs that it names behind it."""
+    return _keys("LIGHTNINGRL_VIEWER_KEY")
 
 
 def client_key() -> str | None:

@@ -82,9 +82,7 @@ async def read_ledger(store: Store, run: str, iteration: int) -> list[Group]:
     Raises:
         StoreError: the ledger names a rollout or attempt that the store doesn't have.
     """
-    entries = [
-        entry for entry in await store.ledger(run) if entry.iteration == iteration and entry.members
-    ]
+    entries = [entry for entry in await store.ledger(run, iteration=iteration) if entry.members]
     members = [member for entry in entries for member in entry.members]
     if not members:
         return []

@@ -22,12 +22,13 @@ from lightningrl.store.sqlite import SqliteStore
 
 _SERVE = """
 import sys
-from lightningrl.keys import AccessKeys
+from lightningrl.keys import AccessKeys, ViewerKey
 from lightningrl.machine.logs import configure_logs
 from lightningrl.server import serve
-path, port, admin, runner, log_level = sys.argv[1:]
+path, port, admin, runner, viewer, log_level = sys.argv[1:]
 configure_logs(log_level, "text")
-keys = AccessKeys(tuple(admin.splitlines()), tuple(runner.splitlines()))
+viewers = tuple(map(ViewerKey.read, viewer.splitlines()))
+keys = AccessKeys(tuple(admin.splitlines()), tuple(runner.splitlines()), viewers)
 serve(path, port=int(port), keys=keys, ready=lambda url: print(url, flush=True))
 """
 
@@ -126,11 +127,15 @@ class ServerProcess:
         port: int = 0,
         admin_key: str = "",
         runner_key: str = "",
+        viewer_key: str = "",
         log_level: str = "warning",
     ) -> None:
         """Start, and return when the server answers; several keys stand one a line."""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(path), str(port), admin_key, runner_key, log_level],
+            [
+                *(sys.executable, "-c", _SERVE, str(path), str(port)),
+                *(admin_key, runner_key, viewer_key, log_level),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,5 +1,7 @@
 """The contract of `lightningrl.store.base.Store`, as tests that every implementation passes.
 
+::
+
     class TestMyStore(StoreContract):
         @pytest_asyncio.fixture
         async def store(self):

@@ -17,6 +17,7 @@ from lightningrl.schema import (
     EventId,
     Failure,
     FailureKind,
+    RetryPolicy,
     Rewrite,
     StepEndEvent,
     StepId,
@@ -227,6 +228,23 @@ class EventClaims:
         await store.claim("worker")
         await store.append([reward(first, 1.0)])
         assert await reward_of_the_rollout(store) is None
+
+    @pytest.mark.parametrize(
+        ("kind", "when"), [(FailureKind.AGENT, "before"), (FailureKind.TIMEOUT, "after")]
+    )
+    async def test_what_did_not_succeed_has_no_reward_whenever_it_was_given(
+        self, store: Store, kind: FailureKind, when: str
+    ) -> None:
+        await store.enqueue(group(retry=RetryPolicy(max_attempts=1)))
+        (claim,) = await store.claim("worker")
+        attempt = claim.attempt.id
+        if when == "before":
+            await store.append([reward(attempt, 1.0)])
+        await store.finish(attempt, AttemptState.FAILED, failure=Failure(kind, "no"))
+        await store.append([reward(attempt, 1.0)])
+        assert await reward_of_the_rollout(store) is None
+        (events,) = await store.events([attempt])
+        assert len(events) == 1  # it is kept, for people
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     async def test_a_reward_is_a_finite_number(self, store: Store, value: float) -> None:

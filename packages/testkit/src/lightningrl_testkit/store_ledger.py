@@ -156,6 +156,20 @@ class LedgerClaims:
         assert await store.roll_back("run", after=1) == []
         assert [one.iteration for one in await store.ledger("run")] == [1]
 
+    async def test_the_ledger_of_an_iteration_or_a_group_is_read_alone(self, store: Store) -> None:
+        for iteration in (1, 2):
+            both = group(2, task="a", iteration=iteration) + group(1, task="b", iteration=iteration)
+            await run_all(store, both, [1.0, 0.5, 1.0])
+            await store.take("run", iteration)
+        every = await store.ledger("run")
+        assert [(one.iteration, one.status) for one in every] == [
+            (1, "taken"), (1, "skipped"), (2, "taken"), (2, "skipped")
+        ]  # fmt: skip
+        assert await store.ledger("run", iteration=2) == every[2:]
+        assert await store.ledger("run", group_id=every[1].group_id) == every[1:2]
+        assert await store.ledger("run", iteration=1, group_id=every[2].group_id) == []
+        assert await store.ledger("run", iteration=3) == await store.ledger("other") == []
+
     async def test_after_rolling_back_the_same_take_gives_the_same_groups(
         self, store: Store
     ) -> None:

@@ -73,7 +73,9 @@ class ModelRollout:
 
     @property
     def reward(self) -> float | None:
-        """The final reward of the latest attempt: highest revision, of equals the later."""
+        """The final reward of the latest attempt: highest revision, of equals the later. Failures have none."""
+        if self.state not in (RolloutState.RUNNING, RolloutState.SUCCEEDED):
+            return None
         events = self.attempts[-1].events if self.attempts else []
         rewards = [one for one in events if isinstance(one, RewardEvent) and one.name == "final"]
         best = max((one.revision for one in rewards), default=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, urlencode
 
 Value = str | int | Sequence[str] | None
 
@@ -17,6 +17,11 @@ def address(screen: str, /, **query: Value) -> str:
         for one in ([value] if isinstance(value, str | int) else value)
     ]
     return f"/{screen}" + (f"?{urlencode(pairs)}" if pairs else "")
+
+
+def of_rollout(run: str, ident: str) -> str:
+    """The address of a rollout. A page of an iteration has thousands, so it is made without `address`'s loop."""
+    return f"/rollout?run={quote_plus(run)}&id={quote_plus(ident)}"
 
 
 def changed(screen: str, query: Mapping[str, Value], /, **changes: Value) -> str:

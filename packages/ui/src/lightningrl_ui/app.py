@@ -3,13 +3,14 @@
 Invariants:
 - Nothing on a page comes from elsewhere, and nothing runs that does not stand in a file of this package or of
   plotly's: each answer says so to the browser (`SECURITY`).
-- Only a browser that asked for this machine by its name is answered: a page of the internet whose name was made to
-  point here gets nothing.
+- Without keys only a browser that asked for this machine by its name is answered: a page of the internet whose name was
+  made to point here gets nothing. With keys nobody without one is answered, and a key of some runs shows those alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection
+import base64
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +29,9 @@ from lightningrl.errors import (
     NotFound,
     StoreUnavailable,
 )
-from lightningrl_ui import pages
+from lightningrl.keys import Access, ViewerKey, viewer_access
+from lightningrl.keys import Scope as KeyScope
+from lightningrl_ui import credit_pages, live_pages, pages, token_pages
 from lightningrl_ui.rendering import page
 from lightningrl_ui.sources import Sources
 
@@ -57,6 +60,11 @@ _SCREENS: dict[str, pages.Handler] = {
     "/rollout": pages.rollout,
     "/call": pages.call,
     "/compare": pages.compare,
+    "/credit": credit_pages.credit,
+    "/live": live_pages.live,
+    "/live/pulse": live_pages.live_beat,
+    "/tokens": token_pages.tokens,
+    "/tokens/more": token_pages.more_tokens,
     "/pulse": pages.beat,
 }
 
@@ -74,12 +82,13 @@ _STATUS: dict[type[LightningError], int] = {
 }
 
 
-def make_app(sources: Sources, hosts: Collection[str] = LOOPBACK) -> Starlette:
+def make_app(sources: Sources, viewers: Sequence[ViewerKey] = ()) -> Starlette:
     """The app; it closes `sources` when it ends.
 
     Args:
         sources: What there is to look at.
-        hosts: Names and addresses under which it is asked for.
+        viewers: Whose key is demanded, as a bearer token or as the password of any user. None: who asks for this
+            machine by a loopback name needs none.
     """
 
     @asynccontextmanager
@@ -92,7 +101,7 @@ def make_app(sources: Sources, hosts: Collection[str] = LOOPBACK) -> Starlette:
             *(Route(path, _screen(handler, sources)) for path, handler in _SCREENS.items()),
             Route("/static/{name}", _static),
         ],
-        middleware=[Middleware(_Guarded, hosts=frozenset(hosts))],
+        middleware=[Middleware(_Guarded, viewers=tuple(viewers))],
         exception_handlers={LightningError: _told, 404: _nothing_here},
         lifespan=lifespan,
     )
@@ -100,7 +109,7 @@ def make_app(sources: Sources, hosts: Collection[str] = LOOPBACK) -> Starlette:
 
 def _screen(handler: pages.Handler, sources: Sources):
     async def answer(request: Request) -> Response:
-        return await handler(request, sources)
+        return await handler(request, sources.seen_by(request.state.access))
 
     return answer
 
@@ -125,11 +134,11 @@ def _nothing_here(request: Request, _: Exception) -> Response:
 
 
 class _Guarded:
-    """Adds `SECURITY` to every answer, and refuses who asks under a foreign name."""
+    """Adds `SECURITY` to every answer, and refuses who has no key or asks under a foreign name."""
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, viewers: tuple[ViewerKey, ...]) -> None:
         self._app = app
-        self._hosts = hosts
+        self._viewers = viewers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -150,11 +159,40 @@ class _Guarded:
                 ]
             await send(message)
 
-        if host_of(scope) not in self._hosts:
-            refusal = PlainTextResponse("this page is for this machine alone", status_code=421)
-            await refusal(scope, receive, guarded)
+        access = self._access(scope)
+        if access is None:
+            await self._refusal()(scope, receive, guarded)
             return
+        scope.setdefault("state", {})["access"] = access
         await self._app(scope, receive, guarded)
+
+    def _access(self, scope: Scope) -> Access | None:
+        if self._viewers:
+            return viewer_access(self._viewers, key_of(scope))
+        return Access(KeyScope.ADMIN) if host_of(scope) in LOOPBACK else None
+
+    def _refusal(self) -> Response:
+        if not self._viewers:
+            return PlainTextResponse("this page is for this machine alone", status_code=421)
+        return PlainTextResponse(
+            "this page wants a viewer's key: as the password of any user name",
+            status_code=401,
+            headers={"www-authenticate": 'Basic realm="LightningRL", charset="UTF-8"'},
+        )
+
+
+def key_of(scope: Scope) -> str | None:
+    """The key that a request brings: a bearer token, or a password. `None`: it brings none that can be read."""
+    header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    kind, _, given = header.decode("latin-1").partition(" ")
+    if kind.lower() == "bearer":
+        return given.strip()
+    if kind.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(given, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return None
 
 
 def host_of(scope: Scope) -> str:

@@ -19,6 +19,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 """Told apart by people of any colour vision (Okabe and Ito, 2008; yellow made darker)."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 
+_FEW = 12
+"""Iterations each of which has its tick."""
+
 _REWARDS = (
     ("train/reward", "training", "#7f7f7f", "lines+markers", "solid"),
     ("val/reward", "validation, greedy", "#0072b2", "lines+markers", "solid"),
@@ -73,7 +76,40 @@ def reward_figure(name: str, lines: Sequence[MetricLine]) -> Figure | None:
         data.append(trace)
     if not data:
         return None
-    return _figure(f"{name}-reward", data, xaxis=_axis("iteration"), yaxis=_axis(what))
+    return _figure(f"{name}-reward", data, xaxis=_iterations(lines), yaxis=_axis(what))
+
+
+_PARTS = (
+    ("train/part/", "training", "solid"),
+    ("val/part/", "validation, greedy", "dash"),
+    ("val/part_sampled/", "validation, sampled", "dot"),
+    ("test/part/", "test", "dashdot"),
+)
+
+
+def parts_figure(name: str, lines: Sequence[MetricLine]) -> Figure | None:
+    """The named parts of the reward by iteration, as `format` and `accuracy`. `None`: it has none."""
+    found = {metric for line in lines for metric in line}
+    names = sorted({m.removeprefix(p) for p, _, _ in _PARTS for m in found if m.startswith(p)})
+    data: list[Any] = []
+    for place, part in enumerate(names):
+        colour = COLOURS[place % len(COLOURS)]
+        for prefix, of, dash in _PARTS:
+            x, y = series(lines, prefix + part)
+            if x:
+                line = {"color": colour, "dash": dash}
+                data.append({"x": x, "y": y, "name": f"{part}, {of}", "mode": "lines+markers",
+                             "line": line, "marker": {"color": colour, "size": 6}})  # fmt: skip
+    if not data:
+        return None
+    across, up = _iterations(lines), _axis("mean of the reward's part")
+    return _figure(f"{name}-parts", data, xaxis=across, yaxis=up)
+
+
+def _iterations(lines: Sequence[MetricLine], **more: Any) -> dict[str, Any]:
+    """An axis of iterations: no fractions of one, which few iterations would be given."""
+    few = {"dtick": 1} if lines and lines[-1]["iteration"] <= _FEW else {}
+    return _axis("iteration", **few, **more)
 
 
 def time_figure(name: str, lines: Sequence[MetricLine]) -> Figure | None:
@@ -86,7 +122,7 @@ def time_figure(name: str, lines: Sequence[MetricLine]) -> Figure | None:
             data.append({**bar, "marker": {"color": COLOURS[place % len(COLOURS)]}})
     if not data:
         return None
-    across, up = _axis("iteration"), _axis("seconds")
+    across, up = _iterations(lines), _axis("seconds")
     return _figure(f"{name}-time", data, barmode="stack", xaxis=across, yaxis=up)
 
 
@@ -97,7 +133,7 @@ def metrics_figure(name: str, lines: Sequence[MetricLine], metrics: Sequence[str
     if not shown:
         return None
     data: list[Any] = []
-    layout: dict[str, Any] = {"xaxis": _axis("iteration", anchor=_y(len(shown) - 1))}
+    layout: dict[str, Any] = {"xaxis": _iterations(lines, anchor=_y(len(shown) - 1))}
     share = 1 / len(shown)
     for place, (metric, (x, y)) in enumerate(shown):
         colour = COLOURS[place % len(COLOURS)]

@@ -9,25 +9,32 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from lightningrl.cli.tree import as_text
-from lightningrl.errors import ConfigError, LightningError, NotFound
+from lightningrl.errors import ConfigError, NotFound
 from lightningrl.schema import GroupId, Mode
-from lightningrl.store import RolloutQuery, Store
+from lightningrl.store import RolloutQuery
 from lightningrl_ui import figures
 from lightningrl_ui.address import changed
+from lightningrl_ui.asked import asked_run as _run
+from lightningrl_ui.asked import csv_answer as _csv
+from lightningrl_ui.asked import download as _download
+from lightningrl_ui.asked import needed_store as _needed_store
+from lightningrl_ui.asked import run_store as _store
+from lightningrl_ui.asked import text_of as _text
+from lightningrl_ui.asked import wants_csv as _wants_csv
+from lightningrl_ui.asked import whole_of as _whole
 from lightningrl_ui.rendering import page
 from lightningrl_ui.run_files import metric_lines, pulse
 from lightningrl_ui.sources import Run, Sources
-from lightningrl_ui.tables import csv_text
 from lightningrl_ui.views import compare as comparing
 from lightningrl_ui.views.group import GroupView, group_view
 from lightningrl_ui.views.iteration import ORDERS, GroupLine, group_lines, scale, sorted_groups
 from lightningrl_ui.views.rollout import RolloutView, call_view, rollout_view
 from lightningrl_ui.views.run import (
+    RunView,
     findings,
     iteration_counts,
     iterations_under_way,
@@ -81,9 +88,12 @@ async def runs(request: Request, sources: Sources) -> Response:
 async def run(request: Request, sources: Sources) -> Response:
     """One run."""
     found = await _run(request, sources)
-    if _wants_csv(request):
+    table = request.query_params.get("table")
+    if _wants_csv(request) and table is None:
         return _metrics_csv(found)
     view = run_view(found)
+    if _wants_csv(request):
+        return _run_table(found, view, str(table))
     store, problem = await _store(sources, found)
     under_way = [] if store is None else await iterations_under_way(store, found, view.lines)
     wanted, chosen = request.query_params.get("q", ""), request.query_params.getlist("metric")
@@ -98,6 +108,7 @@ async def run(request: Request, sources: Sources) -> Response:
         has_store=store is not None,
         copied_at=sources.copied_at(found),
         rewards=figures.reward_figure(found.name, view.lines),
+        parts=figures.parts_figure(found.name, view.lines),
         times=figures.time_figure(found.name, view.lines),
         wanted=wanted,
         chosen=chosen,
@@ -105,6 +116,21 @@ async def run(request: Request, sources: Sources) -> Response:
         matching=matching if wanted else [],
         metrics=figures.metrics_figure(found.name, view.lines, chosen[:MOST_SIGHTED]),
     )
+
+
+def _run_table(found: Run, view: RunView, table: str) -> Response:
+    """One of the small tables of a run's screen."""
+    if table == "guards":
+        head = ("guard", "metric", "last", "side", "limit", "nearness", "beyond", "patience")
+        rows: list[tuple[Any, ...]] = [
+            (one.key, one.metric, one.value, one.side, one.bound, one.nearness, one.beyond, one.patience)
+            for one in view.guards
+        ]  # fmt: skip
+    elif table == "phases":
+        head, rows = ("phase", "mean_seconds", "share"), list(view.phases)
+    else:
+        raise ConfigError(f"table={table!r}: a run has guards and phases")
+    return _csv(f"{found.name}-{table}", head, rows)
 
 
 async def run_findings(request: Request, sources: Sources) -> Response:
@@ -262,6 +288,10 @@ async def compare(request: Request, sources: Sources) -> Response:
     if axis not in comparing.AXES:
         raise ConfigError(f"over={axis!r}: use one of {', '.join(comparing.AXES)}")
     curves = comparing.curves(chosen, metric, axis)
+    if _wants_csv(request) and query.get("table") == "recipes":
+        head = ("key", *(one.key for one in chosen))
+        found = comparing.differences(chosen)
+        return _csv("recipes", head, [(one.key, *map(as_text, one.values)) for one in found])
     if _wants_csv(request):
         rows = ((one.label, x, y) for one in curves for x, y in zip(one.x, one.y, strict=True))
         return _csv("compare", ("run", axis, metric), rows)
@@ -291,45 +321,6 @@ async def beat(request: Request, sources: Sources) -> Response:
     return JSONResponse({one.key: pulse(one.folder, one.store_url) for one in found})
 
 
-# -- what they share ----------------------------------------------------------------------------
-
-
-async def _run(request: Request, sources: Sources) -> Run:
-    return await sources.run(_text(request.query_params, "run"))
-
-
-async def _store(sources: Sources, found: Run) -> tuple[Store | None, str | None]:
-    """The run's store, and why it can't be read."""
-    try:
-        return await sources.store(found), found.problem
-    except LightningError as error:
-        return None, str(error)
-
-
-async def _needed_store(sources: Sources, found: Run) -> Store:
-    store = await sources.store(found)
-    if store is None:
-        raise NotFound(
-            f"run {found.key!r} has no rollouts (yet): there is no store in {found.place!r}"
-        )
-    return store
-
-
-def _text(query: QueryParams, name: str) -> str:
-    value = query.get(name)
-    if not value:
-        raise ConfigError(f"the address lacks {name}=...")
-    return value
-
-
-def _whole(query: QueryParams, name: str) -> int:
-    value = _text(query, name)
-    try:
-        return int(value)
-    except ValueError as error:
-        raise ConfigError(f"{name}={value!r} is no whole number") from error
-
-
 def _mode(name: str | None) -> Mode | None:
     if name is None:
         return None
@@ -340,25 +331,8 @@ def _mode(name: str | None) -> Mode | None:
         raise ConfigError(f"there is no mode {name!r}; use one of {known}") from error
 
 
-def _wants_csv(request: Request) -> bool:
-    return request.query_params.get("as") == "csv"
-
-
-def _csv(name: str, head: Sequence[str], rows: Any) -> Response:
-    return _download(f"{name}.csv", csv_text(head, rows), "text/csv")
-
-
 def _metrics_csv(found: Run) -> Response:
     lines = metric_lines(found.folder)
     names = ["iteration", *metric_names(lines)]
     rows = ([line.get(name) for name in names] for line in lines)
     return _csv(f"{found.name}-metrics", names, rows)
-
-
-def _download(name: str, text: str, kind: str) -> Response:
-    """A file to save; a name from a run is brought to plain characters."""
-    plain = "".join(
-        one if one.isascii() and (one.isalnum() or one in "-_.") else "-" for one in name
-    )
-    headers = {"content-disposition": f'attachment; filename="{plain}"'}
-    return PlainTextResponse(text, media_type=kind, headers=headers)

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse
 
 from lightningrl.cli.tree import as_text
 from lightningrl_ui import tables
-from lightningrl_ui.address import address
+from lightningrl_ui.address import address, of_rollout
 from lightningrl_ui.figures import Figure
 
 CUT = 4000
@@ -31,7 +31,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals.update(cast("dict[str, Any]", {"address": address}))
+    made.globals.update(cast("dict[str, Any]", {"address": address, "of_rollout": of_rollout}))
     made.filters.update(
         cast(
             "dict[str, Any]",

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightningrl.cli.run_starts import read_starts, trainer_process
 from lightningrl.metrics import MetricLine, read_metrics, series
 from lightningrl.recipe import LoadedRecipe
 from lightningrl.store.urls import Kind, kind_of, path_of
@@ -49,6 +49,8 @@ class Progress:
     """How many there will be. `None`: not known here."""
     process: int | None
     """The trainer's, while it trains."""
+    ended: str = ""
+    """How its last start ended, when and why; empty where that is not known, or while it trains."""
 
 
 def metric_lines(folder: Path | None) -> list[MetricLine]:
@@ -92,35 +94,8 @@ def progress(
     else:
         finished = iterations is None or iteration >= iterations
         state = ("ended" if iterations is None else "finished") if finished else "stopped"
-    return Progress(state, iteration, iterations, process)
-
-
-def trainer_process(folder: Path) -> int | None:
-    """The process that trains in `folder` on this machine. `None`: none.
-
-    The lock is looked at and not tried: a trainer that starts meanwhile must get it.
-    """
-    lock = folder / ".lock"
-    try:
-        process = int(lock.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    if sys.platform == "linux":
-        inode = lock.stat().st_ino
-        held = Path("/proc/locks").read_text(encoding="utf-8").splitlines()
-        return process if any(_locks(line, inode) for line in held) else None
-    try:
-        os.kill(process, 0)  # asks whether it is there, and sends nothing
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return process
-    return process
-
-
-def _locks(line: str, inode: int) -> bool:
-    """Whether a line of `/proc/locks` is of that file: `1: FLOCK ADVISORY WRITE 77 fe:00:1234 0 EOF`."""
-    return any(part.endswith(f":{inode}") and part.count(":") == 2 for part in line.split())
+    starts = [] if process is not None else read_starts(folder)
+    return Progress(state, iteration, iterations, process, starts[-1].said if starts else "")
 
 
 def log_ends(folder: Path | None) -> dict[str, str]:
@@ -146,6 +121,7 @@ def pulse(folder: Path | None, store_url: str | None) -> str:
     if folder is not None:
         paths += [
             folder / "metrics.jsonl",
+            folder / "run.json",
             folder / ".lock",
             *sorted((folder / "logs").glob("*.log")),
         ]

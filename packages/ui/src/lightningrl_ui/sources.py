@@ -12,12 +12,13 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lightningrl.cli.stored_run import RUNS, load_run_recipe
 from lightningrl.errors import ConfigError, LightningError, NotFound
+from lightningrl.keys import Access
 from lightningrl.recipe import LoadedRecipe
 from lightningrl.store import Store, open_store
 from lightningrl.store.databases import shown
@@ -66,9 +67,18 @@ class Sources:
     """Runs, folders of runs, files and URLs of stores; none: the runs in `runs/`."""
     server_key: str | None = None
     """Of servers among them."""
+    only: frozenset[str] | None = None
+    """Names of the runs that are shown. `None`: all."""
     _opened: dict[str, _Opened] = field(default_factory=dict[str, "_Opened"])
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _copies: tempfile.TemporaryDirectory[str] | None = None
+    _copies: list[tempfile.TemporaryDirectory[str]] = field(
+        default_factory=list[tempfile.TemporaryDirectory[str]]
+    )
+    """At most one folder."""
+
+    def seen_by(self, access: Access) -> Sources:
+        """The same, with the same open stores, as somebody sees it who may see some runs alone."""
+        return self if access.runs is None else replace(self, only=access.runs)
 
     def check(self) -> None:
         """Refuse a target that is nothing to look at.
@@ -93,7 +103,7 @@ class Sources:
                 found += [_folder_run(folder) for folder in _run_folders(kind)]
             elif kind is not None:
                 found += await self._stored_runs(kind)
-        return _with_keys(found)
+        return [one for one in _with_keys(found) if self.only is None or one.name in self.only]
 
     async def run(self, key: str) -> Run:
         """The run of that key.
@@ -126,8 +136,8 @@ class Sources:
         for opened in self._opened.values():
             await opened.store.close()
         self._opened.clear()
-        if self._copies is not None:
-            self._copies.cleanup()
+        for folder in self._copies:
+            folder.cleanup()
 
     async def _stored_runs(self, url: str) -> list[Run]:
         place = shown(url) if kind_of(url) is not Kind.HTTP else url
@@ -159,9 +169,9 @@ class Sources:
             from lightningrl.store.sqlite.copy import is_older, migrated_copy
 
             if is_older(path_of(url)):
-                if self._copies is None:
-                    self._copies = tempfile.TemporaryDirectory(prefix="lightningrl-ui-")
-                copy = Path(self._copies.name) / f"{_digest(url)}-{file_id}.db"
+                if not self._copies:
+                    self._copies.append(tempfile.TemporaryDirectory(prefix="lightningrl-ui-"))
+                copy = Path(self._copies[0].name) / f"{_digest(url)}-{file_id}.db"
                 migrated_copy(path_of(url), copy)
                 return _Opened(open_store(copy, read_only=True), file_id, datetime.now(UTC))
         return _Opened(open_store(url, read_only=True), file_id, None)

@@ -77,9 +77,15 @@ def _remedy(reasons: str) -> str:
             " prompt and read it from the text: in LangChain leave out response_format and"
             " with_structured_output, in the OpenAI Agents SDK output_type and tool_choice other than"
             " 'auto', in PydanticAI use a text output, in AutoGen leave out output_content_type, in"
-            " smolagents use CodeAgent"
+            " smolagents use CodeAgent; or set policies.NAME.constrained to free, which asks for the form in words and"
+            " trains what comes"
         )
-    if "token ids" in reasons or "log-probs" in reasons:
+    if "the trainer does not see" in reasons:
+        return (
+            "models are trained on texts alone. Say in words what an image or a file holds, or leave the calls"
+            " that need it to a policy with 'trainable: false'"
+        )
+    if "token ids" in reasons or "log-prob" in reasons:
         return (
             "the endpoint must give the token ids and log-probs of its answers: vLLM from 0.10 on does,"
             " hosted models don't. What `lightningrl train` starts itself does"

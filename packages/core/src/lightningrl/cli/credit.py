@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import click
 import numpy as np
 from rich.console import Group as Lines
 from rich.table import Table
 
-from lightningrl.cli.scored_run import recipe_of, scored_iteration
+from lightningrl.cli.scored_run import credits_of
 from lightningrl.cli.stored_run import StoredRun, open_runs
 from lightningrl.cli.terminal import console
-from lightningrl.credit import Credit, StatefulAssigner, assign, find_assigner
+from lightningrl.credit import Credit
 from lightningrl.credit.columns import is_decision
-from lightningrl.errors import ConfigError, RunError
-from lightningrl.experience.trained_calls import as_trained, lenses
+from lightningrl.errors import ConfigError
 from lightningrl.experience.transition import Group
 
 _SHOWN = ("coverage", "fallback")
@@ -56,26 +54,11 @@ async def compare(
         ConfigError: there is no such method.
         NotFound: the run took nothing for that iteration.
     """
-    loaded, algorithm = recipe_of(run)
-    chosen, scored = await scored_iteration(run, iteration, loaded.recipe.step_rewards)
-    policies = loaded.recipe.policies
-    groups = as_trained(scored.groups, lenses(policies)) if policies else scored.groups
-    methods: dict[str, Mapping[str, Any]] = {algorithm.credit: algorithm.credit_args}
-    methods |= {name: {} for name in names if name not in methods}
-    found: dict[str, Credit | str] = {}
-    for name, params in methods.items():
-        assigner = find_assigner(name, params, folder=loaded.folder)
-        if isinstance(assigner, StatefulAssigner):
-            found[name] = "has a state or a critic, which is not stored"
-            continue
-        try:
-            found[name] = assign(assigner, groups, params)
-        except RunError as error:
-            found[name] = str(error)
-    title = f"{run.name}, iteration {chosen}"
+    given = await credits_of(run, names, iteration)
+    title = f"{run.name}, iteration {given.iteration}"
     return Lines(
-        _summary(title, scored.groups, found, algorithm.credit),
-        _steps(scored.groups, found, rollout),
+        _summary(title, given.groups, given.found, given.own),
+        _steps(given.groups, given.found, rollout),
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 
 import click
 
+from lightningrl.cli.copies import check_copies, delete_copies, kept_copies
 from lightningrl.cli.retention import MODES, retention
 from lightningrl.cli.stored_run import open_to_change, server_options
 from lightningrl.errors import ConfigError
@@ -76,7 +77,7 @@ def delete(
 ) -> None:
     """Delete a run's records for good, some rollouts, or what is old.
 
-    Refused for what runs or is being trained on. --older-than and --down-to look at all of the store that RUN is in, and keep what no iteration has committed. RUN is a run's folder, its name in runs/, or with --server its name. A run's folder with its checkpoints stays.
+    Refused for what runs or is being trained on. --older-than and --down-to look at all of the store that RUN is in, and keep what no iteration has committed. RUN is a run's folder, its name in runs/, or with --server its name. Of a folder, what lessons and judges' answers have of them goes too; what else may tell of them stays and is listed.
     """
     rule = retention(older_than, down_to, modes)
     if ids and rule is not None:
@@ -85,16 +86,39 @@ def delete(
         )
     if not yes:
         click.confirm(f"delete records of {run} for good?", abort=True)
-    count = asyncio.run(_delete(run, [RolloutId(one) for one in ids], rule, server, key))
-    click.echo(f"deleted {count} rollouts")
+    for line in asyncio.run(_delete(run, [RolloutId(one) for one in ids], rule, server, key)):
+        click.echo(line)
 
 
 async def _delete(
     run: str, ids: list[RolloutId], rule: Retention | None, server: str | None, key: str | None
-) -> int:
+) -> list[str]:
     async with open_to_change(run, server, key) as found:
+        if found.folder is not None:
+            check_copies(found.folder)
         if rule is not None:
-            return await found.store.retain(rule)
-        if ids:
-            return await found.store.delete_rollouts(ids)
-        return await found.store.delete_run(found.name)
+            count = await found.store.retain(rule)
+        elif ids:
+            count = await found.store.delete_rollouts(ids)
+        else:
+            count = await found.store.delete_run(found.name)
+        said = [f"deleted {count} rollouts"]
+        if found.folder is None:
+            return [*said, *_ELSEWHERE]
+        gone = await delete_copies(found.folder, found.store)
+        if gone.lesson_rows or gone.answers:
+            said.append(
+                f"and of them {gone.lesson_rows} rows of lessons, {gone.answers} answers of judges"
+            )
+        left = [
+            *kept_copies(found.folder),
+            "files and models that were exported or trained from it",
+        ]
+        return [*said, "not reached, and may still tell of them:", *(f"  {one}" for one in left)]
+
+
+_ELSEWHERE = (
+    "not reached, and may still tell of them:",
+    "  the run's folder: end what serves its store, then `lightningrl delete` the folder",
+    "  files and models that were exported or trained from it",
+)

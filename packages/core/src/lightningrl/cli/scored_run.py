@@ -1,11 +1,16 @@
-"""The groups that a stored run's iteration was trained on, with their step rewards computed anew."""
+"""The groups that a stored run's iteration was trained on, with step rewards and credit computed anew."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from lightningrl.cli.stored_run import StoredRun
-from lightningrl.errors import ConfigError, NotFound
+from lightningrl.credit import Credit, StatefulAssigner, assign, find_assigner
+from lightningrl.errors import ConfigError, NotFound, RunError
+from lightningrl.experience.trained_calls import as_trained, lenses
+from lightningrl.experience.transition import Group
 from lightningrl.recipe import Algorithm, LoadedRecipe, StepReward
 from lightningrl.scoring import Scored, Scorer
 from lightningrl.traces import read_ledger
@@ -49,3 +54,58 @@ async def scored_iteration(
     groups = await read_ledger(run.store, run.name, chosen)
     scorer = Scorer(rewards, run_folder=loaded.run_folder, folder=loaded.folder)
     return chosen, await scorer.score(groups)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What several methods give one iteration."""
+
+    iteration: int
+    groups: Sequence[Group]
+    found: Mapping[str, Credit | str]
+    """Method -> its credit, aligned with the groups, or why there is none; the run's own first."""
+    own: str
+    """The run's method."""
+
+
+async def credits_of(
+    run: StoredRun,
+    names: Sequence[str],
+    iteration: int | None,
+    *,
+    only: Collection[str] | None = None,
+) -> Compared:
+    """What the run's method and others give what an iteration was trained on.
+
+    Args:
+        run: of a known recipe.
+        names: of methods, as a recipe names them; they have their defaults, the run's own has its parameters.
+        iteration: `None` is the latest one that took anything.
+        only: methods that may be loaded, for whoever must not run a recipe's own code. `None`: any.
+
+    Raises:
+        ConfigError: there is no such method.
+        NotFound: the run took nothing for that iteration.
+    """
+    loaded, algorithm = recipe_of(run)
+    chosen, scored = await scored_iteration(run, iteration, loaded.recipe.step_rewards)
+    policies = loaded.recipe.policies
+    groups = as_trained(scored.groups, lenses(policies)) if policies else scored.groups
+    methods: dict[str, Mapping[str, Any]] = {algorithm.credit: algorithm.credit_args}
+    methods |= {name: {} for name in names if name not in methods}
+    found: dict[str, Credit | str] = {}
+    for name, params in methods.items():
+        if only is not None and name not in only:
+            found[name] = (
+                "is code of the recipe's, which is not run here; `lightningrl credit` runs it"
+            )
+            continue
+        assigner = find_assigner(name, params, folder=loaded.folder)
+        if isinstance(assigner, StatefulAssigner):
+            found[name] = "has a state or a critic, which is not stored"
+            continue
+        try:
+            found[name] = assign(assigner, groups, params)
+        except RunError as error:
+            found[name] = str(error)
+    return Compared(chosen, groups, found, algorithm.credit)

@@ -16,7 +16,7 @@ from lightningrl.errors import ConfigError
 from lightningrl.gateway.call_log import CallLog
 from lightningrl.gateway.limits import limits_of_environment
 from lightningrl.gateway.observe import Observer
-from lightningrl.keys import AccessKeys
+from lightningrl.keys import AccessKeys, ViewerKey
 from lightningrl.machine.logs import LogFormat, configure_logs
 from lightningrl.server import ServerOptions
 from lightningrl.server import serve as serve_store
@@ -145,7 +145,11 @@ def serve(
             store,
             host=host,
             port=port,
-            keys=AccessKeys(settings.admin_keys(), settings.runner_keys()),
+            keys=AccessKeys(
+                settings.admin_keys(),
+                settings.runner_keys(),
+                tuple(map(ViewerKey.read, settings.viewer_keys())),
+            ),
             options=ServerOptions(
                 store_body_bytes=settings.store_body_bytes(),
                 gateway=limits_of_environment(),

@@ -9,6 +9,7 @@ import click
 from rich.console import Group
 from rich.text import Text
 
+from lightningrl.cli.run_starts import read_starts
 from lightningrl.cli.stored_run import StoredRun, open_runs, server_options
 from lightningrl.cli.terminal import console
 from lightningrl.cli.tree import SHORT, rollout_tree
@@ -92,7 +93,9 @@ async def run_picture(run: StoredRun, query: RolloutQuery, *, limit: int | None 
         )
         for rollout, attempts in zip(rollouts, records, strict=True)
     ]
-    return Group(Text(f"{run.name}: {counts}", "dim"), *trees)
+    starts = [] if run.folder is None else read_starts(run.folder)
+    ended = f"; {starts[-1].said}" if starts else ""
+    return Group(Text(f"{run.name}: {counts}{ended}", "dim"), *trees)
 
 
 async def credit_of(run: StoredRun, rollouts: Sequence[Rollout]) -> dict[RolloutId, list[float]]:

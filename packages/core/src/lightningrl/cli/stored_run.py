@@ -173,11 +173,12 @@ async def open_to_change(
         store = open_store(folder / "store.db")
         name = recipe.recipe.name
     else:
-        recipe = None
+        recipe = folder = None
         store = _open_remote(server, key, read_only=False)
         name = run
     try:
-        _held(await store.runs(), [name], server or str(run))
-        yield StoredRun(name, store, recipe)
+        if server is not None:
+            _held(await store.runs(), [name], server)
+        yield StoredRun(name, store, recipe, folder)
     finally:
         await store.close()

@@ -179,6 +179,8 @@ def _call_text(one: Transition, credit: float | None, limit: int | None) -> Text
         text.append(f"\nrewritten: {names}", "dim")
     if one.untrainable is not None:
         text.append(f"\nnot trained: {short(one.untrainable, limit)}", "yellow")
+    if one.choice is not None and one.choice.wrong_format is not None:
+        text.append(f"\nwrong format: {short(one.choice.wrong_format, limit)}", "yellow")
     if one.error is not None and one.error not in (one.untrainable or ""):
         text.append(f"\n{short(one.error, limit)}", "red")
     return text

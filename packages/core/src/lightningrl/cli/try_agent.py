@@ -119,6 +119,12 @@ def report(wiring: Wiring, findings: Sequence[Finding]) -> Text:
     text.append(f"trainable: {wiring.trainable} calls\n", "green" if wiring.trainable else "")
     for reason, calls in sorted(wiring.untrainable.items()):
         text.append(f"not trainable: {calls} calls, {reason}\n", "yellow")
+    asked, right = wiring.formats
+    if asked:
+        text.append(
+            f"format asked for in words: {right} of {asked} answers have it\n",
+            "yellow" if right < asked else "",
+        )
     if not any_problem(findings):
         text.append("✓ the agent is wired up", "bold green")
         text.append(", with warnings" if findings else "", "bold yellow")
@@ -136,6 +142,7 @@ def _summary(wiring: Wiring, findings: Sequence[Finding]) -> dict[str, Any]:
     return {
         "wired": not any_problem(findings),
         **asdict(replace(wiring, redirected={})),
+        "formats": wiring.formats._asdict(),
         "redirected": redirected,
         "findings": as_json(findings),
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lightningrl.checks.calls import is_joined
 from lightningrl.checks.evidence import delivered
+from lightningrl.experience.formats import Formats, count_formats
 from lightningrl.experience.trainable import count_calls
 from lightningrl.schema import RewardEvent, RolloutState
 from lightningrl.traces import AttemptRecord
@@ -33,6 +34,8 @@ class Wiring:
     """Model calls that may be trained."""
     untrainable: dict[str, int]
     """Reason -> model calls that may not."""
+    formats: Formats
+    """Model calls of which a form was asked in words (`policies.NAME.constrained: free`)."""
 
 
 def count_wiring(rollouts: Sequence[Sequence[AttemptRecord]]) -> Wiring:
@@ -53,6 +56,7 @@ def count_wiring(rollouts: Sequence[Sequence[AttemptRecord]]) -> Wiring:
         redirected=dict(Counter((call.model, call.policy) for call in calls)),
         trainable=counted.trainable,
         untrainable={**counted.lost, **counted.left_out},
+        formats=count_formats(one for record in decisive for one in record.transitions),
     )
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from lightningrl.conversation import anthropic, responses
-from lightningrl.conversation.rewriting import as_sent, hold_also
+from lightningrl.conversation.rewriting import FORMAT_IN_WORDS, as_sent, hold_also
 from lightningrl.conversation.rewriting.fields import MESSAGES, Fields, raw_fields
 from lightningrl.conversation.rewriting.pins import Held
+from lightningrl.conversation.tools import chat
 from lightningrl.schema import CallEvent, CallStatus, Dialect
 
 Message = dict[str, Any]
@@ -63,8 +64,9 @@ class Recorded:
         """
         if not call.rewrites or call.dialect is Dialect.COMPLETIONS:
             return self._asked_messages(call)
-        if call.dialect is Dialect.CHAT:
-            asked = raw_fields(call.request)
+        in_words = any(rewrite.name == FORMAT_IN_WORDS for rewrite in call.rewrites)
+        if call.dialect is Dialect.CHAT or in_words:
+            asked = self._asked(call)
         else:
             asked = raw_fields({MESSAGES: self._asked_messages(call)})
         sent = as_sent(asked, call.rewrites)
@@ -78,7 +80,9 @@ class Recorded:
                 return raw_fields(responses.chat_request(request, self.responses))
             case Dialect.ANTHROPIC:
                 return raw_fields(anthropic.chat_request(json.loads(call.request)))
-            case Dialect.COMPLETIONS | Dialect.CHAT:
+            case Dialect.CHAT:
+                return chat.chat_request(raw_fields(call.request))
+            case Dialect.COMPLETIONS:
                 return raw_fields(call.request)
 
     def _asked_messages(self, call: CallEvent) -> list[Message]:
@@ -91,7 +95,7 @@ class Recorded:
             case Dialect.COMPLETIONS:
                 return [{"role": "user", "content": request.get("prompt")}]
             case Dialect.CHAT:
-                return request.get("messages") or []
+                return chat.messages_in(request.get("messages") or [])
 
 
 def messages_of(call: CallEvent, earlier: Iterable[CallEvent] = ()) -> list[Message]:

@@ -75,9 +75,11 @@ def assign(assigner: CreditAssigner, groups: Sequence[Group], params: Mapping[st
         RunError: the credit isn't aligned with the transitions, or isn't finite.
     """
     credit = assigner(list(groups), **params)
-    checked = _checked(_name(assigner), groups, credit, "credit")
+    name = _name(assigner)
+    checked = _checked(name, groups, credit, "credit")
     if isinstance(credit, Credit):
-        return Credit(checked, credit.metrics, credit.unfit)
+        _check_parts(name, groups, credit)
+        return Credit(checked, credit.metrics, credit.unfit, credit.parts, credit.states)
     return Credit(checked)
 
 
@@ -109,6 +111,7 @@ def assign_with(
         raise RunError(f"credit assigner {name}: it needs a critic's values behind cut answers")
     outcome = assigner.assign(list(groups), state=state, values=values, ends=ends)
     _checked(name, groups, outcome.credit, "credit")
+    _check_parts(name, groups, outcome.credit)
     if outcome.targets is not None:
         _checked(name, groups, outcome.targets, "targets")
     return outcome
@@ -133,8 +136,22 @@ def _name(assigner: CreditAssigner | StatefulAssigner) -> str:
 def _checked(
     name: str, groups: Sequence[Group], found: list[list[list[float]]], what: str
 ) -> list[list[list[float]]]:
+    _check_aligned(name, groups, found, what)
+    for group, found_G in zip(groups, found, strict=True):
+        if not all(math.isfinite(value) for found_T in found_G for value in found_T):
+            raise RunError(
+                f"credit assigner {name}: group {group.group_id!r} has a NaN or infinity in its {what}"
+            )
+    return found
+
+
+def _check_aligned(
+    name: str, groups: Sequence[Group], found: Sequence[Sequence[Sequence[Any]]], what: str
+) -> None:
     if len(found) != len(groups):
-        raise RunError(f"credit assigner {name}: {len(found)} results for {len(groups)} groups")
+        raise RunError(
+            f"credit assigner {name}: {len(found)} results for {len(groups)} groups in its {what}"
+        )
     for group, found_G in zip(groups, found, strict=True):
         shape = [len(trace.transitions) for trace in group.traces]
         if [len(found_T) for found_T in found_G] != shape:
@@ -142,11 +159,13 @@ def _checked(
                 f"credit assigner {name}: group {group.group_id!r} has transitions {shape}, the"
                 f" {what} {[len(found_T) for found_T in found_G]}; they must be aligned"
             )
-        if not all(math.isfinite(value) for found_T in found_G for value in found_T):
-            raise RunError(
-                f"credit assigner {name}: group {group.group_id!r} has a NaN or infinity in its {what}"
-            )
-    return found
+
+
+def _check_parts(name: str, groups: Sequence[Group], credit: Credit) -> None:
+    for part, numbers in credit.parts.items():
+        _check_aligned(name, groups, numbers, f"part {part!r}")
+    if credit.states is not None:
+        _check_aligned(name, groups, credit.states, "states")
 
 
 def _check_params(

@@ -27,8 +27,15 @@ from typing import Literal, get_args
 import numpy as np
 
 from lightningrl.credit.columns import read_decisions
-from lightningrl.credit.compare import centred, counts, means, standardised, whitened
-from lightningrl.credit.decisions import Decisions, Floats, spread
+from lightningrl.credit.compare import (
+    centred,
+    counts,
+    deviations,
+    means,
+    standardised,
+    whitened,
+)
+from lightningrl.credit.decisions import Decisions, Floats, Parts, spread
 from lightningrl.credit.result import Credit
 from lightningrl.errors import ConfigError
 from lightningrl.experience.transition import Group
@@ -48,18 +55,23 @@ def broadcast(groups: Sequence[Group], *, normalise: Form = "std") -> Credit:
     Raises:
         ConfigError: `normalise` is no form.
     """
-    decisions = read_decisions(groups)
-    return spread(groups, decisions, broadcast_advantages(decisions, normalise))
+    decisions, parts = read_decisions(groups), Parts()
+    values = broadcast_advantages(decisions, normalise, parts)
+    return spread(groups, decisions, values, parts=parts)
 
 
-def broadcast_advantages(decisions: Decisions, normalise: Form = "std") -> Floats:
-    """[n] `broadcast` on columns."""
+def broadcast_advantages(
+    decisions: Decisions, normalise: Form = "std", parts: Parts | None = None
+) -> Floats:
+    """[n] `broadcast` on columns; `parts` gets what they were made of."""
     if normalise not in get_args(Form):
         raise ConfigError(
             f"algorithm.credit_args.normalise: no form {normalise!r}."
             f"{suggest(str(normalise), get_args(Form))}"
         )
     final, group = decisions.final, decisions.member_group
+    if parts is not None:
+        parts.update(_parts(decisions, normalise))
     if normalise == "std":
         return standardised(group, final)[decisions.member]
     if normalise == "reinforce++":
@@ -75,3 +87,19 @@ def broadcast_advantages(decisions: Decisions, normalise: Form = "std") -> Float
     if normalise == "reinforce++_baseline":
         return whitened(spread_out, decisions.tokens)
     return spread_out
+
+
+def _parts(decisions: Decisions, normalise: Form) -> Parts:
+    """`reward`, what it is compared with (`baseline`), and by what the difference is divided (`deviation`)."""
+    final, group, member = decisions.final, decisions.member_group, decisions.member
+    parts = {"reward": final[member]}
+    if normalise == "reinforce++":
+        return parts
+    baseline = means(group, final)
+    if normalise == "leave_one_out":
+        size = counts(group)
+        baseline = np.where(size > 1, (baseline * size - final) / (size - 1).clip(1), final)
+    parts["baseline"] = baseline[member]
+    if normalise == "std":
+        parts["deviation"] = deviations(group, final)[member]
+    return parts

@@ -45,11 +45,19 @@ def standardised(labels: Labels, values: Floats, *, ddof: int = 1) -> Floats:
         ddof: 1 for the sample's deviation, 0 for the population's.
     """
     apart = centred(labels, values)
+    return apart / (_deviations(labels, apart, ddof) + EPSILON)
+
+
+def deviations(labels: Labels, values: Floats, *, ddof: int = 1) -> Floats:
+    """[n] the standard deviation of the values that share each one's label; 0 of a value alone."""
+    return _deviations(labels, centred(labels, values), ddof)
+
+
+def _deviations(labels: Labels, apart: Floats, ddof: int) -> Floats:
     if not len(labels):
-        return apart
+        return np.zeros(0)
     squares = np.bincount(labels, apart * apart)
-    variance = squares / np.maximum(np.bincount(labels) - ddof, 1)
-    return apart / (np.sqrt(variance)[labels] + EPSILON)
+    return np.sqrt(squares / np.maximum(np.bincount(labels) - ddof, 1))[labels]
 
 
 def whitened(values: Floats, weights: Labels) -> Floats:

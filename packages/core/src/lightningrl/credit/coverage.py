@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from lightningrl.credit.compare import counts, members_per_state, paired
-from lightningrl.credit.decisions import Decisions
+from lightningrl.credit.decisions import Decisions, Labels
 
 DEFAULT_GATE = 0.2
 """Below this share of later decisions in a state that another member was in too, comparing states
@@ -45,6 +45,11 @@ def below(decisions: Decisions, metrics: dict[str, float], gate: float) -> bool:
     fallback = not len(decisions) or metrics["coverage"] < gate
     metrics["fallback"] = float(fallback)
     return fallback
+
+
+def compared_states(decisions: Decisions, metrics: dict[str, float]) -> Labels | None:
+    """[n] the states that a step-group method compared. `None`: it fell back, and compared none."""
+    return None if metrics["fallback"] else decisions.states[0]
 
 
 def _share(flags: np.ndarray) -> float:

@@ -7,8 +7,10 @@ starts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,9 @@ from lightningrl.experience.transition import Group
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+Parts = dict[str, Floats]
+"""Name -> [n] what the credit of each decision was made of; NaN where a decision has no such part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,21 +74,50 @@ def spread(
     metrics: Mapping[str, float] | None = None,
     *,
     unfit: str | None = None,
+    parts: Parts | None = None,
+    states: Labels | None = None,
 ) -> Credit:
     """Values of decisions as credit of all transitions, 0 for those that are no decision.
 
     To the metrics it adds `groups_without_credit`, the share of groups whose decisions all got 0.
+
+    Args:
+        groups: what the assigner was given.
+        decisions: n of them.
+        values: [n].
+        metrics: see `Credit`.
+        unfit: see `Credit`.
+        parts: what the values were made of.
+        states: [n] equal numbers were compared as one state; -1 where there was none. `None`: states were not
+            compared.
     """
-    flat = np.zeros(sum(len(trace.transitions) for group in groups for trace in group.traces))
-    flat[decisions.slot] = values
-    numbers: list[float] = flat.tolist()
-    credit: list[list[list[float]]] = []
-    start = 0
-    for group in groups:
-        credit.append([])
-        for trace in group.traces:
-            credit[-1].append(numbers[start : start + len(trace.transitions)])
-            start += len(trace.transitions)
     taught = len(np.unique(decisions.group[values != 0.0]))
     empty = 1.0 - taught / len(groups) if groups else 0.0
-    return Credit(credit, {**(metrics or {}), "groups_without_credit": empty}, unfit)
+    return Credit(
+        _aligned(groups, decisions, values, 0.0),
+        {**(metrics or {}), "groups_without_credit": empty},
+        unfit,
+        parts={
+            name: _aligned(groups, decisions, part, math.nan)
+            for name, part in (parts or {}).items()
+        },
+        states=None if states is None else _aligned(groups, decisions, states, -1),
+    )
+
+
+def _aligned(
+    groups: Sequence[Group], decisions: Decisions, values: Floats | Labels, absent: float
+) -> list[list[list[Any]]]:
+    """[n] values as nested lists over all transitions, `absent` for those that are no decision."""
+    slots = sum(len(trace.transitions) for group in groups for trace in group.traces)
+    flat = np.full(slots, absent, values.dtype)
+    flat[decisions.slot] = values
+    numbers: list[Any] = flat.tolist()
+    nested: list[list[list[Any]]] = []
+    start = 0
+    for group in groups:
+        nested.append([])
+        for trace in group.traces:
+            nested[-1].append(numbers[start : start + len(trace.transitions)])
+            start += len(trace.transitions)
+    return nested

@@ -26,8 +26,8 @@ import numpy as np
 
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
-from lightningrl.credit.compare import centred, counts
-from lightningrl.credit.decisions import Decisions, Floats, spread
+from lightningrl.credit.compare import centred, counts, means
+from lightningrl.credit.decisions import Decisions, Floats, Parts, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import returns_to_go
 from lightningrl.errors import ConfigError
@@ -53,11 +53,11 @@ def discount(
     Raises:
         ConfigError: there is no such form.
     """
-    decisions = read_decisions(groups, paths=form == "reward")
+    decisions, parts = read_decisions(groups, paths=form == "reward"), Parts()
     values = discount_advantages(
-        decisions, discount=discount, form=form, final_in_steps=final_in_steps
+        decisions, discount=discount, form=form, final_in_steps=final_in_steps, parts=parts
     )
-    return spread(groups, decisions, values)
+    return spread(groups, decisions, values, parts=parts)
 
 
 def discount_advantages(
@@ -66,11 +66,16 @@ def discount_advantages(
     discount: float = 1.0,
     form: Literal["advantage", "reward"] = "advantage",
     final_in_steps: bool | None = None,
+    parts: Parts | None = None,
 ) -> Floats:
-    """[n] `discount` on columns."""
+    """[n] `discount` on columns; `parts` gets what they were made of."""
+    parts = Parts() if parts is None else parts
     if form == "reward":
-        return centred(decisions.group, returns_to_go(decisions, discount, final_in_steps))
+        returns = returns_to_go(decisions, discount, final_in_steps)
+        parts.update({"return": returns, "baseline": means(decisions.group, returns)})
+        return centred(decisions.group, returns)
     if form != "advantage":
         raise ConfigError(f"algorithm.credit_args.form: 'advantage' or 'reward', not {form!r}")
     to_end = counts(decisions.member) - 1 - decisions.turn
-    return broadcast_advantages(decisions, "mean") * np.power(float(discount), to_end)
+    parts["discount"] = np.power(float(discount), to_end)
+    return broadcast_advantages(decisions, "mean", parts) * parts["discount"]

@@ -83,7 +83,18 @@ class GeneralisedAdvantage(StatefulAssigner):
         credit = whitened(raw, decisions.tokens * valued) if self.whiten else raw
         metrics = {"value_mean": float(value[valued].mean())} if valued.any() else {}
         targets = spread(groups, decisions, np.where(valued, raw + value, 0.0))
-        credited = spread(groups, decisions, np.where(valued, credit, 0.0), metrics)
+        credited = spread(
+            groups,
+            decisions,
+            np.where(valued, credit, 0.0),
+            metrics,
+            parts={
+                "reward": rewards(decisions, self.final_in_steps),
+                "value": value,
+                "advantage": np.where(valued, raw, np.nan),
+                "target": np.where(valued, raw + value, np.nan),
+            },
+        )
         return Outcome(credited, state, list(targets))
 
 

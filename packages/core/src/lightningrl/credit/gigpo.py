@@ -19,9 +19,9 @@ import numpy as np
 
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
-from lightningrl.credit.compare import centred, members_per_state, standardised
-from lightningrl.credit.coverage import DEFAULT_GATE, below, coverage
-from lightningrl.credit.decisions import Decisions, Floats, spread
+from lightningrl.credit.compare import centred, means, members_per_state, standardised
+from lightningrl.credit.coverage import DEFAULT_GATE, below, compared_states, coverage
+from lightningrl.credit.decisions import Decisions, Floats, Parts, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import returns_to_go
 from lightningrl.credit.state_keys import KeyRules
@@ -52,7 +52,7 @@ def gigpo(
         final_in_steps: see `rewards.rewards`.
         rules: what state keys ignore, by name; `None` is all of `observation.RULES`.
     """
-    decisions = read_decisions(groups, keys=KeyRules(rules=rules))
+    decisions, parts = read_decisions(groups, keys=KeyRules(rules=rules)), Parts()
     values, metrics = gigpo_advantages(
         decisions,
         weight=weight,
@@ -61,8 +61,10 @@ def gigpo(
         min_members=min_members,
         gate=gate,
         final_in_steps=final_in_steps,
+        parts=parts,
     )
-    return spread(groups, decisions, values, metrics)
+    states = compared_states(decisions, metrics)
+    return spread(groups, decisions, values, metrics, parts=parts, states=states)
 
 
 def gigpo_advantages(
@@ -74,14 +76,19 @@ def gigpo_advantages(
     min_members: int = 1,
     gate: float = DEFAULT_GATE,
     final_in_steps: bool | None = None,
+    parts: Parts | None = None,
 ) -> tuple[Floats, dict[str, float]]:
-    """[n] `gigpo` on columns, and its metrics."""
+    """[n] `gigpo` on columns, and its metrics; `parts` gets what they were made of."""
     metrics = coverage(decisions)
-    episode = broadcast_advantages(decisions, normalise)
+    episode = broadcast_advantages(decisions, normalise, parts)
     if below(decisions, metrics, gate):
         return episode, metrics
     compare = standardised if normalise == "std" else centred
-    own = compare(decisions.states[0], returns_to_go(decisions, gamma, final_in_steps))
+    returns = returns_to_go(decisions, gamma, final_in_steps)
+    own = compare(decisions.states[0], returns)
     own = np.where(members_per_state(decisions) >= min_members, own, 0.0)
+    if parts is not None:
+        parts.update({"rollout": episode, "state": weight * own, "return": returns})
+        parts["state_mean"] = means(decisions.states[0], returns)
     metrics["decisions_with_step_credit"] = float((own != 0.0).mean())
     return episode + weight * own, metrics

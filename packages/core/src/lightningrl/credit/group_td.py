@@ -21,8 +21,8 @@ import numpy as np
 from lightningrl.credit.broadcast import Form, broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import backward, counts, following_mean, means, standardised
-from lightningrl.credit.coverage import DEFAULT_GATE, below, coverage
-from lightningrl.credit.decisions import Decisions, Floats, spread
+from lightningrl.credit.coverage import DEFAULT_GATE, below, compared_states, coverage
+from lightningrl.credit.decisions import Decisions, Floats, Parts, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import returns_to_go, rewards
 from lightningrl.credit.state_keys import KeyRules
@@ -51,7 +51,7 @@ def group_td(
         final_in_steps: see `rewards.rewards`.
         rules: what state keys ignore, by name; `None` is all of `observation.RULES`.
     """
-    decisions = read_decisions(groups, keys=KeyRules(rules=rules))
+    decisions, parts = read_decisions(groups, keys=KeyRules(rules=rules)), Parts()
     values, metrics = group_td_advantages(
         decisions,
         gamma=gamma,
@@ -59,8 +59,10 @@ def group_td(
         normalise=normalise,
         gate=gate,
         final_in_steps=final_in_steps,
+        parts=parts,
     )
-    return spread(groups, decisions, values, metrics)
+    states = compared_states(decisions, metrics)
+    return spread(groups, decisions, values, metrics, parts=parts, states=states)
 
 
 def group_td_advantages(
@@ -71,14 +73,19 @@ def group_td_advantages(
     normalise: Form = "std",
     gate: float = DEFAULT_GATE,
     final_in_steps: bool | None = None,
+    parts: Parts | None = None,
 ) -> tuple[Floats, dict[str, float]]:
-    """[n] `group_td` on columns, and its metrics."""
+    """[n] `group_td` on columns, and its metrics; `parts` gets what they were made of."""
     metrics = coverage(decisions)
-    episode = broadcast_advantages(decisions, normalise)
+    episode = broadcast_advantages(decisions, normalise, parts)
     if below(decisions, metrics, gate):
         return episode, metrics
     raw = td_advantages(decisions, gamma=gamma, lam=lam, final_in_steps=final_in_steps)
     matched = counts(decisions.states[0]) >= 2
+    if parts is not None:
+        returns = returns_to_go(decisions, gamma, final_in_steps)
+        parts.update({"rollout": episode, "return": returns, "td": raw})
+        parts["state_mean"] = means(decisions.states[0], returns)
     metrics["decisions_with_step_credit"] = float(matched.mean())
     return np.where(matched, standardised(decisions.group, raw, ddof=0), episode), metrics
 

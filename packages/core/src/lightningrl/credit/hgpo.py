@@ -22,8 +22,8 @@ import numpy as np
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import centred, standardised
-from lightningrl.credit.coverage import DEFAULT_GATE, below, coverage
-from lightningrl.credit.decisions import Decisions, Floats, Labels, spread
+from lightningrl.credit.coverage import DEFAULT_GATE, below, compared_states, coverage
+from lightningrl.credit.decisions import Decisions, Floats, Labels, Parts, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import returns_to_go
 from lightningrl.credit.state_keys import KeyRules
@@ -62,6 +62,7 @@ def hgpo(
         rules: what state keys ignore, by name; `None` is all of `observation.RULES`.
     """
     decisions = read_decisions(groups, keys=KeyRules(levels=history + 1, rules=rules))
+    parts = Parts()
     values, metrics = hgpo_advantages(
         decisions,
         alpha=alpha,
@@ -71,8 +72,10 @@ def hgpo(
         base=base,
         gate=gate,
         final_in_steps=final_in_steps,
+        parts=parts,
     )
-    return spread(groups, decisions, values, metrics)
+    states = compared_states(decisions, metrics)
+    return spread(groups, decisions, values, metrics, parts=parts, states=states)
 
 
 def hgpo_advantages(
@@ -85,10 +88,14 @@ def hgpo_advantages(
     base: bool = True,
     gate: float = DEFAULT_GATE,
     final_in_steps: bool | None = None,
+    parts: Parts | None = None,
 ) -> tuple[Floats, dict[str, float]]:
-    """[n] `hgpo` on columns, as many levels as `decisions.states` has, and its metrics."""
+    """[n] `hgpo` on columns, as many levels as `decisions.states` has, and its metrics.
+
+    `parts` gets what they were made of.
+    """
     metrics = coverage(decisions)
-    episode = broadcast_advantages(decisions, normalise)
+    episode = broadcast_advantages(decisions, normalise, parts)
     if below(decisions, metrics, gate):
         return episode, metrics
     returns = returns_to_go(decisions, gamma, final_in_steps)
@@ -98,6 +105,9 @@ def hgpo_advantages(
     ]
     matched = np.any([np.abs(level) > _ZERO for _, level in levels], axis=0)
     metrics["decisions_with_step_credit"] = float(matched.mean())
+    if parts is not None:
+        parts.update({"rollout": episode, "return": returns})
+        parts.update({f"level_{k}": level for k, (_, level) in enumerate(levels)})
     if base:
         levels.append((1.0, episode))
     total = sum(weight * level for weight, level in levels)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import paired, standardised
-from lightningrl.credit.decisions import Decisions, Floats, spread
+from lightningrl.credit.decisions import Decisions, Floats, Parts, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.step_reward import without_step_rewards
 from lightningrl.experience.transition import Group
@@ -30,12 +30,17 @@ def mt_grpo(groups: Sequence[Group], *, weight: AtLeastZero = 1.0) -> Credit:
         groups: any number, of any sizes.
         weight: of the step's part.
     """
-    decisions = read_decisions(groups)
-    values = mt_grpo_advantages(decisions, weight=weight)
-    return spread(groups, decisions, values, unfit=without_step_rewards(decisions))
+    decisions, parts = read_decisions(groups), Parts()
+    values = mt_grpo_advantages(decisions, weight=weight, parts=parts)
+    return spread(groups, decisions, values, unfit=without_step_rewards(decisions), parts=parts)
 
 
-def mt_grpo_advantages(decisions: Decisions, *, weight: float = 1.0) -> Floats:
-    """[n] `mt_grpo` on columns."""
+def mt_grpo_advantages(
+    decisions: Decisions, *, weight: float = 1.0, parts: Parts | None = None
+) -> Floats:
+    """[n] `mt_grpo` on columns; `parts` gets what they were made of."""
     own = standardised(paired(decisions.group, decisions.turn), decisions.reward)
-    return broadcast_advantages(decisions, "std") + weight * own
+    rollout = broadcast_advantages(decisions, "std", parts)
+    if parts is not None:
+        parts.update({"rollout": rollout, "step": weight * own})
+    return rollout + weight * own

@@ -24,8 +24,8 @@ import numpy as np
 from msgspec import Meta
 
 from lightningrl.credit.columns import read_decisions
-from lightningrl.credit.compare import centred, paired, standardised
-from lightningrl.credit.decisions import Decisions, Floats, Labels, spread
+from lightningrl.credit.compare import centred, deviations, means, paired, standardised
+from lightningrl.credit.decisions import Decisions, Floats, Labels, Parts, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.stateful import Outcome, State, StatefulAssigner, Values
 from lightningrl.errors import ConfigError
@@ -49,9 +49,9 @@ def per_agent(
     Raises:
         ConfigError: `normalise` has no such value.
     """
-    decisions = read_decisions(groups)
-    values = per_agent_advantages(decisions, normalise=normalise, train=train)
-    return spread(groups, decisions, values, unfit=_without(decisions, train))
+    decisions, parts = read_decisions(groups), Parts()
+    values = per_agent_advantages(decisions, normalise=normalise, train=train, parts=parts)
+    return spread(groups, decisions, values, unfit=_without(decisions, train), parts=parts)
 
 
 def per_agent_advantages(
@@ -59,8 +59,9 @@ def per_agent_advantages(
     *,
     normalise: Literal["mean", "std"] = "mean",
     train: Sequence[str] | None = None,
+    parts: Parts | None = None,
 ) -> Floats:
-    """[n] `per_agent` on columns."""
+    """[n] `per_agent` on columns; `parts` gets what they were made of."""
     if normalise not in ("mean", "std"):
         raise ConfigError(f"algorithm.credit_args.normalise: 'mean' or 'std', not {normalise!r}")
     compare = standardised if normalise == "std" else centred
@@ -69,6 +70,14 @@ def per_agent_advantages(
     values = np.zeros(len(q))
     role = paired(decisions.group[first], decisions.agent[first])
     values[scored] = compare(role[scored], q[scored])
+    if parts is not None:
+        baseline = np.full(len(q), np.nan)
+        baseline[scored] = means(role[scored], q[scored])
+        parts.update({"reward": q[part], "baseline": baseline[part]})
+        if normalise == "std":
+            deviation = np.full(len(q), np.nan)
+            deviation[scored] = deviations(role[scored], q[scored])
+            parts["deviation"] = deviation[part]
     return np.where(_trained(decisions, train), values[part], 0.0)
 
 
@@ -94,16 +103,23 @@ class RunningBaseline(StatefulAssigner):
         decisions = read_decisions(groups)
         part, first, q = _roles(decisions)
         baselines: dict[str, float] = dict(state.get("baselines", {}))
-        apart = np.zeros(len(q))
+        apart, before = np.zeros(len(q)), np.full(len(q), np.nan)
         for row in np.argsort(first):
             if np.isfinite(q[row]):
                 name = decisions.agents[decisions.agent[first[row]]] or ""
                 baseline = baselines.get(name, 0.0)
-                apart[row] = q[row] - baseline
+                apart[row], before[row] = q[row] - baseline, baseline
                 baselines[name] = self.decay * baseline + (1.0 - self.decay) * float(q[row])
         credit = np.where(_trained(decisions, self.train), apart[part], 0.0)
         metrics = {f"baseline/{name or 'agent'}": value for name, value in baselines.items()}
-        credited = spread(groups, decisions, credit, metrics, unfit=_without(decisions, self.train))
+        credited = spread(
+            groups,
+            decisions,
+            credit,
+            metrics,
+            unfit=_without(decisions, self.train),
+            parts={"reward": q[part], "baseline": before[part]},
+        )
         return Outcome(credited, {"baselines": baselines})
 
 

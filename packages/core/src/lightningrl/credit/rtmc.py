@@ -23,8 +23,8 @@ import numpy as np
 from lightningrl.credit.broadcast import Form, broadcast_advantages
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.compare import all_equal, means, paired
-from lightningrl.credit.coverage import DEFAULT_GATE, below, coverage
-from lightningrl.credit.decisions import Decisions, Floats, spread
+from lightningrl.credit.coverage import DEFAULT_GATE, below, compared_states, coverage
+from lightningrl.credit.decisions import Decisions, Floats, Parts, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import has_step_rewards, returns_to_go
 from lightningrl.credit.state_keys import KeyRules
@@ -56,11 +56,25 @@ def rtmc(
         gate: least coverage; see `coverage.py`.
         rules: what state keys ignore, by name; `None` is all of `observation.RULES`.
     """
-    decisions = read_decisions(groups, keys=KeyRules(rules=rules))
+    decisions, parts = read_decisions(groups, keys=KeyRules(rules=rules)), Parts()
     values, metrics = rtmc_advantages(
-        decisions, gamma=gamma, prior=prior, normalise=normalise, fallback=fallback, gate=gate
+        decisions,
+        gamma=gamma,
+        prior=prior,
+        normalise=normalise,
+        fallback=fallback,
+        gate=gate,
+        parts=parts,
     )
-    return spread(groups, decisions, values, metrics, unfit=_with_step_rewards(decisions))
+    return spread(
+        groups,
+        decisions,
+        values,
+        metrics,
+        unfit=_with_step_rewards(decisions),
+        parts=parts,
+        states=compared_states(decisions, metrics),
+    )
 
 
 def rtmc_advantages(
@@ -71,12 +85,16 @@ def rtmc_advantages(
     normalise: bool = True,
     fallback: Form = "std",
     gate: float = DEFAULT_GATE,
+    parts: Parts | None = None,
 ) -> tuple[Floats, dict[str, float]]:
-    """[n] `rtmc` on columns, and its metrics."""
+    """[n] `rtmc` on columns, and its metrics; `parts` gets what they were made of."""
     metrics = coverage(decisions)
     if below(decisions, metrics, gate):
-        return broadcast_advantages(decisions, fallback), metrics
-    credit = _values(decisions, gamma, prior)
+        return broadcast_advantages(decisions, fallback, parts), metrics
+    of_action, of_state = _values(decisions, gamma, prior)
+    credit = of_action - of_state
+    if parts is not None:
+        parts.update({"action_mean": of_action, "state_mean": of_state})
     credit[all_equal(decisions.member_group, decisions.final)[decisions.member]] = 0.0
     if normalise:
         mean = means(decisions.group, credit)
@@ -96,8 +114,8 @@ def _with_step_rewards(decisions: Decisions) -> str | None:
     )
 
 
-def _values(decisions: Decisions, gamma: float, prior: float) -> Floats:
-    """Q - V' of each decision."""
+def _values(decisions: Decisions, gamma: float, prior: float) -> tuple[Floats, Floats]:
+    """Q and V' of each decision."""
     assert decisions.action is not None
     states = decisions.states[0]
     choice = paired(states, decisions.action)
@@ -110,4 +128,4 @@ def _values(decisions: Decisions, gamma: float, prior: float) -> Floats:
     v = np.bincount(states[first], returns[first], minlength=len(seen)) / np.maximum(seen, 1)
     p = means(decisions.member_group, decisions.final)[decisions.member]
     smoothed = (seen[states] * v[states] + prior * p) / (seen[states] + prior)
-    return q[choice] - smoothed
+    return q[choice], smoothed

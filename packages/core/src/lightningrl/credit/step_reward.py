@@ -18,15 +18,22 @@ a batch without any is reported as `Credit.unfit`, since every credit comes from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
 from lightningrl.credit.columns import read_decisions
-from lightningrl.credit.compare import centred, members_per_state, paired, standardised
+from lightningrl.credit.compare import (
+    centred,
+    deviations,
+    means,
+    members_per_state,
+    paired,
+    standardised,
+)
 from lightningrl.credit.coverage import coverage
-from lightningrl.credit.decisions import Decisions, Floats, spread
+from lightningrl.credit.decisions import Decisions, Floats, Labels, Parts, spread
 from lightningrl.credit.result import Credit
 from lightningrl.credit.rewards import has_step_rewards, returns_to_go
 from lightningrl.credit.state_keys import KeyRules
@@ -60,16 +67,24 @@ def step_reward(
         ConfigError: a parameter has no such value.
     """
     keys = KeyRules(rules=rules) if baseline == "state" else None
-    decisions = read_decisions(groups, paths=True, keys=keys)
+    decisions, parts = read_decisions(groups, paths=True, keys=keys), Parts()
     values = step_reward_advantages(
         decisions,
         gamma=gamma,
         baseline=baseline,
         normalise=normalise,
         final_in_steps=final_in_steps,
+        parts=parts,
     )
-    metrics = coverage(decisions) if keys is not None else None
-    return spread(groups, decisions, values, metrics, unfit=without_step_rewards(decisions))
+    return spread(
+        groups,
+        decisions,
+        values,
+        coverage(decisions) if keys is not None else None,
+        unfit=without_step_rewards(decisions),
+        parts=parts,
+        states=decisions.states[0] if keys is not None else None,
+    )
 
 
 def step_reward_advantages(
@@ -79,23 +94,33 @@ def step_reward_advantages(
     baseline: Baseline = "state",
     normalise: Literal["mean", "std"] = "mean",
     final_in_steps: bool | None = None,
+    parts: Parts | None = None,
 ) -> Floats:
-    """[n] `step_reward` on columns."""
+    """[n] `step_reward` on columns; `parts` gets what they were made of."""
     if normalise not in ("mean", "std"):
         raise ConfigError(f"algorithm.credit_args.normalise: 'mean' or 'std', not {normalise!r}")
     returns = returns_to_go(decisions, gamma, final_in_steps)
     compare = standardised if normalise == "std" else centred
-    by_index = paired(decisions.group, decisions.turn)
-    if baseline == "group":
-        return compare(decisions.group, returns)
-    if baseline == "index":
-        return compare(by_index, returns)
-    if baseline != "state":
+
+    def by(what: Callable[[Labels, Floats], Floats]) -> Floats:
+        """Apply `what` among the decisions that are alike."""
+        by_index = paired(decisions.group, decisions.turn)
+        if baseline == "group":
+            return what(decisions.group, returns)
+        if baseline == "index":
+            return what(by_index, returns)
+        matched = members_per_state(decisions) >= 2
+        return np.where(matched, what(decisions.states[0], returns), what(by_index, returns))
+
+    if baseline not in get_args(Baseline):
         raise ConfigError(
             f"algorithm.credit_args.baseline: 'state', 'index' or 'group', not {baseline!r}"
         )
-    matched = members_per_state(decisions) >= 2
-    return np.where(matched, compare(decisions.states[0], returns), compare(by_index, returns))
+    if parts is not None:
+        parts.update({"return": returns, "baseline": by(means)})
+        if normalise == "std":
+            parts["deviation"] = by(deviations)
+    return by(compare)
 
 
 def without_step_rewards(decisions: Decisions) -> str | None:

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import msgspec
 
 from lightningrl.conversation.malformed import Malformed
-from lightningrl.conversation.rewriting import Rewritten
+from lightningrl.conversation.rewriting import HOSTED_TOOLS, Rewritten
 from lightningrl.errors import LimitReached, StaleAttempt, StoreUnavailable
 from lightningrl.gateway.asgi import (
     EVENT_STREAM,
@@ -102,6 +102,9 @@ class Calls:
         served = await self._policies.resolve(context.rollout.run, request.model, agent)
         if request.unknown:
             await self._unknown_fields.judge(spoken, request, served.policy, context)
+        rewritten = await self._rewritten(served, context, agent, request, spoken.dialect)
+        if rewritten.rewrites and rewritten.rewrites[0].name == HOSTED_TOOLS:
+            await self._unknown_fields.tell_hosted(spoken, rewritten.rewrites[0].by, context)
         event_id = new_id("call")
         own_step_id = event_id.replace("call", "s")  # one reading of the system's randomness
         call = Call(
@@ -113,7 +116,7 @@ class Calls:
             policy=served.policy.name,
             dialect=spoken.dialect,
             request=request,
-            rewritten=await self._rewritten(served, context, agent, request, spoken.dialect),
+            rewritten=rewritten,
             sampling=request.engine.effective_sampling(context.rollout.sampling),
             traceparent=_text(headers, _TRACEPARENT),
             started_at=self._clock.now(),

@@ -7,10 +7,13 @@ match, or were sampled otherwise than the rollout says, the choice carries the r
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 
+from lightningrl.conversation.parts import unseen
 from lightningrl.conversation.rewriting import Rewritten
+from lightningrl.gateway.dialects.arrays import no_logprob
 from lightningrl.gateway.dialects.base import AgentRequest
 from lightningrl.gateway.dialects.engine_reply import (
     EngineChoice,
@@ -33,6 +36,7 @@ from lightningrl.schema import (
 )
 
 _BYTES_PER_ID = 4
+_MESSAGE = msgspec.json.Decoder(dict[str, Any])
 
 
 class Call:
@@ -68,6 +72,7 @@ class Call:
         if rewritten.rewrites:
             self.engine = msgspec.structs.replace(request.engine, fields=rewritten.fields)
         self.rewrites = rewritten.rewrites
+        self.demand = rewritten.demand
         self.sampling = sampling
         """What the answer is sampled with. `None`: the agent's own parameters."""
         self.traceparent = traceparent
@@ -166,6 +171,9 @@ def _choice(call: Call, reply: EngineReply, choice: EngineChoice) -> Choice:
         token_ids=tokens.ids,
         logprobs=tokens.logprobs,
         untrainable=untrainable(call, reply, choice, tokens),
+        wrong_format=None
+        if call.demand is None
+        else call.demand.fault(_MESSAGE.decode(choice.message)),
     )
 
 
@@ -180,6 +188,8 @@ def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: To
     if len(tokens.ids) != len(tokens.logprobs):
         ids, logprobs = len(tokens.ids) // _BYTES_PER_ID, len(tokens.logprobs) // _BYTES_PER_ID
         return f"the engine gave {ids} token ids and {logprobs} log-probs"
+    if strange := no_logprob(tokens.logprobs):
+        return f"the engine gave {strange} for a token's log-prob"
     if bytes(reply.prompt_token_ids) in (b"null", b"[]"):
         return "the engine gave no prompt token ids"
     if choice.finish_reason == "abort":
@@ -189,6 +199,8 @@ def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: To
         return f"sampled under a grammar ({constraint})"
     if call.sampling is None and (own := asked.own_sampling()):
         return f"sampled otherwise ({own})"
+    if unread := unseen(asked.fields):
+        return f"the prompt holds {unread}, which the trainer does not see"
     strange = choice.versions() - {call.version_start}
     if strange:
         names = ", ".join(map(str, sorted(strange)))

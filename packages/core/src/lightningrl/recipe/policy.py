@@ -62,6 +62,11 @@ class PolicyRecipe(Section, frozen=True):
     """Calls with a message that the model's chat template leaves out (a tool's result, where it has no place
     for tools): `refuse` them, or `accept` that the model never reads it. `None`: refuse; accept of a tiny policy,
     which reads what it was built to read."""
+    constrained: Literal["untrained", "free"] = "untrained"
+    """Calls that must call a tool, or answer by a JSON schema: `untrained`, the engine forces the form, and they are not
+    trained, since a grammar took part in the sampling; `free`, the model is free to call a tool or not, a schema is said
+    at the end of the system message, and the calls are trained. A wrong form is then the policy's own mistake,
+    which an agent fails at: it needs `algorithm.failure_reward`."""
     max_model_len: int = 2048
     """Longest prompt plus answer, tokens."""
 

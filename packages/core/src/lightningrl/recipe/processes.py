@@ -35,6 +35,9 @@ class Trainer(Section, frozen=True):
     """Tokens of one forward and backward pass of a rank, padding included."""
     keep_checkpoints: int = 2
     """Of the newest; the one that validation scored highest stays too."""
+    keep_lessons: int = 100
+    """Of the newest iterations: credit and its parts, and log-probs of trained tokens, as
+    `lesson/iteration-NNNNNN.parquet`. 0: none."""
     probe_tolerance: float | None = None
     """Largest allowed difference between the engine's and the trainer's log-probs after a sync, in
     nats. `None`: 1e-3 for fp32, 0.1 for bf16."""
@@ -119,6 +122,9 @@ class GatewayRecipe(Section, frozen=True):
     unknown_fields: Literal["accept", "refuse"] = "accept"
     """Requests with a field that nobody here knows, as clients newer than this version send: `accept` leaves the field
     out of what the engine gets, and says so in the attempt's log; `refuse` answers 400."""
+    hosted_tools: Literal["refuse", "drop"] = "refuse"
+    """Tools that the real service would run (web search, code interpreter), and nobody does here: `refuse` answers 400
+    with the harness's switch; `drop` leaves them out of what the engine gets, and says so in the attempt's log."""
     pin: tuple[str, ...] = ()
     """Regular expressions of what changes from call to call though it says the same, such as the time or a nonce in a
     system prompt. Before a conversation's first answer, each text that matches stays in all of an agent's calls

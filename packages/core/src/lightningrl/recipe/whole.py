@@ -84,6 +84,7 @@ class Recipe(Section, frozen=True):
         _check_least(self)
         for alias, policy in self.policies.items():
             _check_least(policy, f"policies.{alias}.")
+            self._check_constrained(alias, policy)
         self._check_cluster()
         check_engines(self.engine, self.policies, self.trainer, in_cluster=self.cluster == "ray")
         if self.gateway.hold_seconds < _OUTLASTS * self.gateway.drain_seconds:
@@ -116,6 +117,16 @@ class Recipe(Section, frozen=True):
             raise ConfigError(
                 f"algorithm.min_group: {algorithm.min_group} is more than the"
                 f" {algorithm.group_size} rollouts of a group, so every group would be skipped"
+            )
+
+    def _check_constrained(self, alias: str, policy: PolicyRecipe) -> None:
+        if policy.constrained != "free" or not policy.trainable or self.algorithm is None:
+            return
+        if self.algorithm.failure_reward is None:
+            raise ConfigError(
+                f"policies.{alias}.constrained: an answer in a wrong form mostly makes the agent fail, and rollouts that"
+                " fail are not trained, so the policy would never learn the form; set algorithm.failure_reward,"
+                " such as 0.0"
             )
 
     def _check_agent(self) -> None:
@@ -181,6 +192,7 @@ _LEAST = {
     "trainer.ranks": 1,
     "trainer.nodes": 1,
     "trainer.keep_checkpoints": 1,
+    "trainer.keep_lessons": 0,
     "trainer.probe_tolerance": 0,
     "trainer.max_tokens_per_micro_batch": 1,
     "engine.replicas": 1,

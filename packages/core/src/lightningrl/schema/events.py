@@ -76,6 +76,9 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Log-prob of each id in `token_ids` when it was sampled, little-endian float32."""
     untrainable: str | None = None
     """Why these tokens must not be trained. `None`: they may be."""
+    wrong_format: str | None = None
+    """In what the answer is not of the form that was asked of it in words (`constrained: free`). `None`: it is, or
+    none was asked so."""
 
 
 class Rewrite(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -187,6 +190,8 @@ class LogTopic(StrEnum):
     """A request of the attempt was refused before it was a call."""
     UNKNOWN_FIELD = "unknown_field"
     """A field of the attempt's requests that nobody knows was left out of what engines got."""
+    HOSTED_TOOL = "hosted_tool"
+    """A tool of the attempt's requests that the service would run was left out of what engines got."""
     REWARD_ERROR = "reward_error"
     """The reward function caught an error of its own."""
 

@@ -46,8 +46,12 @@ class RewriteRules(msgspec.Struct, frozen=True, omit_defaults=True):
     """Places (`conversation.rewriting.Place`) whose messages the template leaves out even so: refused."""
     pin: tuple[str, ...] = ()
     """Regular expressions of what is held still over an attempt: its text at first stays."""
+    drop_hosted: bool = False
+    """Tools that the real service would run are left out. Else they are refused."""
     thinks: bool = False
     """The template lets the model think unless `enable_thinking: false` is said."""
+    free: bool = False
+    """A tool that must be called, or a format, is asked for in words: nothing forces the answer."""
 
 
 class Policy(msgspec.Struct, frozen=True):

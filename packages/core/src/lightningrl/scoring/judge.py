@@ -1,7 +1,8 @@
 """A judge: an OpenAI-compatible model that gives each answer of a rollout a number.
 
-Invariants: an answer of the judge is asked for once and then read from disk; a judge that fails, or says no
-number in range, gives no reward, never 0, and is asked again the next time.
+Invariants: an answer of the judge is asked for once and then read from disk, where it names the rollout that it is of,
+so that it is deleted with that; a judge that fails, or says no number in range, gives no reward, never 0, and is
+asked again the next time.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Judge:
             score = self._score(said)
         except _FAILURES:
             return None
-        _write(path, {"score": score, "said": said})
+        _write(path, {"rollout": trace.rollout.id, "score": score, "said": said})
         return score
 
     def _instruction(self) -> str:

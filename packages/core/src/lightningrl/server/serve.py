@@ -1,8 +1,8 @@
 """The server's process: it opens the store's database, serves it, and ends without losing anything.
 
 Order of ending: waiting calls are told to ask again, the gateway drains, open requests finish, the
-store is closed last. Leases are extended once at the start, because nobody could renew them while
-the server was down.
+store is closed last. Leases are extended at the start, and after the store could not be written for some
+time, because nobody could renew them meanwhile.
 """
 
 from __future__ import annotations
@@ -45,9 +45,6 @@ EXPIRE_SECONDS = 1.0
 
 RETAIN_SECONDS = 60.0
 """How often what retention lets go is deleted."""
-
-RESTART_LEASE_SECONDS = 30.0
-"""What every running attempt is given when the server starts."""
 
 DRAIN_SECONDS = 10
 """How long open requests may take when the server ends."""
@@ -132,9 +129,9 @@ def listen(host: str, port: int, keys: AccessKeys) -> socket.socket:
     Its protocol is set to TCP (`socket.create_server` leaves it 0): only then asyncio turns off
     Nagle's delay, which would cost 40 ms per answer.
     """
-    if keys.runner and not keys.admin:
+    if (keys.runner or keys.viewer) and not keys.admin:
         raise ConfigError(
-            "there are runner keys and no admin key, so everyone would be an admin; "
+            "there are keys of runners or viewers and no admin key, so everyone would be an admin; "
             "set LIGHTNINGRL_ADMIN_KEY too"
         )
     if not keys.admin and not is_loopback(host):
@@ -214,7 +211,7 @@ async def _serve(
         store.announce(url)
         _LOG.info("serving %s at %s", store.name, url)
         application = _application(store, clock, keys, options, observers)
-        await store.renew_all_leases(RESTART_LEASE_SECONDS)
+        await store.expire_regularly()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         stop_on_signals(loop, stop.set)

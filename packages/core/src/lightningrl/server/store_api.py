@@ -28,7 +28,13 @@ from lightningrl.errors import (
 from lightningrl.gateway.asgi import Answer, ClientGone, Receive, Scope, Send, send_answer
 from lightningrl.gateway.identity import bearer
 from lightningrl.keys import OPEN, AccessKeys
-from lightningrl.server.access import check_arguments, check_method, check_version, visible
+from lightningrl.server.access import (
+    check_arguments,
+    check_method,
+    check_runs,
+    check_version,
+    visible,
+)
 from lightningrl.server.repeats import Repeats
 from lightningrl.store.base import Store
 from lightningrl.store.compression import Compressor, TooLong, unpack_at_most
@@ -116,16 +122,18 @@ class StoreApi:
         await send_answer(send, answer)
 
     async def _answer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Answer:
-        allowed = self._keys.scope(bearer(headers))
-        check_method(allowed, scope["path"].removeprefix(PREFIX))
+        access = self._keys.access(bearer(headers))
+        check_method(access, scope["path"].removeprefix(PREFIX))
+        assert access is not None, "nobody without a key comes here"
         check_version(headers)
         method = _method(scope)
         arguments = self._arguments(method, headers, await self._body(headers, receive))
-        check_arguments(allowed, method.name, arguments)
+        check_arguments(access.scope, method.name, arguments)
+        await check_runs(self._store, access.runs, method.name, arguments)
 
         async def work() -> bytes:
             result = await self._run(method, arguments, receive)
-            return _encoder.encode({"ok": visible(allowed, method.name, result)})
+            return _encoder.encode({"ok": visible(access, method.name, result)})
 
         request_id = headers.get(REQUEST_ID_HEADER.encode())
         if method.name in ONCE and request_id is not None:

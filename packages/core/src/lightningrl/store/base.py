@@ -439,8 +439,10 @@ class Store(Protocol):
         """
         ...
 
-    async def ledger(self, run: str) -> list[LedgerEntry]:
-        """The ledger's entries by iteration, then enqueue order."""
+    async def ledger(
+        self, run: str, *, iteration: int | None = None, group_id: GroupId | None = None
+    ) -> list[LedgerEntry]:
+        """The ledger's entries by iteration, then enqueue order; of one iteration or group, where that is given."""
         ...
 
     # -- deletion ------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Invariant: what an iteration was given and has not committed stays, and so does what runs; live rollouts
 that were given and not taken go with their whole run alone. A rollout is deleted with its attempts, their
-events and what the ledger says of it, all or nothing.
+events and what the ledger says of it, all or nothing; an SQLite file is left without a trace of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lightningrl.store.session import Session
 
 def delete_rollouts(session: Session, rollout_ids: Sequence[RolloutId]) -> int:
     """See `Store.delete_rollouts`."""
+    session.erase()
     deleted = 0
     for ident in rollout_ids:
         row = _locked(session, ident)
@@ -29,6 +30,7 @@ def delete_rollouts(session: Session, rollout_ids: Sequence[RolloutId]) -> int:
 
 def delete_run(session: Session, run: str) -> int:
     """See `Store.delete_run`."""
+    session.erase()
     # First: whoever enqueues what is pinned to one is through before it, or finds it gone.
     session.run("delete_resources", run=run)
     deleted = 0
@@ -49,6 +51,7 @@ def retire(session: Session, modes: Sequence[Mode], before_us: int, limit: int) 
     Of training only what its iteration has committed. What another process changes meanwhile, so that it
     is to be kept, is passed over.
     """
+    session.erase()
     flags = {mode.value: int(mode in modes) for mode in Mode}
     found = session.rows("retired_rollouts", before_us=before_us, limit=limit, **flags)
     deleted = 0

@@ -1,7 +1,8 @@
 """Appending events and reading them back.
 
 Invariants: an append is all or none; an event whose id the attempt already has changes nothing; only
-rewards and logs are added to an attempt that has ended; what is read equals what was appended.
+rewards and logs are added to an attempt that has ended, and the rewards of one that did not succeed reward
+nothing; what is read equals what was appended.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from lightningrl.schema import (
     AFTER_FINISH,
     FINAL,
     AttemptId,
+    AttemptState,
     CallEvent,
     CallLimits,
     Event,
@@ -29,6 +31,9 @@ from lightningrl.store.rows import ATTEMPT_PK, Row
 from lightningrl.store.session import Session
 
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+
+_REWARDED = frozenset({AttemptState.RUNNING, AttemptState.SUCCEEDED})
+"""States of an attempt whose rewards are its rollout's."""
 
 
 class _Target(msgspec.Struct):
@@ -153,6 +158,8 @@ def _insert(session: Session, event: Event, target: _Target) -> None:
 
 
 def _reward(session: Session, event: RewardEvent, target: _Target) -> None:
+    if target.state not in _REWARDED:
+        return  # kept, like a log; it changes nothing
     if _is_final(event):
         session.run(
             "reward_rollout",

@@ -431,9 +431,11 @@ class HttpStore:
         """See `Store.roll_back`."""
         return await self._call("roll_back", run=run, after=after)
 
-    async def ledger(self, run: str) -> list[LedgerEntry]:
+    async def ledger(
+        self, run: str, *, iteration: int | None = None, group_id: GroupId | None = None
+    ) -> list[LedgerEntry]:
         """See `Store.ledger`."""
-        return await self._call("ledger", run=run)
+        return await self._call("ledger", run=run, iteration=iteration, group_id=group_id)
 
     # -- deletion ------------------------------------------------------------------------------
 

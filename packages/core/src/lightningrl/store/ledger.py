@@ -240,21 +240,28 @@ def roll_back(session: Session, run: str, after: int) -> list[int]:
     )
 
 
-def entries(session: Session, run: str) -> list[LedgerEntry]:
+def entries(
+    session: Session, run: str, iteration: int | None, group_id: GroupId | None
+) -> list[LedgerEntry]:
     """The ledger of a run; see `Store.ledger`."""
+    filters: dict[str, Any] = {"iteration": iteration, "group": group_id}
+    filters = {name: value for name, value in filters.items() if value is not None}
+    parts = ["select_ledger", *(f"and_ledger_{name}" for name in filters), "in_ledger_order"]
     found: dict[int, tuple[rows.Row, list[LedgerMember]]] = {}
-    for pk, iteration, group_id, status, committed, *member in session.rows("ledger", run=run):
-        members = found.setdefault(pk, ((iteration, group_id, status, committed), []))[1]
+    for pk, at, group, status, committed, *member in session.selected(
+        parts, {"run": run, **filters}
+    ):
+        members = found.setdefault(pk, ((at, group, status, committed), []))[1]
         if member[0] is not None:  # a skipped group has none
             members.append(LedgerMember(*member))
     return [
         LedgerEntry(
             run=run,
-            iteration=iteration,
-            group_id=GroupId(group_id),
+            iteration=at,
+            group_id=GroupId(group),
             status=status,
             members=tuple(members),
             committed=bool(committed),
         )
-        for (iteration, group_id, status, committed), members in found.values()
+        for (at, group, status, committed), members in found.values()
     ]

@@ -26,6 +26,8 @@ from lightningrl.store.session import Session
 _ALL = 1 << 62
 """A LIMIT that limits nothing; databases differ in how they say that."""
 
+_OPEN = frozenset({RolloutState.QUEUED, RolloutState.RUNNING})
+
 
 def rollouts(session: Session, query: RolloutQuery) -> list[Rollout]:
     """See `Store.rollouts`."""
@@ -42,19 +44,35 @@ def rollouts(session: Session, query: RolloutQuery) -> list[Rollout]:
         "min_reward": query.min_reward,
         "max_reward": query.max_reward,
     }
-    parts = [f"and_{name}" for name, value in filters.items() if value is not None]
     values: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    parts = [_by_run(query) if name == "run" else f"and_{name}" for name in values]
+    if query.states and set(query.states) <= _OPEN:
+        parts.append("and_open")
+    created = query.order is RolloutOrder.CREATED
     direction = "descending" if query.descending else "ascending"
+    order = f"creation_{direction}" if created else direction
     if query.after is not None:
         null = "null_" if query.after.key is None else ""
-        parts.append(f"after_{null}{direction}")
+        parts.append(f"after_{null}{order}")
         values |= {"after_key": query.after.key, "after_id": query.after.id}
-    values |= {"order": query.order, "limit": _ALL if query.limit is None else query.limit}
-    return _rollouts(session, [*parts, direction], values)
+    if not created:
+        values["order"] = query.order
+    values["limit"] = _ALL if query.limit is None else query.limit
+    select = "select_rollouts_by_creation" if created else "select_rollouts"
+    return _rollouts(session, [select, *parts, order], values)
+
+
+def _by_run(query: RolloutQuery) -> str:
+    """The fragment that says the run, so that the index is read which says most; no database is asked to guess."""
+    if query.ids or query.group_id is not None:
+        return "and_known_run"
+    if query.order is RolloutOrder.CREATED and query.mode is query.iteration is None:
+        return "and_whole_run"
+    return "and_run"
 
 
 def _rollouts(session: Session, parts: list[str], values: dict[str, Any]) -> list[Rollout]:
-    return [rows.rollout(row) for row in session.selected(["select_rollouts", *parts], values)]
+    return [rows.rollout(row) for row in session.selected(parts, values)]
 
 
 def attempts(session: Session, rollout_ids: Sequence[RolloutId]) -> list[Attempt]:
@@ -113,7 +131,8 @@ def named(
 
 def ended_of(session: Session, ids: Sequence[RolloutId]) -> list[Rollout]:
     """Those of `ids` that are complete, in order."""
-    found = _rollouts(session, ["and_ids"], {"ids": _array(ids), "order": RolloutOrder.CREATED})
+    parts = ["select_rollouts_by_creation", "and_ids"]
+    found = _rollouts(session, parts, {"ids": _array(ids)})
     ended = {one.id: one for one in found if one.complete}
     return [ended[ident] for ident in ids if ident in ended]
 

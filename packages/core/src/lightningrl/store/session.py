@@ -67,6 +67,9 @@ class Session(abc.ABC):
     def now(self) -> datetime:
         """The clock by which leases and deadlines are judged."""
 
+    def erase(self) -> None:  # noqa: B027 - a database that can't does nothing
+        """Until the transaction ends, overwrite what is deleted; nothing where the database can't."""
+
     def now_us(self) -> int:
         """`now` in microseconds since 1970."""
         return micros(self.now())

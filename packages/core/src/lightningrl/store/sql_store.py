@@ -74,6 +74,12 @@ GATHER_SECONDS = 0.1
 """How long `progress` gathers further ends before it tells of the first: without it, rollouts that end
 one after the other would cost a round trip each."""
 
+_AWAY_US = seconds_to_us(5.0)
+"""Between two calls of a regular `expire`: more means that leases could not be renewed meanwhile."""
+
+_RESTART_LEASE_US = seconds_to_us(30.0)
+"""What every running attempt is given then, and when a server starts."""
+
 
 class SqlStore:
     """Implements `Store`; each database's own class opens it."""
@@ -111,6 +117,8 @@ class SqlStore:
         self._secret = secret
         self._look_seconds = look_seconds
         self._gather_seconds = gather_seconds
+        self._expired_us: int | None = None
+        """When `expire` was done last, where it is called regularly."""
 
     def announce(self, url: str) -> None:
         """Note for others who would write that this process serves the store at `url`.
@@ -249,7 +257,32 @@ class SqlStore:
 
     async def expire(self) -> int:
         """See `Store.expire`."""
-        return await self._write(lambda session: lifecycle.expire(session, session.now_us()))
+
+        def once(session: Session) -> tuple[int, int]:
+            now_us = session.now_us()
+            away = self._expired_us is not None and now_us - self._expired_us > _AWAY_US
+            if away:  # nobody could renew a lease meanwhile
+                lifecycle.renew_all_leases(session, _RESTART_LEASE_US, now_us)
+            return now_us, lifecycle.expire(session, now_us)
+
+        now_us, ended = await self._write(once)
+        if self._expired_us is not None:
+            self._expired_us = now_us
+        return ended
+
+    async def expire_regularly(self) -> int:
+        """Say that from now on `expire` is called every second; return how many leases were extended.
+
+        Where it was not for some time (the store could not be written, the process or its machine stood
+        still), the next call first extends every lease, as this one does.
+        """
+
+        def once(session: Session) -> tuple[int, int]:
+            now_us = session.now_us()
+            return now_us, lifecycle.renew_all_leases(session, _RESTART_LEASE_US, now_us)
+
+        self._expired_us, extended = await self._write(once)
+        return extended
 
     async def extend(self, attempt_ids: Sequence[AttemptId], seconds: float) -> None:
         """See `Store.extend`."""
@@ -473,9 +506,11 @@ class SqlStore:
         """See `Store.roll_back`."""
         return await self._write(lambda session: ledger.roll_back(session, run, after))
 
-    async def ledger(self, run: str) -> list[LedgerEntry]:
+    async def ledger(
+        self, run: str, *, iteration: int | None = None, group_id: GroupId | None = None
+    ) -> list[LedgerEntry]:
         """See `Store.ledger`."""
-        return await self._read(lambda session: ledger.entries(session, run))
+        return await self._read(lambda session: ledger.entries(session, run, iteration, group_id))
 
     # -- deletion ------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightningrl.errors import ConfigError
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Version of `schema.sql`; +1 at every change of the tables, with a migration from the former one."""
 
 

@@ -1,12 +1,15 @@
 """A run's folder: what is where, one writer at a time, and never two recipes in one run.
 
 recipe.yaml     the resolved recipe
-run.json        commit, versions, when and from which file it was started, what its policies began with
+run.json        commit, versions, when and from which file it was started, what its policies began with; each start,
+                and how it ended
 metrics.jsonl   one line per iteration
 curve.png       train and validation reward
 store.db        the LightningStore
 drift.json      what was not trained or did not merge, and why: sums of the run and of each iteration
 drift/          the same of each rollout, a file per iteration
+lesson/         what an iteration was trained on, for people: a file for each of the newest ones
+tokenizer/      ALIAS.json: how token ids of a policy are read, for whoever looks at the run without its models
 serving/        ALIAS.json: how a policy's requests are brought to its model, for whoever serves it later
 checkpoints/    iteration-NNNNNN, each whole or absent
 trackers/       what TensorBoard, W&B and MLflow are given, where the recipe names them
@@ -23,20 +26,32 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import yaml
 
 from lightningrl.cli.stored_run import BEGAN_WITH
 from lightningrl.errors import ConfigError, StoreLocked
+from lightningrl.lessons import tokenizer_path
 from lightningrl.machine.durable import write_text
-from lightningrl.recipe import LoadedRecipe, changed_keys, dump_recipe, parse_recipe
+from lightningrl.recipe import (
+    Data,
+    DataSource,
+    LoadedRecipe,
+    Recipe,
+    changed_keys,
+    dump_recipe,
+    parse_recipe,
+)
 from lightningrl_verl.machine.built_folder import file_digest, weights_digest
+from lightningrl_verl.training.batches import Splits, Task
 from lightningrl_verl.training.files import RunFiles
+from lightningrl_verl.training.metrics import MetricsLog
 
 _CHANGEABLE = (
     "guards",
@@ -54,6 +69,9 @@ _CHANGEABLE = (
     "live.key",
 )
 """Keys of a recipe, and what is below them, that a run may change when it goes on."""
+
+_ITERATIONS = "algorithm.iterations"
+"""May change too, to no fewer than the run has."""
 
 _SERVERS = re.compile(r"policies\..+\.(vllm\.(urls|key|folder)|url|url_key)")
 """As `_CHANGEABLE`: where servers of others are, which may move."""
@@ -118,8 +136,8 @@ class RunFolder(RunFiles):
     def adopt(self, loaded: LoadedRecipe) -> None:
         """Write the recipe into a new folder, or check it against the one that is there.
 
-        Guards may change, and the processes that train and serve, and how they are reached: nothing of
-        what is trained.
+        Guards may change, how many iterations there are, and the processes that train and serve, and how they
+        are reached: nothing of what is trained.
 
         Raises:
             ConfigError: the folder belongs to a run of another recipe; the message names the keys.
@@ -143,13 +161,48 @@ class RunFolder(RunFiles):
         changed = [
             key
             for key in changed_keys(there, loaded.recipe)
-            if not key.startswith(_CHANGEABLE) and _SERVERS.fullmatch(key) is None
+            if not key.startswith(_CHANGEABLE)
+            and _SERVERS.fullmatch(key) is None
+            and not (key == _ITERATIONS and self._may_end_after(loaded.recipe))
         ]
         if changed:
             raise ConfigError(
                 f"{str(self.path)!r} holds a run of another recipe: {', '.join(changed)} differ."
                 " Undo the change to resume it, or give the new run another 'name'"
             )
+
+    def _may_end_after(self, recipe: Recipe) -> bool:
+        """Whether the run has no more iterations than a recipe wants."""
+        wanted = recipe.algorithm
+        return wanted is not None and MetricsLog(self.metrics).last_iteration <= wanted.iterations
+
+    def check_tasks(self, data: Data, splits: Splits) -> list[str]:
+        """Remember the tasks of each split, or check that they are still the same.
+
+        Returns:
+            What is to be said: the splits whose function gives other tasks now. They may be drawn anew each time.
+
+        Raises:
+            ConfigError: a file has other tasks than when the run began; the message names it.
+        """
+        origin = json.loads(self.info.read_text(encoding="utf-8"))
+        known: dict[str, str] = origin.setdefault("tasks", {})
+        said: list[str] = []
+        for split in ("train", "val", "test"):
+            source: DataSource | None = getattr(data, split)
+            digest = _tasks_digest(getattr(splits, split))
+            if source is None or known.setdefault(split, digest) == digest:
+                continue
+            told = (
+                f"data.{split}: {source.source!r} has other tasks than when the run in"
+                f" {str(self.path)!r} began (digest {digest[:12]}, then {known[split][:12]})"
+            )
+            if source.source.endswith(".jsonl"):
+                raise ConfigError(f"{told}; bring those back, or give the new run another 'name'")
+            said.append(f"{told}; what is trained on from here on are these")
+            known[split] = digest
+        write_text(self.info, json.dumps(origin, indent=2) + "\n")
+        return said
 
     def check_base(self, models: Mapping[str, Path]) -> None:
         """Remember the weights and chat templates that the run starts from, or check that they are still the same.
@@ -184,22 +237,43 @@ class RunFolder(RunFiles):
                 )
         write_text(self.info, json.dumps(origin, indent=2) + "\n")
 
-    def check_material(self, digest: str) -> None:
-        """Remember what a fine-tuning learns from, or check that it is still the same.
+    def keep_tokenizers(self, models: Mapping[str, Path]) -> None:
+        """Copy each policy's tokenizer, in place of that of an earlier start.
 
         Args:
+            models: alias -> Hugging Face folder; one without a `tokenizer.json` is left out.
+        """
+        for alias, model in models.items():
+            if (model / "tokenizer.json").is_file():
+                path = tokenizer_path(self.path, alias)
+                path.parent.mkdir(exist_ok=True)
+                write_text(path, (model / "tokenizer.json").read_text(encoding="utf-8"))
+
+    def check_material(self, alias: str, digest: str) -> None:
+        """Remember what a policy's fine-tuning learns from, or check that it is still the same.
+
+        Args:
+            alias: the policy's.
             digest: of its rows.
 
         Raises:
             ConfigError: the run in the folder began on other rows.
         """
         origin = json.loads(self.info.read_text(encoding="utf-8"))
-        if origin.setdefault("demonstrations", digest) != digest:
+        known: dict[str, str] = origin.setdefault("material", {})
+        if known.setdefault(alias, digest) != digest:
             raise ConfigError(
-                f"{str(self.path)!r} holds a run of other demonstrations, or of the same ones under another"
-                " chat template; bring those back, or give the new run another 'name'"
+                f"{str(self.path)!r} holds a run of other demonstrations of policy {alias!r}, or of the same"
+                " ones under another chat template; bring those back, or give the new run another 'name'"
             )
         write_text(self.info, json.dumps(origin, indent=2) + "\n")
+
+
+def _tasks_digest(tasks: Sequence[Task]) -> str:
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(msgspec.json.encode(task, order="deterministic") + b"\n")
+    return digest.hexdigest()
 
 
 def _template_digest(model: Path) -> str:

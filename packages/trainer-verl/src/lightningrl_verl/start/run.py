@@ -15,6 +15,7 @@ from rich.console import Console
 from lightningrl.cli import terminal
 from lightningrl.curve import draw_curve
 from lightningrl.machine.clock import SystemClock
+from lightningrl.recipe import Data
 from lightningrl_verl.engine import tool_parser
 from lightningrl_verl.serving.probe import ProbeResult
 from lightningrl_verl.start.folder import RunFolder
@@ -25,6 +26,7 @@ from lightningrl_verl.start.precision import settle
 from lightningrl_verl.start.preflight import Plan
 from lightningrl_verl.start.progress import Display
 from lightningrl_verl.start.site import Site, site
+from lightningrl_verl.start.starts import noted_start
 from lightningrl_verl.start.stopping import INTERRUPTED, cancel_on_signals, first
 from lightningrl_verl.start.summary import print_summary
 from lightningrl_verl.start.warm_starts import warm_starts
@@ -72,16 +74,20 @@ async def iterate(
     """Do the iterations that the run's folder lacks; False: a signal has stopped them.
 
     Raises:
+        ConfigError: a file of tasks is another than when the run began.
         RunError: the run can't go on.
     """
     loaded, precision = settle(plan.loaded)
     if precision is not None:
         console.print(precision, highlight=False)
+    for told in folder.check_tasks(plan.recipe.data or Data(), plan.splits):
+        console.print(told, highlight=False)
     work = _train(replace(plan, loaded=loaded), overrides, folder, console)
-    task = asyncio.create_task(work)
-    cancel_on_signals(task)
     try:
-        await task
+        with noted_start(folder.path):
+            task = asyncio.create_task(work)
+            cancel_on_signals(task)
+            await task
     except asyncio.CancelledError:
         return False
     return True
@@ -122,9 +128,10 @@ async def _loop(
     display.phase("start frozen policies and ranks")
     frozen = await serve_frozen(plan.loaded, bases, here.gateway, stack)
     ground = await prepare_ground(recipe, stack)
-    warm = await warm_starts(plan, bases, ground, display)
+    warm = await warm_starts(plan, bases, folder, ground, display)
     folder.check_base(warm)
     bases = {**bases, **warm}
+    folder.keep_tokenizers(bases)
     display.phase("load policies")
     trainees = await start_trainees(plan, bases, here.gateway, newest, ground, display.say, stack)
     probed: dict[str, ProbeResult] = {}

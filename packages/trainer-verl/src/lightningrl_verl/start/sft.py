@@ -18,6 +18,7 @@ from lightningrl_verl.start.models import initial_model, records
 from lightningrl_verl.start.precision import settle
 from lightningrl_verl.start.preflight import SftPlan
 from lightningrl_verl.start.progress import LOSSES, Display
+from lightningrl_verl.start.starts import noted_start
 from lightningrl_verl.start.stopping import INTERRUPTED, cancel_on_signals, first
 from lightningrl_verl.start.summary import print_sft_summary
 from lightningrl_verl.start.warm_starts import read_material, seed_of
@@ -49,10 +50,11 @@ async def sft_run(plan: SftPlan) -> int:
         plan = replace(plan, loaded=loaded)
         if precision is not None:
             console.print(precision, highlight=False)
-        task = asyncio.create_task(_work(plan, folder, console))
-        cancel_on_signals(task)
         try:
-            await task
+            with noted_start(folder.path):
+                task = asyncio.create_task(_work(plan, folder, console))
+                cancel_on_signals(task)
+                await task
         except asyncio.CancelledError:
             console.print(f"Stopped. The same command goes on from {str(folder.checkpoints)!r}.")
             return INTERRUPTED
@@ -72,7 +74,7 @@ async def _work(plan: SftPlan, folder: RunFolder, console: Console) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
     material = await read_material(recipe, alias, base, plan.dialogues, say)
-    folder.check_material(material.digest())
+    folder.check_material(alias, material.digest())
     course = Course(policy.warm_start, len(material.train), seed=seed_of(recipe, alias))
     lines = MetricsLog(folder.metrics).lines
     if lines and lines[-1]["iteration"] >= course.updates:

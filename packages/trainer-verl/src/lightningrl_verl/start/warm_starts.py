@@ -9,6 +9,7 @@ from pathlib import Path
 from lightningrl.recipe import Recipe
 from lightningrl.settings import cache_folder
 from lightningrl_verl.machine.built_folder import BuiltFolder
+from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.launching import Ground
 from lightningrl_verl.start.preflight import Dialogues, Plan
 from lightningrl_verl.start.progress import Display
@@ -28,23 +29,26 @@ _FOLDER = "warm-starts"
 
 
 async def warm_starts(
-    plan: Plan, bases: Mapping[str, Path], ground: Ground, display: Display
+    plan: Plan, bases: Mapping[str, Path], folder: RunFolder, ground: Ground, display: Display
 ) -> dict[str, Path]:
     """What policies with a `warm_start` start from, by alias.
 
     Args:
         plan: the run's.
         bases: alias -> Hugging Face folder of what it learns on.
+        folder: the run's, which knows what it learned from.
         ground: where it is trained.
         display: is told how far it is.
 
     Raises:
-        ConfigError: a policy can't say a demonstration.
+        ConfigError: a policy can't say a demonstration, or the run began on others.
         NothingTrainable: no answer may be trained.
         RunError: training diverged, a folder of the cache is damaged, or a rank has died.
     """
     return {
-        alias: await _warm_start(plan.recipe, alias, bases[alias], dialogues, ground, display)
+        alias: await _warm_start(
+            plan.recipe, alias, bases[alias], dialogues, folder, ground, display
+        )
         for alias, dialogues in plan.dialogues.items()
     }
 
@@ -80,12 +84,19 @@ def seed_of(recipe: Recipe, alias: str) -> int:
 
 
 async def _warm_start(
-    recipe: Recipe, alias: str, base: Path, dialogues: Dialogues, ground: Ground, display: Display
+    recipe: Recipe,
+    alias: str,
+    base: Path,
+    dialogues: Dialogues,
+    folder: RunFolder,
+    ground: Ground,
+    display: Display,
 ) -> Path:
     settings = recipe.policies[alias].warm_start
     assert settings is not None
     display.phase(f"read the demonstrations of {alias!r}")
     material = await read_material(recipe, alias, base, dialogues, display.say)
+    folder.check_material(alias, material.digest())
     course = Course(settings, len(material.train), seed=seed_of(recipe, alias))
     config = supervised_config(recipe, alias, base, course.updates)
     root = cache_folder() / _FOLDER

@@ -13,6 +13,7 @@ from lightningrl.checks import undeclared_models
 from lightningrl.credit import Credit
 from lightningrl.errors import NothingTrainable, RunError
 from lightningrl.experience.drift import Drift, RolloutDrift, rollout_drift, total
+from lightningrl.experience.formats import count_formats
 from lightningrl.experience.trainable import TrainableCalls
 from lightningrl.experience.trajectory import LossShare, Row, with_credit
 from lightningrl.experience.transition import Group, Trace, Transition, mean_parts
@@ -161,6 +162,9 @@ def _metrics(groups: Sequence[Group], rows: Sequence[Row]) -> Metrics:
         "train/tokens_per_call": _mean(
             [len(call.token_ids) for trace in traces for call in trace.calls]
         ),
+        "train/format_rate": count_formats(
+            one for trace in traces for one in trace.transitions
+        ).rate,
         "train/entropy": _surprise(rows),
         "train/rows": len(rows),
         "train/rows_with_signal": sum(bool(row.advantages.any()) for row in rows),

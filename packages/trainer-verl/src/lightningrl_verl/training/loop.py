@@ -8,14 +8,14 @@ from the newest checkpoint k: takes and metric lines after k are forgotten, what
 
 from __future__ import annotations
 
+import asyncio
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from lightningrl.curve import draw_curve
 from lightningrl.errors import NotFound
-from lightningrl.experience.drift import Gap
 from lightningrl.experience.transition import Group
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.guards import check_guards
@@ -40,11 +40,13 @@ from lightningrl_verl.training.learn import (
     flat_share,
     solved_share,
 )
+from lightningrl_verl.training.lessons import keep_lesson
 from lightningrl_verl.training.live import CollectedLive, collect_live
 from lightningrl_verl.training.metrics import Metrics, MetricsLog
 from lightningrl_verl.training.study import Credited, Study, Trainee
 from lightningrl_verl.training.timing import Interval, Stopwatch
 from lightningrl_verl.training.trackers import Trackers
+from lightningrl_verl.worker.learner import Updated
 
 
 class Watcher(Protocol):
@@ -185,16 +187,21 @@ class TrainingLoop:
         metrics["train/failed"] = await self._failed(iteration)
         metrics["train/unidentified_calls"] = await self._count_unidentified()
         with self._phase(watch, "update", verl=True):
-            changed, gaps, updated = await self._update(credited, iteration)
+            updates, updated = await self._update(credited, iteration)
         metrics |= updated
         self._history = (*self._history, (iteration, digest(taken)))
         self._credit_state = credited.state
         lesson = credited.lesson
+        gaps = {alias: one.gaps for alias, one in updates.items()}
         write_drift(self._files, iteration, with_gaps(lesson.drift, lesson.rows, gaps))
+        with self._phase(watch, "lesson"):
+            await asyncio.to_thread(
+                keep_lesson, self._recipe, self._files.path, iteration, credited, updates
+            )
         with self._phase(watch, "checkpoint"):
             await self._checkpoint(iteration, metrics, watch)
         with self._phase(watch, "sync"):
-            metrics |= await self._sync(changed)
+            metrics |= await self._sync(updates)
         return metrics | watch.metrics(await self._attempts(iteration))
 
     async def _look(self, iteration: int) -> None:
@@ -260,19 +267,16 @@ class TrainingLoop:
 
     async def _update(
         self, credited: Credited, iteration: int
-    ) -> tuple[list[Trainee], dict[str, list[Gap]], Metrics]:
-        """Train each policy; which were changed, their rows' gaps by alias, and the metrics of all."""
-        changed: list[Trainee] = []
-        gaps: dict[str, list[Gap]] = {}
+    ) -> tuple[dict[str, Updated], Metrics]:
+        """Train each policy; what the updates of those that were changed gave, by alias, and the metrics of all."""
+        updates: dict[str, Updated] = {}
         metrics: Metrics = {}
         for trainee in self._trainees:
-            before = trainee.version
-            updated, of_rows = await self._study.train(trainee, credited, iteration)
-            metrics |= {self._named(trainee, name): one for name, one in updated.items()}
-            if trainee.version != before:
-                changed.append(trainee)
-                gaps[trainee.alias] = of_rows
-        return changed, gaps, metrics
+            own, updated = await self._study.train(trainee, credited, iteration)
+            metrics |= {self._named(trainee, name): one for name, one in own.items()}
+            if updated is not None:
+                updates[trainee.alias] = updated
+        return updates, metrics
 
     async def _collect_live(self, iteration: int) -> CollectedLive:
         if self._recipe.live is None:
@@ -285,9 +289,9 @@ class TrainingLoop:
             on_progress=self._watcher.rollouts,
         )
 
-    async def _sync(self, changed: Sequence[Trainee]) -> Metrics:
+    async def _sync(self, changed: Collection[str]) -> Metrics:
         """Have the engines of policies that were trained serve the new weights, and those that sleep theirs."""
-        due = [one for one in self._trainees if one in changed or one.policy.asleep]
+        due = [one for one in self._trainees if one.alias in changed or one.policy.asleep]
         probed = {one.alias: await one.policy.sync(one.learner, one.version) for one in due}
         return self._probes(probed)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightningrl.credit import (
+    Credit,
     CreditAssigner,
     State,
     StatefulAssigner,
@@ -19,7 +20,7 @@ from lightningrl.credit import (
     cut_off,
 )
 from lightningrl.errors import RunError
-from lightningrl.experience.drift import Gap, joined
+from lightningrl.experience.drift import joined
 from lightningrl.experience.trainable import count_calls
 from lightningrl.experience.trained_calls import as_trained, lenses
 from lightningrl.experience.transition import Group
@@ -29,7 +30,7 @@ from lightningrl_verl.serving.policy import ServedPolicy
 from lightningrl_verl.training.learn import Lesson, has_regulariser, prepare
 from lightningrl_verl.training.metrics import Metrics
 from lightningrl_verl.training.rows import Piece, behind, cut
-from lightningrl_verl.worker.learner import Learner
+from lightningrl_verl.worker.learner import Learner, Updated
 
 
 @dataclass
@@ -48,6 +49,10 @@ class Credited:
     """What one iteration gives to train on."""
 
     lesson: Lesson
+    groups: Sequence[Group]
+    """As the credit assigner was given them: calls that train no policy are marked."""
+    credit: Credit
+    """Of the groups' transitions."""
     pieces: Mapping[str, Sequence[Piece]]
     values: Values | None
     """NaN where a transition is not trained. `None`: the method needs none."""
@@ -128,16 +133,18 @@ class Study:
             keep_all=[one.alias for one in self._trainees if has_regulariser(self._optimiser(one))],
         )
         lesson.metrics.update({f"step_reward/{name}": one for name, one in scored.metrics.items()})
-        return Credited(lesson, pieces, values, outcome.targets, outcome.state)
+        return Credited(
+            lesson, trained, outcome.credit, pieces, values, outcome.targets, outcome.state
+        )
 
     async def train(
         self, trainee: Trainee, credited: Credited, iteration: int
-    ) -> tuple[Metrics, list[Gap]]:
+    ) -> tuple[Metrics, Updated | None]:
         """Train one policy, and its critic first; its version rises if its weights changed.
 
         Returns:
-            `actor/*` and `critic/*`, without the policy's name; and of each of the lesson's rows how far
-            engine and trainer are apart, empty where the policy was not trained.
+            `actor/*` and `critic/*`, without the policy's name; and what the update said of each of the lesson's
+            rows, `None` where the policy was not trained.
         """
         metrics: Metrics = {}
         if credited.values is not None and credited.targets is not None:
@@ -146,14 +153,14 @@ class Study:
         critic = self._recipe.critic
         rows = credited.lesson.rows[trainee.alias]
         if not rows or (critic is not None and iteration <= critic.warmup):
-            return metrics, []
+            return metrics, None
         updated = await trainee.learner.update(rows)
         trainee.version += 1
         metrics |= {f"actor/{name}": value for name, value in updated.metrics.items()}
         gap = joined(updated.gaps)
         if gap is not None:
             metrics |= {"actor/log_prob_gap": gap.mean, "actor/log_prob_gap_max": gap.max}
-        return metrics, updated.gaps
+        return metrics, updated
 
     async def _values(
         self, groups: Sequence[Group], pieces: Mapping[str, Sequence[Piece]]

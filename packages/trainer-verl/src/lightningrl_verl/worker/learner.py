@@ -19,6 +19,7 @@ from lightningrl.experience.trajectory import Row
 from lightningrl.recipe import Algorithm, Critic
 from lightningrl_verl.worker.backend import VerlBackend
 from lightningrl_verl.worker.backend_config import BackendConfig
+from lightningrl_verl.worker.batch import FloatArray
 from lightningrl_verl.worker.critic import VerlCritic
 from lightningrl_verl.worker.importance import importance_weights
 from lightningrl_verl.worker.ranks import Launcher, ThisProcess
@@ -37,6 +38,8 @@ class Updated:
     """Of the backend, and of importance weights."""
     gaps: list[Gap]
     """Of each row, by the weights before the update."""
+    log_probs: list[FloatArray]
+    """Of each row (T,) float32, by the weights before the update; 0 where not trained."""
 
 
 class Learner:
@@ -124,13 +127,13 @@ class Learner:
         of_engine = [row.logprobs for row in rows]
         if not self._weighs and backend.scores_in_update:
             metrics, current = backend.update_and_score(rows, of_engine)
-            return Updated(metrics, log_prob_gaps(rows, current))
+            return Updated(metrics, log_prob_gaps(rows, current), current)
         current = backend.log_probs(rows)
         gaps = log_prob_gaps(rows, current)
         if not self._weighs:
-            return Updated(backend.update(rows, of_engine), gaps)
+            return Updated(backend.update(rows, of_engine), gaps, current)
         weights, metrics = importance_weights(rows, current, self._algorithm)
-        return Updated({**backend.update(rows, current, weights), **metrics}, gaps)
+        return Updated({**backend.update(rows, current, weights), **metrics}, gaps, current)
 
     async def imitate(self, rows: Sequence[Row]) -> dict[str, float]:
         """Take one supervised step; see `VerlBackend.imitate`."""

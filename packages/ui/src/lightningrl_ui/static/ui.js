@@ -20,6 +20,10 @@ function draw(box) {
     click: (plot) => Plotly.downloadImage(plot, { format, filename: figure.name, width: 1280, height: layout.height * 1.3 }) });
   Plotly.react(box, figure.data, layout, { responsive: true, displaylogo: false,
     modeBarButtons: [[save("png"), save("svg")], ["zoom2d", "pan2d", "resetScale2d"]] });
+  if (box.dataset.opens && !box.dataset.listens) {
+    box.dataset.listens = "1";
+    box.on("plotly_click", (event) => location.assign(`${box.dataset.opens}&n=${Number(event.points[0].x)}`));
+  }
 }
 
 function drawAll() { document.querySelectorAll("[data-figure]").forEach(draw); }
@@ -34,6 +38,23 @@ async function load() {
   for (const box of document.querySelectorAll("[data-load]")) {
     try { box.innerHTML = await text(box.dataset.load); } catch (error) { box.textContent = `can't be read: ${error.message}`; }
   }
+}
+
+// The next part of a long answer, once its place comes near.
+const near = new IntersectionObserver((seenNow) => {
+  for (const one of seenNow) if (one.isIntersecting) {
+    near.unobserve(one.target);
+    more(one.target);
+  }
+}, { rootMargin: "600px" });
+
+async function more(place) {
+  try {
+    const fresh = new DOMParser().parseFromString(await text(place.dataset.more), "text/html");
+    const next = [...fresh.body.childNodes];
+    place.replaceWith(...next);
+    next.filter((one) => one.dataset?.more).forEach((one) => near.observe(one));
+  } catch (error) { place.textContent = `can't be read: ${error.message}`; }
 }
 
 function openIn(part) { return new Set([...part.querySelectorAll("details[open][id]")].map((one) => one.id)); }
@@ -97,6 +118,7 @@ function keys(event) {
 document.addEventListener("keydown", keys);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 document.querySelectorAll("[data-live]").forEach((part) => { seen.set(part, part.outerHTML); });
+document.querySelectorAll("[data-more]").forEach((one) => near.observe(one));
 drawAll();
 load();
 watch();

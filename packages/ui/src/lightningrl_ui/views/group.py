@@ -64,7 +64,7 @@ async def group_view(store: Store, run: Run, first: Rollout) -> GroupView:
     (line,) = await group_lines(store, run, spec.mode, spec.iteration, group=GroupId(spec.group_id))
     members = [one.rollout for one in line.members]
     records = await read_attempts(store, members)
-    entries = await store.ledger(run.name)
+    entries = await store.ledger(run.name, group_id=line.group_id)
     columns = tuple(
         _column(
             member, attempts, frozenset(r.id for a in attempts for r in late_rewards(entries, a))

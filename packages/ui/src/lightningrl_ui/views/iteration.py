@@ -91,8 +91,8 @@ async def group_lines(
     failed = [one.id for one in rollouts if one.state is RolloutState.FAILED]
     failures = _failures(await store.attempts(failed))
     trained = mode in (Mode.TRAIN, Mode.LIVE)
-    entries = await store.ledger(run.name) if trained else []
-    ledger = {one.group_id: one for one in entries if one.iteration == iteration}
+    entries = await store.ledger(run.name, iteration=iteration, group_id=group) if trained else []
+    ledger = {one.group_id: one for one in entries}
     taken = {one.rollout_id: one.reward for entry in ledger.values() for one in entry.members}
     of_group: dict[GroupId, list[Member]] = {}
     for one in rollouts:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightningrl.conversation import Recorded
 from lightningrl.errors import NotFound
-from lightningrl.schema import AttemptId, CallEvent, Rollout, RolloutId
+from lightningrl.schema import AttemptId, CallEvent, GroupId, Rollout, RolloutId
 from lightningrl.store import LedgerEntry, RolloutQuery, Store
 from lightningrl.traces import AttemptRecord, late_rewards, read_attempts
 from lightningrl_ui.sources import Run
@@ -63,7 +63,7 @@ async def rollout_view(store: Store, run: Run, ident: str, number: int | None) -
     shown = attempts[-1:] if number is None else [a for a in attempts if a.attempt.number == number]
     if number is not None and not shown:
         raise NotFound(f"rollout {ident!r} has no attempt {number}; it has {len(attempts)}")
-    entries = [one for one in await store.ledger(run.name) if one.group_id == spec.group_id]
+    entries = await store.ledger(run.name, group_id=GroupId(spec.group_id))
     members = await store.rollouts(
         RolloutQuery(run=run.name, mode=spec.mode, iteration=spec.iteration, group_id=spec.group_id)
     )

@@ -30,6 +30,9 @@ from lightningrl_ui.run_files import (
 )
 from lightningrl_ui.sources import Run
 
+COUNTED = 8
+"""Iterations of a store whose rollouts are counted for one page: a count reads all of an iteration's."""
+
 
 @dataclass(frozen=True)
 class RunLine:
@@ -123,16 +126,17 @@ def run_view(run: Run) -> RunView:
 async def iterations_under_way(
     store: Store, run: Run, lines: Sequence[MetricLine]
 ) -> list[IterationLine]:
-    """Iterations that have rollouts and no line in the metrics yet, the newest first."""
+    """Iterations that have rollouts and no line in the metrics yet, the newest first.
+
+    Of a run whose store alone is known these are all; those before the newest `COUNTED` are not counted.
+    """
     known = lines[-1]["iteration"] if lines else -1
-    if run.folder is not None:
-        newest = known + 1
-    else:
-        newest = await _newest_iteration(store, run)
+    newest = known + 1 if run.folder is not None else await _newest_iteration(store, run)
     found: list[IterationLine] = []
     for iteration in range(newest, known, -1):
-        counts = await iteration_counts(store, run, iteration)
-        if counts:
+        if iteration <= newest - COUNTED:
+            found.append(IterationLine(iteration, {}, {}))
+        elif counts := await iteration_counts(store, run, iteration):
             found.append(IterationLine(iteration, {}, counts))
     return found
 

@@ -14,18 +14,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lightningrl.conversation.rewriting import pins, values
+from lightningrl.conversation.rewriting import free, hosted, pins, values
 from lightningrl.conversation.rewriting import roles as places
-from lightningrl.conversation.rewriting.fields import Fields, raw, roles_of
+from lightningrl.conversation.rewriting.fields import MESSAGES, Fields, raw, roles_of
 from lightningrl.schema import Dialect, Rewrite, RewriteRules
 from lightningrl.user_input.patterns import compiled
 
+HOSTED_TOOLS = "hosted_tools"
+"""Tools that the service would run are left out; `by` has their types."""
 LEFT_OUT = "left_out"
 """Fields that say nothing are left out; `by` names them."""
 NO_THINKING = "no_thinking"
 """`enable_thinking: false`, the service's default, is said to a template that thinks by its own."""
 HELD_STILL = "held_still"
 """Texts that match a pattern are what they were at first; `by` has them, pattern -> texts."""
+FREE_CHOICE = "free_choice"
+"""A tool that must be called becomes one that may be."""
+FORMAT_IN_WORDS = "format_in_words"
+"""The form that the answer must have is said at the end of the instructions."""
+IN_WORDS = frozenset({FREE_CHOICE, FORMAT_IN_WORDS})
+"""Those by which an answer's form is asked for instead of forced."""
 ROLES = "roles"
 """Messages get a role that the template has; `by` maps the old to the new."""
 ONE_INSTRUCTION = "one_instruction"
@@ -44,9 +52,12 @@ def _without_thinking(fields: Fields, by: Any = None) -> Fields:
 _VARIABLES = "chat_template_kwargs"
 
 _STEPS: Mapping[str, Callable[[Fields, Any], Fields]] = {
+    HOSTED_TOOLS: hosted.without,
     LEFT_OUT: values.without,
     NO_THINKING: _without_thinking,
     HELD_STILL: pins.hold,
+    FREE_CHOICE: free.with_free_choice,
+    FORMAT_IN_WORDS: free.with_format_in_words,
     ROLES: places.with_roles,
     ONE_INSTRUCTION: places.with_one_instruction,
     ALONE_AS_USER: places.with_user_alone,
@@ -61,6 +72,8 @@ class Rewritten(NamedTuple):
     fields: Fields
     rewrites: tuple[Rewrite, ...]
     """What was changed, in order."""
+    demand: free.Demand | None = None
+    """What the answer must be, though nothing forces it. `None`: anything goes, or the engine forces it."""
 
 
 class Rewriter:
@@ -74,7 +87,12 @@ class Rewriter:
         """
         self.rules = rules
         self._pins = compiled(rules.pin, key=pins.PIN)
-        self._reads_roles = rules != RewriteRules(thinks=rules.thinks, pin=rules.pin)
+        self._reads_roles = rules != RewriteRules(
+            thinks=rules.thinks,
+            pin=rules.pin,
+            free=rules.free,
+            drop_hosted=rules.drop_hosted,
+        )
         self._settled = frozenset(places.TURNS).difference(rules.lost, rules.roles)
         self._first = frozenset({"system"}).difference(rules.lost, rules.roles)
 
@@ -92,12 +110,23 @@ class Rewriter:
             held: what the agent's calls before held still (`hold_also`). `None`: there were none.
 
         Raises:
-            Malformed: the template would leave out a message, or a tool must be chosen and there is none.
+            Malformed: the template would leave out a message, a tool must be chosen and there is none, nobody here
+                runs a tool, or what is asked of the answer can't be read.
         """
-        rewrites = self._decided(asked, dialect, held or {})
-        return Rewritten(as_sent(asked, rewrites), rewrites)
+        types, kept = hosted.kinds(asked), asked
+        if types:
+            if not self.rules.drop_hosted:
+                raise hosted.refusal(asked)
+            kept = hosted.without(asked, types)
+        demand = free.demanded(kept) if self.rules.free and MESSAGES in kept else None
+        rewrites = self._decided(kept, dialect, held or {}, demand)
+        if types:
+            rewrites = (Rewrite(HOSTED_TOOLS, types), *rewrites)
+        return Rewritten(as_sent(asked, rewrites), rewrites, demand)
 
-    def _decided(self, asked: Fields, dialect: Dialect, held: pins.Held) -> tuple[Rewrite, ...]:
+    def _decided(
+        self, asked: Fields, dialect: Dialect, held: pins.Held, demand: free.Demand | None
+    ) -> tuple[Rewrite, ...]:
         found: list[Rewrite] = []
         if idle := values.idle(asked):
             found.append(Rewrite(LEFT_OUT, idle))
@@ -105,7 +134,14 @@ class Rewriter:
             found.append(Rewrite(NO_THINKING))
         if self._pins and (texts := pins.held(asked, self._pins, held)):
             found.append(Rewrite(HELD_STILL, texts))
+        if demand is not None and demand.tools is not None:
+            found.append(Rewrite(FREE_CHOICE))
+        in_words = demand is not None and demand.format is not None and roles_of(asked) is not None
+        if in_words:
+            found.append(Rewrite(FORMAT_IN_WORDS))
         roles = roles_of(asked) if self._reads_roles else None
+        if roles is not None and in_words:
+            roles = free.with_instructions(roles)
         if roles is not None and not self._is_settled(roles):
             found += self._placed(roles)
         return tuple(found)

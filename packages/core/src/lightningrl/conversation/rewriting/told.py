@@ -23,5 +23,12 @@ def told(rules: RewriteRules) -> list[str]:
         said.append(
             "Requests of Anthropic's clients without `thinking` were sent with `enable_thinking: false`."
         )
+    if rules.free:
+        said.append(
+            "JSON formats were asked for at the end of the system message and forced calls of tools were free: an"
+            " engine that forces them by a grammar samples otherwise."
+        )
+    if rules.drop_hosted:
+        said.append("Tools that a service would run itself (web search) were left out.")
     said += [f"Texts that match `{one}` were held still over an attempt." for one in rules.pin]
     return said

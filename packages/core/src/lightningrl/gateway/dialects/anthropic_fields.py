@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from lightningrl.conversation.tools.anthropic import READ
 from lightningrl.gateway.dialects.engine_fields import rows_of_every_dialect
 from lightningrl.gateway.dialects.fields import (
     OTHERS,
@@ -38,15 +39,18 @@ _IDLE_EDITS = ({"type": "clear_thinking_20251015", "keep": "all"},)
 ANTHROPIC_FIELDS = FieldTable(
     (
         passed("model", "the policy that answers for it; the reply names the model asked for"),
-        passed("messages", "text, images, documents, thinking, tool uses and their results; of a failed one the model reads `Error: `"),
-        refused("messages", "search results, server tools' blocks, uploaded files",
+        passed("messages", "text, images, documents, search results, thinking, tool uses and their results; of a failed one the model"
+               " reads `Error: `"),
+        refused("messages", "server tools' blocks, uploaded files",
                 "other blocks", code=_INVALID),
         refused("messages", "an answer is never begun by the agent", "an assistant's at the end",
                 code=_INVALID),
         passed("system", "as a `system` message before all others"),
         passed("max_tokens", "the lower of it, the rollout's and what the context still holds; required"),
         passed("tools", "as `tools`", "custom"),
-        refused("tools", "tools whose schema or work is the service's own", "other tool types",
+        passed("tools", "as functions with the service's fields",
+               "bash, text_editor, memory, computer of a known date"),
+        refused("tools", "tools that the service runs itself; `gateway.hosted_tools: drop` leaves them out", "other tool types",
                 code=_INVALID),
         left_out("tools", "the tool itself is as if it had none of them", "unknown keys of a definition"),
         passed("tool_choice", "as `tool_choice`; `disable_parallel_tool_use` as"
@@ -55,7 +59,7 @@ ANTHROPIC_FIELDS = FieldTable(
         passed("top_p", "unless the rollout says how to sample"),
         passed("top_k", "unless the rollout says how to sample"),
         passed("stop_sequences", "as `stop`"),
-        passed("output_config.format", "as `response_format`; the answer is not trained"),
+        passed("output_config.format", "as `response_format` of chat completions"),
         passed("output_config.effort", "as `reasoning_effort`"),
         passed("output_format", "an older name of `output_config.format`"),
         passed("thinking.type", "as `chat_template_kwargs.enable_thinking`; without it no thinking is shown"),
@@ -82,7 +86,7 @@ ANTHROPIC_FIELDS = FieldTable(
         *rows_of_every_dialect(("top_k",)),
         OTHERS,
     ),
-    tool_keys=("type", "name", "description", "input_schema", "strict", "cache_control"),
+    tool_keys=("type", "name", "description", "input_schema", "strict", "cache_control", *READ),
     idle={"container": _is_empty, "context_management": _cuts_nothing},
     unknown="{name}: Extra inputs are not permitted",
 )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from lightningrl.gateway.dialects.arrays import ids_from_json, logprobs_from_json
+from lightningrl.gateway.dialects.arrays import decoded, ids_from_json, logprobs_from_json
 
 NULL = msgspec.Raw(b"null")
 """An absent value, undecoded."""
@@ -100,7 +100,7 @@ def parse_reply(body: bytes) -> EngineReply:
     Raises:
         msgspec.DecodeError: it is not a chat completion.
     """
-    return _REPLY.decode(body)
+    return decoded(_REPLY, body)
 
 
 def usage_of(reply: EngineReply) -> Usage | None:

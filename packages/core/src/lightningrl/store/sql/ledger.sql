@@ -5,14 +5,14 @@ SELECT committed FROM takes WHERE run = :run AND iteration = :iteration;
 -- An append that is under way ends first: the events of an attempt are then those with the lowest places.
 SELECT a.pk FROM attempts AS a JOIN rollouts AS r ON r.pk = a.rollout
 WHERE r.run = :run AND r.iteration = :iteration
-  AND (r.mode = 'train' OR (r.mode = 'live' AND r.iteration > 0))
+  AND r.mode IN ('train', 'live') AND (r.mode = 'train' OR r.iteration > 0)
 ORDER BY a.pk
 /* postgres: FOR UPDATE OF a */;
 
 -- name: lock_members_to_take
 SELECT pk FROM rollouts AS r
 WHERE r.run = :run AND r.iteration = :iteration
-  AND (r.mode = 'train' OR (r.mode = 'live' AND r.iteration > 0))
+  AND r.mode IN ('train', 'live') AND (r.mode = 'train' OR r.iteration > 0)
 ORDER BY r.pk
 /* postgres: FOR UPDATE */;
 
@@ -20,7 +20,7 @@ ORDER BY r.pk
 SELECT r.pk, r.group_id, r.member, r.mode, r.state, r.reward, a.failure_kind, r.complete
 FROM rollouts AS r LEFT JOIN attempts AS a ON a.rollout = r.pk AND a.number = r.attempts
 WHERE r.run = :run AND r.iteration = :iteration
-  AND (r.mode = 'train' OR (r.mode = 'live' AND r.iteration > 0))
+  AND r.mode IN ('train', 'live') AND (r.mode = 'train' OR r.iteration > 0)
 ORDER BY r.pk;
 
 -- name: live_of_iteration
@@ -78,11 +78,22 @@ UPDATE takes SET committed = 1 WHERE run = :run AND iteration = :iteration;
 -- name: roll_back_takes
 DELETE FROM takes WHERE run = :run AND iteration > :after RETURNING iteration;
 
--- name: ledger
+-- `select_ledger`, the `and_ledger_*` that apply, and the order are fragments that make one query.
+
+-- name: select_ledger
 SELECT g.pk, g.iteration, g.group_id, g.status, t.committed, r.id, a.id, m.reward, m.events
 FROM taken_groups AS g
 JOIN takes AS t ON t.run = g.run AND t.iteration = g.iteration
 LEFT JOIN taken_rollouts AS m ON m.taken_group = g.pk
 LEFT JOIN rollouts AS r ON r.pk = m.rollout
 LEFT JOIN attempts AS a ON a.pk = m.attempt
-WHERE g.run = :run ORDER BY g.iteration, g.pk, r.member, m.pk;
+WHERE g.run = :run
+
+-- name: and_ledger_iteration
+AND g.iteration = :iteration
+
+-- name: and_ledger_group
+AND g.group_id = :group
+
+-- name: in_ledger_order
+ORDER BY g.iteration, g.pk, r.member, m.pk;

@@ -22,7 +22,7 @@ SET state = 'running', attempts = attempts + 1, reward = NULL, reward_revision =
 WHERE pk = :pk;
 
 -- name: requeue_rollout
-UPDATE rollouts SET state = 'queued' WHERE pk = :pk;
+UPDATE rollouts SET state = 'queued', reward = NULL, reward_revision = NULL WHERE pk = :pk;
 
 -- name: retry_rollout
 UPDATE rollouts
@@ -30,7 +30,12 @@ SET state = 'queued', ended_us = NULL, complete = 0, ended_seq = NULL, forgiven 
 WHERE pk = :pk;
 
 -- name: end_rollout
-UPDATE rollouts SET state = :state, ended_us = :now_us WHERE pk = :pk;
+-- Only a success has a reward.
+UPDATE rollouts
+SET state = :state, ended_us = :now_us,
+  reward = CASE WHEN :state = 'succeeded' THEN reward END,
+  reward_revision = CASE WHEN :state = 'succeeded' THEN reward_revision END
+WHERE pk = :pk;
 
 -- name: lock_rollout
 SELECT pk FROM rollouts WHERE pk = :pk /* postgres: FOR UPDATE */;
@@ -62,8 +67,23 @@ SELECT r.* FROM (
     FROM rollout_records
 ) AS r WHERE TRUE
 
+-- name: select_rollouts_by_creation
+SELECT r.* FROM rollout_records AS r WHERE TRUE
+
 -- name: and_run
 AND run = :run
+
+-- name: and_known_run
+-- Where ids or a group say more than the run does: an expression, so that no index of the run is read instead.
+AND coalesce(run, '') = :run
+
+-- name: and_whole_run
+-- The expression of `rollouts_created` and `rollouts_open`, which hold a run in order of creation.
+AND run || '' = :run
+
+-- name: and_open
+-- What `rollouts_open` holds: queued and running ones.
+AND ended_us IS NULL
 
 -- name: and_mode
 AND mode = :mode
@@ -104,6 +124,18 @@ ORDER BY CASE WHEN sort_key IS NULL THEN 1 ELSE 0 END, sort_key, id LIMIT :limit
 -- name: descending
 ORDER BY CASE WHEN sort_key IS NULL THEN 1 ELSE 0 END, sort_key DESC, id DESC LIMIT :limit
 
+-- name: after_creation_ascending
+AND (created_us, id) > (:after_key, :after_id)
+
+-- name: after_creation_descending
+AND (created_us, id) < (:after_key, :after_id)
+
+-- name: creation_ascending
+ORDER BY created_us, id LIMIT :limit
+
+-- name: creation_descending
+ORDER BY created_us DESC, id DESC LIMIT :limit
+
 -- name: ended_rollouts
 SELECT * FROM rollout_records
 WHERE run = :run AND ended_seq > :after ORDER BY ended_seq LIMIT :limit;
@@ -117,7 +149,13 @@ WHERE run = :run AND mode = :mode AND iteration = :iteration
 GROUP BY state;
 
 -- name: runs
-SELECT run FROM rollouts UNION SELECT run FROM policies ORDER BY 1;
+-- From one run to the next in the index, whatever number of rollouts is between them.
+WITH RECURSIVE found (run) AS (
+    SELECT min(run) FROM rollouts
+    UNION ALL
+    SELECT (SELECT min(r.run) FROM rollouts AS r WHERE r.run > found.run) FROM found WHERE found.run IS NOT NULL
+)
+SELECT run FROM found WHERE run IS NOT NULL UNION SELECT run FROM policies ORDER BY 1;
 
 -- name: count_rollouts
 SELECT state, count(*) FROM rollouts WHERE run = :run GROUP BY state;

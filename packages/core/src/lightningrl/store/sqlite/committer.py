@@ -2,7 +2,8 @@
 
 A batch runs as if nothing in it could fail, which is nearly always so; where something does, all of it
 is rolled back and runs again with a savepoint per operation, so that what fails undoes only itself. The
-write-ahead log is checkpointed after a batch was answered, which keeps that out of everyone's latency.
+write-ahead log is checkpointed after a batch was answered, which keeps that out of everyone's latency. A log
+that has what was deleted since is emptied as soon as nobody waits and no reader needs it, at the latest at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 import apsw
 
 from lightningrl.store.session import Wake
-from lightningrl.store.sqlite.session import SqliteSession, translated
+from lightningrl.store.sqlite.session import BUSY_MS, SqliteSession, translated
 from lightningrl.store.writer import Operation
 
 _CHECKPOINT_PAGES = 4_000
@@ -33,6 +34,7 @@ class SqliteCommitter:
         self._session = session
         self._syncs = session.connection.pragma("synchronous") > _NORMAL
         self._log_pages = 0
+        self._log_has_deleted = False
         session.connection.set_wal_hook(self._note_log_pages)
 
     @property
@@ -43,7 +45,7 @@ class SqliteCommitter:
     @property
     def wants_rest(self) -> bool:
         """See `Committer.wants_rest`."""
-        return self._log_pages >= _CHECKPOINT_PAGES
+        return self._log_has_deleted or self._log_pages >= _CHECKPOINT_PAGES
 
     def commit(self, batch: Sequence[Operation]) -> frozenset[Wake]:
         """See `Committer.commit`."""
@@ -67,11 +69,18 @@ class SqliteCommitter:
             for operation in batch:
                 operation.error = operation.error or self._reason(error)
             return False
+        finally:
+            if session.erasing:
+                session.connection.pragma("secure_delete", "fast")
+                session.erasing = False
+                self._log_has_deleted = True
         session.bases.committed()
         return True
 
     def rest(self, idle: bool) -> None:
         """See `Committer.rest`."""
+        if self._log_has_deleted and idle:
+            self._empty_log()
         if self._log_pages < (_CHECKPOINT_PAGES if idle else _CHECKPOINT_PAGES_BUSY):
             return
         try:
@@ -86,7 +95,22 @@ class SqliteCommitter:
 
     def close(self) -> None:
         """See `Committer.close`."""
+        if self._log_has_deleted:
+            self._empty_log()
         self._session.close()
+
+    def _empty_log(self) -> None:
+        """Fold the log in and cut it, unless a reader needs it: then the next batch, or the end, tries again."""
+        connection = self._session.connection
+        connection.set_busy_timeout(0)
+        try:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.Error:
+            return
+        finally:
+            connection.set_busy_timeout(BUSY_MS)
+        self._log_has_deleted = False
+        self._log_pages = 0
 
     def _run(self, operation: Operation) -> None:
         operation.result = operation.run(self._session)

@@ -27,6 +27,9 @@ T = TypeVar("T")
 OLDEST_SQLITE = (3, 51, 3)
 """The first SQLite without the WAL-reset bug (https://sqlite.org/wal.html#walresetbug)."""
 
+BUSY_MS = 10_000
+"""How long another process that writes the file without `serve` is waited for."""
+
 _REMEDIES: dict[type[apsw.Error], str] = {
     apsw.FullError: "the disk is full; free some space, then try again",
     apsw.IOError: "the disk reported an error; check space, quota and file system, then try again",
@@ -47,6 +50,8 @@ class SqliteSession(Session):
         self.connection = connection
         self._clock = clock
         self._queries = queries("sqlite")
+        self.erasing = False
+        """Whether this transaction overwrites the pages that it frees."""
 
     def rows(self, name: str, /, **values: Any) -> list[Row]:
         """See `Session.rows`."""
@@ -74,6 +79,11 @@ class SqliteSession(Session):
     def now(self) -> datetime:
         """See `Session.now`."""
         return self._clock.now()
+
+    def erase(self) -> None:
+        """See `Session.erase`."""
+        self.connection.pragma("secure_delete", True)
+        self.erasing = True
 
     def read(self, operation: Callable[[Session], T]) -> T:
         """See `ReadSession.read`."""
@@ -151,7 +161,7 @@ def open_file(path: Path, clock: Clock, *, read_only: bool) -> SqliteSession:
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
     with translating(path):
         connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
-        connection.set_busy_timeout(10_000)
+        connection.set_busy_timeout(BUSY_MS)
         # Else SQLite compiles a statement anew whenever a parameter changes that it compared with
         # the condition of a partial index: 50 of the 60 microseconds that looking up an attempt took.
         connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
@@ -188,6 +198,8 @@ def _configure(connection: apsw.Connection, synchronous: str) -> None:
     # Small: SQLite looks through all slots of this cache at each commit that made the file longer. With 32 MiB,
     # that is two thirds of the work of enqueueing one rollout into a store of 60,000.
     connection.pragma("cache_size", -2048)  # KiB
+    # What is changed or deleted within a page is overwritten; whole pages are where `erase` says so.
+    connection.pragma("secure_delete", "fast")
     # The writer thread checkpoints when it has nothing else to do.
     connection.wal_autocheckpoint(0)
 

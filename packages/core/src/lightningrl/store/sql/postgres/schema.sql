@@ -74,6 +74,9 @@ CREATE TABLE rollouts (
 
 CREATE INDEX rollouts_iteration ON rollouts (run, mode, iteration, variant);
 CREATE INDEX rollouts_group ON rollouts (group_id);
+-- By an expression: only those read it who say so, and no query of less of a run is led here.
+CREATE INDEX rollouts_created ON rollouts ((run || ''), created_us, id);
+CREATE INDEX rollouts_open ON rollouts ((run || ''), created_us, id) WHERE ended_us IS NULL;
 CREATE INDEX rollouts_ended ON rollouts (run, ended_seq) WHERE ended_seq IS NOT NULL;
 CREATE INDEX rollouts_queued ON rollouts (pk) WHERE state = 'queued';
 CREATE INDEX rollouts_queued_by_run ON rollouts (run, pk) WHERE state = 'queued';

@@ -1,0 +1,57 @@
+"""The screens of tokens: a rollout's sampled tokens, and a part of one call's that is scrolled to."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lightningrl.errors import ConfigError
+from lightningrl_ui.asked import asked_run, needed_store, text_of, whole_of
+from lightningrl_ui.rendering import page
+from lightningrl_ui.sources import Sources
+from lightningrl_ui.views.tokens import BY, LEGENDS, TokensView, left_out, tokens_view
+
+
+async def tokens(request: Request, sources: Sources) -> Response:
+    """The sampled tokens of a rollout, or of one of its calls."""
+    view, by, found = await _view(request, sources)
+    return page(
+        "tokens.html",
+        run=found,
+        view=view,
+        spec=view.rollout.spec,
+        by=by,
+        titles=BY,
+        legend=LEGENDS[by],
+        left_out=left_out(view.calls),
+        call=request.query_params.get("call"),
+    )
+
+
+async def more_tokens(request: Request, sources: Sources) -> Response:
+    """Further tokens of one call: a part of a page."""
+    text_of(request.query_params, "call")
+    view, by, found = await _view(request, sources)
+    return page("more_tokens.html", run=found, view=view, by=by, one=view.calls[0])
+
+
+async def _view(request: Request, sources: Sources):
+    found = await asked_run(request, sources)
+    store = await needed_store(sources, found)
+    query = request.query_params
+    by = query.get("by", "logprob")
+    if by not in BY:
+        raise ConfigError(f"tokens can't be coloured by {by!r}; use one of {', '.join(BY)}")
+    start = whole_of(query, "start") if "start" in query else 0
+    if start < 0:
+        raise ConfigError(f"start={start}: tokens are counted from 0")
+    view: TokensView = await tokens_view(
+        store,
+        found,
+        text_of(query, "id"),
+        by=by,
+        attempt=whole_of(query, "attempt") if "attempt" in query else None,
+        call=query.get("call"),
+        start=start,
+    )
+    return view, by, found

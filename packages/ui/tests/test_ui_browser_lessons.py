@@ -1,0 +1,72 @@
+"""Tokens in a real browser: how near they are, that long answers follow, and that hostile ones stay text."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+from test_ui_browser import browser, pytestmark, url  # noqa: F401  # fixtures and the reason to skip
+from test_ui_lessons import long_run, taught_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("browser")
+    asyncio.run(taught_run(runs / "run"))
+    asyncio.run(long_run(runs / "long", "long"))
+    return runs
+
+
+def _click(browser: webdriver.Chrome, selector: str) -> None:  # noqa: F811
+    WebDriverWait(browser, 30).until(lambda one: one.find_elements(By.CSS_SELECTOR, selector))
+    browser.find_element(By.CSS_SELECTOR, selector).click()
+
+
+def test_the_first_tokens_credit_is_four_clicks_from_the_runs(
+    browser: webdriver.Chrome,  # noqa: F811
+    url: str,  # noqa: F811
+) -> None:
+    browser.get(url)
+    clicks = (
+        "a[href='/run?run=run']",
+        "a[href='/iteration?run=run&n=1']",
+        "#groups a.cell",
+        "a[href^='/tokens']",
+    )
+    for selector in clicks:
+        _click(browser, selector)
+    token = WebDriverWait(browser, 30).until(
+        lambda one: one.find_element(By.CSS_SELECTOR, ".tokens span")
+    )
+    assert token.get_attribute("title") == "token 0, id 4: engine -0.5000, trainer -0.7500"
+    assert "credit +0.5" in browser.find_element(By.CSS_SELECTOR, "section.call").text
+    assert browser.execute_script("return window.hit") is None
+    # The link of the credit's screen is there too, and its bars are drawn.
+    _click(browser, "a[href^='/credit']")
+    bars = WebDriverWait(browser, 30).until(
+        lambda one: one.find_elements(By.CSS_SELECTOR, "svg.bar rect")
+    )
+    assert bars[0].get_attribute("class") == "plus"
+    assert bars[0].size["width"] > 0
+
+
+def test_a_long_answer_follows_while_one_scrolls(
+    browser: webdriver.Chrome,  # noqa: F811
+    url: str,  # noqa: F811
+) -> None:
+    browser.get(f"{url}iteration?run=long&n=1")
+    _click(browser, "#groups a.cell")
+    _click(browser, "a[href^='/tokens']")
+
+    def pieces() -> int:
+        return len(browser.find_elements(By.CSS_SELECTOR, ".tokens span:not(.more)"))
+
+    wait = WebDriverWait(browser, 30)
+    wait.until(lambda _: pieces() >= 2000)
+    browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+    wait.until(lambda _: pieces() == 4000)
+    assert not browser.find_elements(By.CSS_SELECTOR, "[data-more]")

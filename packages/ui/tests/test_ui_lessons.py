@@ -1,0 +1,228 @@
+"""Tokens and credit: what a lesson says, beside what the store tells without one."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import re
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from lab import HOSTILE, fill, write_folder
+from test_ui_screens import Page, links, told
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from lightningrl.lessons import LessonCall, LessonHeader, tokenizer_path, write_lesson
+from lightningrl.schema import AttemptState, Mode
+from lightningrl.store import RolloutQuery, open_store
+from lightningrl.store.sqlite import SqliteStore
+from lightningrl.traces import read_attempts
+from lightningrl_testkit.records import call, group, reward
+
+WORDS = ["<pad>", "a", "b", "c", HOSTILE, "Ã", "©", "Ċ"]
+"""Ids 0 to 7 of the lab's tokenizer; 5 and 6 are the two bytes of é, 7 ends a line."""
+
+
+def write_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer(models.BPE({word: place for place, word in enumerate(WORDS)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    path = tokenizer_path(folder, "policy")
+    path.parent.mkdir()
+    tokenizer.save(str(path))
+
+
+async def lesson_of(folder: Path) -> list[LessonCall]:
+    """Every call of the lab's iteration 1: planners trained with credit 1/2, writers left out."""
+    store = open_store(folder / "store.db", read_only=True)
+    rollouts = await store.rollouts(RolloutQuery(run="run", mode=Mode.TRAIN, iteration=1))
+    calls: list[LessonCall] = []
+    for rollout, records in zip(rollouts, await read_attempts(store, rollouts), strict=True):
+        for place, one in enumerate(records[-1].transitions if records else ()):
+            if one.call is None:
+                continue
+            plans = one.agent == "planner"
+            calls.append(
+                LessonCall(
+                    group_id=rollout.spec.group_id,
+                    task_id=rollout.spec.task_id,
+                    rollout_id=rollout.id,
+                    member=rollout.spec.member,
+                    attempt_id=one.attempt_id,
+                    step_id=one.step_id,
+                    call_id=one.call.id,
+                    place=place,
+                    agent=one.agent,
+                    policy="policy",
+                    version=0,
+                    reward=rollout.reward or 0.0,
+                    step_reward=one.reward,
+                    credit=0.5 if plans else -0.25,
+                    parts={"reward": 1.0, "baseline": 0.5 if plans else 1.25},
+                    state=7 if plans else None,
+                    tokens=2,
+                    reason=None if plans else f"left out {HOSTILE}",
+                    row=0 if plans else None,
+                    engine_log_probs=one.logprobs if plans else np.zeros(0, np.float32),
+                    trainer_log_probs=one.logprobs - np.float32(0.25)
+                    if plans
+                    else np.zeros(0, np.float32),
+                )
+            )
+    await store.close()
+    return calls
+
+
+async def long_run(folder: Path, name: str) -> Path:
+    """A run with one call of 4000 tokens: 1999 times a, é, 1999 line ends."""
+    write_tokenizer(write_folder(folder, name))
+    store = SqliteStore.open(folder / "store.db")
+    await store.enqueue(group(1, run=name))
+    (claim,) = await store.claim("worker")
+    answer = [1] * 1999 + [5, 6] + [7] * 1999
+    plain = call(claim.attempt.id, "c", answer=answer)
+    events: list[Any] = [plain, reward(claim.attempt.id, 1.0)]
+    await store.append(events)
+    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+    await store.close()
+    return folder
+
+
+async def taught_run(folder: Path) -> Path:
+    """The lab's run with a lesson of iteration 1, and a tokenizer."""
+    write_folder(folder)
+    await fill(folder / "store.db")
+    write_tokenizer(folder)
+    header = LessonHeader(run="run", iteration=1, credit="broadcast")
+    write_lesson(folder, header, await lesson_of(folder), keep=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return asyncio.run(taught_run(tmp_path_factory.mktemp("lessons") / "run"))
+
+
+@pytest_asyncio.fixture
+async def page(lab: Path) -> AsyncGenerator[Page]:
+    page = Page(lab.parent)
+    yield page
+    await page.close()
+
+
+async def rollout(page: Page) -> str:
+    return await page.get(links(await page.get("/iteration?run=run&n=1"), "rollout")[0])
+
+
+def pieces(text: str) -> list[tuple[str, str, str]]:
+    """Class, text and title of each piece of tokens."""
+    found = re.findall(r'<span class="([wcvu]\d?)" title="([^"]*)">([^<]*)</span>', text)
+    return [(shade, html.unescape(body), html.unescape(title)) for shade, title, body in found]
+
+
+async def test_from_a_run_to_the_first_tokens_credit_in_four_clicks(page: Page) -> None:
+    text, clicks = await page.get("/"), 0
+    for screen in ("run", "iteration", "rollout", "tokens"):
+        text = await page.get(
+            next(one for one in links(text, screen) if "as=" not in one and "n=2" not in one)
+        )
+        clicks += 1
+    assert clicks <= 4
+    assert "credit +0.5" in told(text)
+    assert pieces(text)
+
+
+async def test_tokens_are_coloured_by_what_is_asked_for(page: Page) -> None:
+    address = links(await rollout(page), "tokens")[0]
+    # log-prob -0.5 of -5 is a tenth of nine shades; ids 4 and 5
+    assert pieces(await page.get(address))[:2] == [
+        ("w1", HOSTILE, "token 0, id 4: engine -0.5000, trainer -0.7500"),
+        ("w1", "◌", "token 1, id 5: engine -0.5000, trainer -0.7500"),
+    ]
+    # a gap of 0.25 of 0.5; the writer's tokens were not trained
+    gaps = pieces(await page.get(f"{address}&by=gap"))
+    assert [shade for shade, _, _ in gaps] == ["w4", "w4", "u", "u"]
+    credit = pieces(await page.get(f"{address}&by=credit"))
+    assert [one[::2] for one in credit] == [
+        ("c9", "tokens 0 to 1: credit +0.5"), ("w4", "tokens 0 to 1: credit -0.25")
+    ]  # fmt: skip
+    mask = pieces(await page.get(f"{address}&by=mask"))
+    assert [shade for shade, _, _ in mask] == ["c4", "u"]
+    assert [one[2] for one in pieces(await page.get(f"{address}&by=version"))] == [
+        "tokens 0 to 1: version 0"
+    ] * 2
+    assert "use one of logprob" in told(await page.get(f"{address}&by=mood", 400))
+
+
+async def test_what_was_not_trained_and_what_broke_is_said(page: Page) -> None:
+    shown = await page.get(links(await rollout(page), "tokens")[0])
+    assert "<script>window" not in shown
+    text = told(shown)
+    assert f"not trained: left out {HOSTILE}" in text
+    assert f"left out {HOSTILE} 1 2" in text  # one call of two tokens
+    # the writer's prompt is 1 2 3, the row before it 1 2 3 4 5
+    assert "A row broke here (truncated, at token 3 of the prompt): its prompt ends inside" in text
+    assert f"up to there abc the row goes on {HOSTILE}" in text
+    assert "begins row 0" in text
+    assert "has no rollout" in await page.get("/tokens?run=run&id=none", 404)
+
+
+async def test_credit_is_a_bar_with_its_parts_and_links_to_its_state(page: Page) -> None:
+    address = links(await rollout(page), "credit")[0]
+    text = await page.get(address)
+    assert 'aria-label="credit +0.5"' in text
+    assert "planner 0.5 +0.5 1 0.5 state 7 2" in told(text)
+    assert "planner 1 0.5" in told(text.split('id="baselines"')[1])
+    (state,) = (one for one in links(text, "credit") if "state=7" in one)
+    met = told((await page.get(state)).split('id="state"')[1])
+    assert met.count("planner") == 4  # of both members of both groups that ended
+    rows = await page.table(f"{address}&as=csv")
+    assert [(row["credit"], row["baseline"], row["state"]) for row in rows] == [
+        ("0.5", "0.5", "7"), ("-0.25", "1.25", "")
+    ]  # fmt: skip
+
+
+async def test_methods_stand_side_by_side_on_stored_rollouts(page: Page) -> None:
+    address = links(await rollout(page), "credit")[0]
+    text = await page.get(f"{address}&with=step_reward,gae")
+    table = told(text.split('id="methods-table"')[1])
+    assert "broadcast (the run's) step_reward" in table
+    # rewards 1 and 0: (1 - 1/2) / 0.7071
+    assert "0 planner +0.7071" in table
+    assert "gae: has a state or a critic, which is not stored" in told(text)
+    # An address must not make the page run code.
+    for name in ("magic", "os:getcwd"):
+        said = told(await page.get(f"{address}&with={name}", 400))
+        assert f"no credit assigner '{name}' is installed" in said
+
+
+async def test_without_a_lesson_tokens_show_what_the_store_has(tmp_path: Path, lab: Path) -> None:
+    page = Page(lab / "store.db")
+    text = await page.get(links(await rollout(page), "tokens")[0])
+    assert "lessons are in the run's folder" in told(text)
+    assert pieces(text)[0] == ("w1", "⟨4⟩", "token 0, id 4: engine -0.5000")
+    validation = links(await page.get("/iteration?run=run&n=1&mode=val"), "rollout")[0]
+    scored = await page.get(links(await page.get(validation), "tokens")[0])
+    assert "scored and never trained" in told(scored)
+    await page.close()
+
+
+async def test_a_long_answer_comes_in_parts(tmp_path: Path) -> None:
+    """Characters whose bytes fall into two parts are whole in one of them."""
+    folder = await long_run(tmp_path / "long", "run")
+    page = Page(folder)
+    text = await page.get(links(await rollout(page), "tokens")[0])
+    assert len(pieces(text)) == 2000
+    shown = "".join(body for _, body, _ in pieces(text))
+    while more := re.search(r'data-more="([^"]*)"', text):
+        text = await page.get(html.unescape(more[1]))
+        shown += "".join(body for _, body, _ in pieces(text))
+    assert shown == "a" * 1999 + "◌é" + "⏎\n" * 1999
+    assert "start=-1" in told(
+        await page.get(f"{links(await rollout(page), 'tokens')[0]}&start=-1", 400)
+    )
+    await page.close()

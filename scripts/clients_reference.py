@@ -25,7 +25,7 @@ Third-party clients and frameworks, each by its real package in an environment o
 client's users write it, gets a rollout's environment and nothing else: `OPENAI_BASE_URL`, `OPENAI_API_KEY`,
 `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY` and their [other names](../how-to/train-your-own-agent.md). It runs against a real
 gateway and store, with a scripted model behind them. The programs are in
-[tests/clients/programs](../../tests/clients/programs).
+`tests/clients/programs/`.
 
 ```bash
 make test-clients                      # all of them; needs Node 20, npm and the package registries

@@ -7,6 +7,6 @@ trap 'rm -rf "$workspace"' EXIT
 mkdir "$workspace/home"
 CODEX_HOME="$workspace/home" codex exec --cd "$workspace" --skip-git-repo-check \
   --sandbox "${CODEX_SANDBOX:-workspace-write}" --model gpt-5 \
-  --config features.multi_agent=false --config web_search=disabled \
+  --config web_search=disabled \
   --config model_provider=policy --config model_providers.policy="$provider" \
   --output-last-message "$LIGHTNINGRL_OUTPUT_FILE" "$question"

@@ -34,8 +34,8 @@ make test-clients ARGS="-k pydantic"   # some
 
 In each run, this was checked: every call that the model server got is in the rollout, once, answered, with token ids and
 log-probs; the agent's tool ran and the model saw its result; the text came through, also where it was streamed; token counts
-that the client reports are the engine's. A call *under a grammar* works, and is [not
-trained](../concepts.md): the answer was forced.
+that the client reports are the engine's. A call *under a grammar* works, and is not
+trained, since the answer was forced; [how to train such agents](../how-to/train-typed-answers.md).
 
 "Line" is what a program needs beside the environment; most need nothing.
 

@@ -211,6 +211,27 @@ async def status_of(
         return response.status, await response.read()
 
 
+def closed_to(
+    server: str, gateway: str, at: str, elsewhere: str, policy: dict[str, object]
+) -> dict[tuple[str, str, int], object]:
+    """Method, address and status of what the key of the attempt at `at` does not open -> what is sent."""
+    told = {"hold_seconds": 1, "drain_seconds": 0}
+    return {
+        ("GET", f"{gateway}/status", 401): None,
+        ("GET", f"{gateway}/refused", 401): None,
+        ("GET", f"{server}/metrics", 401): None,
+        ("POST", f"{gateway}/policies/leak/policy", 401): policy,
+        ("POST", f"{gateway}/policies/leak/policy/hold", 401): told,
+        ("POST", f"{gateway}/policies/leak/policy/publish", 401): {"version": 9},
+        ("POST", f"{at}/rewards", 403): {"value": 1.0},
+        ("POST", f"{elsewhere}/rewards", 403): {"value": 1.0},
+        ("POST", f"{elsewhere}/chat/completions", 403): HI,
+        ("GET", f"{elsewhere}/models", 403): None,
+        ("POST", f"{at}/embeddings", 404): {"model": "policy", "input": "a"},
+        ("GET", f"{at}/chat/completions", 404): None,
+    }
+
+
 async def test_a_leaked_attempt_key_makes_one_attempts_calls_until_its_end_and_nothing_else(
     server: ServerProcess,
 ) -> None:
@@ -238,21 +259,7 @@ async def test_a_leaked_attempt_key_makes_one_attempts_calls_until_its_end_and_n
         for method in sorted(wire.METHODS):
             status, body = await status_of(thief, "POST", server.url + wire.PREFIX + method)
             assert (status, msgspec.msgpack.decode(body)["error"]["code"]) == (401, "auth"), method
-        told = {"hold_seconds": 1, "drain_seconds": 0}
-        refused = {
-            ("GET", f"{gateway}/status", 401): None,
-            ("GET", f"{gateway}/refused", 401): None,
-            ("GET", f"{server.url}/metrics", 401): None,
-            ("POST", f"{gateway}/policies/leak/policy", 401): policy,
-            ("POST", f"{gateway}/policies/leak/policy/hold", 401): told,
-            ("POST", f"{gateway}/policies/leak/policy/publish", 401): {"version": 9},
-            ("POST", f"{at}/rewards", 403): {"value": 1.0},
-            ("POST", f"{elsewhere}/rewards", 403): {"value": 1.0},
-            ("POST", f"{elsewhere}/chat/completions", 403): HI,
-            ("GET", f"{elsewhere}/models", 403): None,
-            ("POST", f"{at}/embeddings", 404): {"model": "policy", "input": "a"},
-            ("GET", f"{at}/chat/completions", 404): None,
-        }
+        refused = closed_to(server.url, gateway, at, elsewhere, policy)
         for (method, url, status), sent in refused.items():
             assert (await status_of(thief, method, url, sent))[0] == status, (method, url)
 

@@ -101,6 +101,7 @@ docs: setup ## write the generated references anew
 	$(RUN) python scripts/algorithms_reference.py
 	$(RUN) python scripts/gateway_fields_reference.py
 	$(RUN) python scripts/checks_reference.py
+	$(RUN) python scripts/engine_fields_reference.py
 
 clean: ## remove what the targets above made, runs excepted
 	rm -rf dist site .pytest_cache .ruff_cache .venv .uv

@@ -283,6 +283,32 @@ def test_a_malformed_declaration_is_refused_by_its_path() -> None:
     assert failed.value.param == "tools[0].tools[0].name"
 
 
+@pytest.mark.parametrize("empty", ["", [], None])
+def test_an_empty_answer_at_the_end_says_nothing(empty: Any) -> None:
+    end = {"role": "assistant", "content": empty}
+    fields = raw_fields({"messages": [*HI, end]})
+    assert json.loads(bytes(chat.chat_request(fields)["messages"])) == HI
+    if empty is not None:
+        assert anthropic.conversation({"messages": [*HI, end]}) == HI
+        given = {"input": [*HI, {"type": "message", **end}]}
+        assert responses.conversation(given, responses.Responses()) == HI
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"role": "assistant", "content": "x"},
+        {"role": "assistant", "content": "", "reasoning": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]},
+        {"role": "user", "content": ""},
+    ],
+)
+def test_what_says_something_stays_at_the_end(end: dict[str, Any]) -> None:
+    fields = raw_fields({"messages": [*HI, end]})
+    assert chat.chat_request(fields) is fields
+    assert chat.messages_in([*HI, end]) == [*HI, end]
+
+
 # -- at the gateway ----------------------------------------------------------------------------
 
 

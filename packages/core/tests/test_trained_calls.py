@@ -26,11 +26,12 @@ def answer(
     policy: str = "policy",
     version: int = 2,
     untrainable: str | None = None,
+    within: tuple[str, ...] = (),
 ) -> Transition:
     """A call that `policy` answered at `version`."""
     made = trace(0, Did("x", agent=agent)).transitions[0]
     assert made.call is not None
-    record = msgspec.structs.replace(made.call, policy=policy, version_start=version)
+    record = msgspec.structs.replace(made.call, policy=policy, version_start=version, within=within)
     return msgspec.structs.replace(made, call=record, untrainable=untrainable)
 
 
@@ -40,6 +41,8 @@ def answer(
         (answer(), None),
         (answer(version=1), STALE),
         (answer(agent="solver"), UNTRAINED_AGENT),
+        (answer(agent="solver", within=("lead", "team")), None),
+        (answer(agent="solver", within=("team", "lead")), UNTRAINED_AGENT),
         (answer(agent="solver", policy="frozen"), UNTRAINED_POLICY),
         (answer(policy="of another run"), UNTRAINED_POLICY),
         (answer(agent="solver", untrainable="no log-probs"), UNTRAINED_AGENT),
@@ -52,7 +55,7 @@ def test_a_call_that_trains_no_policy_has_the_reason_and_keeps_its_tokens(
     one: Transition, reason: str | None
 ) -> None:
     policies = {
-        "policy": PolicyRecipe(tiny="m:f", train_agents=("planner",)),
+        "policy": PolicyRecipe(tiny="m:f", train_agents=("planner", "team/solver")),
         "frozen": PolicyRecipe(url="http://h/v1", trainable=False),
     }
     seen_by = lenses(policies, versions={"policy": 3}, max_staleness=1)

@@ -108,6 +108,17 @@ def test_prompts_that_part_inside_sampled_tokens_were_tokenised_anew() -> None:
     assert broken.found == (5, 9, 3)
 
 
+def test_prompts_that_part_inside_an_answer_that_a_stop_text_cut_were_stopped() -> None:
+    """The tokens 8 and 9 say the stop text, which the message lacks; an edit before the answer is still one."""
+    first = llm_step("s1", [1, 2], [7, 8, 9])
+    assert first.call is not None
+    cut = replace(first.call.choices[0], stop_text="Observation:")
+    first = replace(first, call=replace(first.call, choices=(cut,)))
+    for prompt, cause in (([1, 2, 7, 3], "stopped"), ([1, 4, 7, 3], "edited")):
+        (broken,) = merge([first, llm_step("s2", prompt, [4], later=True)]).breaks
+        assert broken.cause == cause
+
+
 def test_prompts_that_part_inside_other_tokens_were_edited() -> None:
     merged = merge([llm_step("s1", [1, 2], [7]), llm_step("s2", [1, 4, 7, 3], [5], later=True)])
     (broken,) = merged.breaks

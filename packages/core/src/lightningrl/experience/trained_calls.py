@@ -16,6 +16,7 @@ import msgspec
 from lightningrl.experience.side_calls import is_side_call
 from lightningrl.experience.transition import Group, Transition
 from lightningrl.recipe import PolicyRecipe, SideCall
+from lightningrl.schema import is_among
 
 UNTRAINED_AGENT = "the policy does not train this agent"
 """Why a call of an agent that `policies.NAME.train_agents` leaves out is not trained."""
@@ -48,7 +49,7 @@ class Lens:
             return one
         if one.call.policy != self.alias:
             return msgspec.structs.replace(one, prompt_bytes=b"", token_bytes=b"")
-        if self.agents and one.agent not in self.agents:
+        if self.agents and not is_among(self.agents, one.agent, one.call.within):
             return msgspec.structs.replace(one, untrainable=UNTRAINED_AGENT)
         if is_side_call(one.call, self.side_calls):
             return msgspec.structs.replace(one, untrainable=SIDE_CALL)

@@ -73,8 +73,8 @@ class Break:
     rollout_id: RolloutId
     step_id: StepId
     cause: str
-    """`retokenised`: the prompts part inside sampled tokens; `edited`: inside other tokens;
-    `truncated`: the prompt ends inside an earlier row."""
+    """`retokenised`: the prompts part inside sampled tokens; `stopped`: inside those of an answer that a stop text cut;
+    `edited`: inside other tokens; `truncated`: the prompt ends inside an earlier row."""
     position: int
     """Index of the first token that differs."""
     expected: tuple[int, ...]
@@ -102,7 +102,7 @@ class Merge:
 class _OpenRow:
     """A row while it grows."""
 
-    __slots__ = ("answer", "length", "logprobs", "prompt", "sampled", "spans")
+    __slots__ = ("answer", "length", "logprobs", "prompt", "sampled", "spans", "stopped")
 
     def __init__(self) -> None:
         self.prompt = b""
@@ -115,6 +115,8 @@ class _OpenRow:
         """Of each span, as they travel."""
         self.sampled: list[tuple[int, int]] = []
         """Where sampled tokens stand, untrained ones included."""
+        self.stopped = False
+        """Whether a stop text cut the last answer, so that its message says less than its tokens."""
 
     def add(self, index: int, one: Transition) -> None:
         """Take what the call adds: the rest of its prompt, then its answer."""
@@ -124,6 +126,7 @@ class _OpenRow:
         if self.length == start:
             return
         self.sampled.append((start, self.length))
+        self.stopped = one.choice is not None and one.choice.stop_text is not None
         if one.untrainable is None:
             self.spans.append(Span(index, start, self.length))
             self.logprobs.append(one.logprob_bytes)
@@ -300,11 +303,7 @@ def _explain(rows: Sequence[_OpenRow], one: Transition) -> Break:
         ((_common_prefix(row, prompt_ids), row) for row in rows), key=lambda pair: pair[0]
     )
     tokens = ids_from_bytes(row.tokens)
-    if position == len(prompt_ids):
-        cause = "truncated"
-    else:
-        sampled = any(start <= position < stop for start, stop in row.sampled)
-        cause = "retokenised" if sampled else "edited"
+    cause = "truncated" if position == len(prompt_ids) else _cause(row, position)
     return Break(
         rollout_id=one.rollout_id,
         step_id=one.step_id,
@@ -313,6 +312,13 @@ def _explain(rows: Sequence[_OpenRow], one: Transition) -> Break:
         expected=tuple(int(token) for token in tokens[position : position + _WINDOW]),
         found=tuple(int(token) for token in prompt_ids[position : position + _WINDOW]),
     )
+
+
+def _cause(row: _OpenRow, position: int) -> str:
+    if row.stopped and position >= row.sampled[-1][0]:
+        return "stopped"
+    sampled = any(start <= position < stop for start, stop in row.sampled)
+    return "retokenised" if sampled else "edited"
 
 
 def _common_prefix(row: _OpenRow, prompt_ids: TokenIds) -> int:

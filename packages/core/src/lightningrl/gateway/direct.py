@@ -34,6 +34,7 @@ from lightningrl.gateway.asgi import (
 from lightningrl.gateway.dialects import SPOKEN, models
 from lightningrl.gateway.dialects.base import Spoken
 from lightningrl.gateway.dialects.reading import refusal_of as refusal_of_malformed
+from lightningrl.gateway.dialects.reading import without_halves
 from lightningrl.gateway.identity import agent_route
 from lightningrl.gateway.interrupt import UntilHangup
 from lightningrl.gateway.limits import GatewayLimits
@@ -142,7 +143,7 @@ class DirectGateway:
         self, spoken: Spoken, headers: Headers, receive: Receive, speaker: Speaker
     ) -> Answer:
         body = await read_body(receive, headers, self._limits.body_bytes)
-        request = await spoken.read(body, _nothing_recorded)
+        request = await spoken.read(without_halves(body), _nothing_recorded)
         for name in request.unknown:
             self._tell(f"the field {name[:100]!r} of a {spoken.dialect.value} request is unknown")
         try:

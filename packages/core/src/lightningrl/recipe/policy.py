@@ -77,7 +77,7 @@ class PolicyRecipe(Section, frozen=True):
     replaces: tuple[str, ...] = ()
     """Model names of the agent that this policy answers for."""
     agents: tuple[str, ...] = ()
-    """Agent names that this policy answers for."""
+    """Agent names that this policy answers for; `team/maths` is the agent `maths` within `team` alone."""
     train_agents: tuple[str, ...] = ()
     """Of the agents that it answers, those whose calls are trained on. Empty: all."""
     side_calls: tuple[SideCall, ...] = ()

@@ -35,6 +35,7 @@ from lightningrl.schema import (
     Rollout,
     RolloutState,
     StepKind,
+    is_among,
 )
 from lightningrl.store.base import RolloutQuery
 from lightningrl.traces import AttemptRecord, read_attempts
@@ -197,7 +198,8 @@ def stored_example(
         if own and (one.call is None or one.call.policy != alias):
             found.append(_without(one, ANOTHER_POLICY))
             continue
-        if policy.train_agents and one.agent not in policy.train_agents:
+        within = one.call.within if one.call is not None else ()
+        if policy.train_agents and not is_among(policy.train_agents, one.agent, within):
             found.append(_without(one, UNTRAINED_AGENT))
             continue
         if one.call is not None and is_side_call(one.call, policy.side_calls):

@@ -6,10 +6,11 @@ Invariant: a tool that is no function reaches no engine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
-from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.malformed import Malformed, wrong_type
 from lightningrl.conversation.rewriting.fields import Fields, raw
 
 _TOOLS = "tools"
@@ -25,7 +26,7 @@ _SWITCHES = (
 
 
 class _Tool(msgspec.Struct, gc=False):
-    type: str = _FUNCTION
+    type: Any = _FUNCTION
 
 
 _KINDS = msgspec.json.Decoder(list[_Tool])
@@ -33,7 +34,11 @@ _EACH = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def kinds(fields: Fields) -> list[str]:
-    """The types of the tools that are no functions, each once."""
+    """The types of the tools that are no functions, each once.
+
+    Raises:
+        Malformed: the type of a tool is no text.
+    """
     tools = fields.get(_TOOLS)
     if tools is None:
         return []
@@ -42,9 +47,13 @@ def kinds(fields: Fields) -> list[str]:
 
 def _kinds(tools: msgspec.Raw) -> list[str]:
     try:
-        return [one.type for one in _KINDS.decode(tools)]
+        found = [one.type for one in _KINDS.decode(tools)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []  # they are no tools: the engine says so
+    for place, one in enumerate(found):
+        if not isinstance(one, str):
+            raise wrong_type(one, "a string", f"{_TOOLS}[{place}].type")
+    return found
 
 
 def refusal(fields: Fields) -> Malformed:
@@ -64,6 +73,8 @@ def refusal(fields: Fields) -> Malformed:
 
 def without(fields: Fields, dropped: Sequence[str]) -> Fields:
     """The request without the tools of these types."""
-    tools = fields[_TOOLS]
+    tools = fields.get(_TOOLS)
+    if tools is None:
+        return fields  # the messages of a request, alone
     pairs = zip(_EACH.decode(tools), _kinds(tools), strict=True)
     return {**fields, _TOOLS: raw([tool for tool, kind in pairs if kind not in dropped])}

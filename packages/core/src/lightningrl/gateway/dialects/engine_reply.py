@@ -43,6 +43,12 @@ class EngineChoice(msgspec.Struct, frozen=True):
     weight_versions: list[_WeightVersion] | None = None
     tool_parser_error: str | None = None
 
+    @property
+    def stop_text(self) -> str | None:
+        """The text that ended it. `None`: a token or a limit did."""
+        ended = self.finish_reason in ("stop", "tool_calls")
+        return self.stop_reason if ended and isinstance(self.stop_reason, str) else None
+
     def logprob_entries(self) -> msgspec.Raw:
         """The log-prob of each token as OpenAI's objects, undecoded; an empty list without any."""
         found = _ENTRIES.decode(self.logprobs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ CALLS = (6, 5)
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with all of them, which is thrown away."""
     folder = tmp_path_factory.mktemp("observers")
     made = uv("venv", "--quiet", str(folder / "env"))

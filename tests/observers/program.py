@@ -5,7 +5,7 @@ many spans the peer saw, where it can be asked.
 """
 
 # ruff: noqa: T201  the test reads what is printed
-# pyright: basic
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import asyncio

@@ -19,8 +19,9 @@ from lightningrl.cli.stored_run import StoredRun, open_runs
 from lightningrl.conversation import Recorded
 from lightningrl.conversation.recorded import MESSAGES, whole_requests
 from lightningrl.errors import ConfigError
+from lightningrl.experience.side_calls import is_side_call
 from lightningrl.experience.tokens import ids_from_bytes
-from lightningrl.experience.trained_calls import UNTRAINED_AGENT
+from lightningrl.experience.trained_calls import SIDE_CALL, UNTRAINED_AGENT
 from lightningrl.experience.transition import Transition
 from lightningrl.gateway.asgi import Refusal
 from lightningrl.gateway.dialects import SPOKEN
@@ -188,7 +189,7 @@ def stored_example(
     """What a rollout gives to a policy.
 
     Where some of its calls were answered by a policy of the same alias those alone are imitated; else all are. Of
-    agents that `train_agents` leaves out none is.
+    agents that `train_agents` leaves out, and of side calls, none is.
     """
     own = any(one.call is not None and one.call.policy == alias for one in stored.calls)
     found: list[Transition] = []
@@ -200,6 +201,9 @@ def stored_example(
         within = one.call.within if one.call is not None else ()
         if policy.train_agents and not is_among(policy.train_agents, one.agent, within):
             found.append(_without(one, UNTRAINED_AGENT))
+            continue
+        if one.call is not None and is_side_call(one.call, policy.side_calls):
+            found.append(_without(one, SIDE_CALL))
             continue
         call, recorded = _tokens(one, stored.asked[one.step_id], scribe, policy.max_model_len)
         if not recorded:

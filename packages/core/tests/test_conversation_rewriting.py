@@ -149,6 +149,7 @@ def test_the_table_tells_what_becomes_of_each_place() -> None:
 def test_rules_are_told_in_words() -> None:
     assert told(RewriteRules()) == []
     assert len(told(rules_of(strict))) == 4
+    assert "web search" in told(RewriteRules(drop_hosted=True))[0]
     assert "`developer` were sent as `system`" in told(rules_of(any_role))[0]
 
 

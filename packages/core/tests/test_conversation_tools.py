@@ -283,6 +283,32 @@ def test_a_malformed_declaration_is_refused_by_its_path() -> None:
     assert failed.value.param == "tools[0].tools[0].name"
 
 
+@pytest.mark.parametrize("empty", ["", [], None])
+def test_an_empty_answer_at_the_end_says_nothing(empty: Any) -> None:
+    end = {"role": "assistant", "content": empty}
+    fields = raw_fields({"messages": [*HI, end]})
+    assert json.loads(bytes(chat.chat_request(fields)["messages"])) == HI
+    if empty is not None:
+        assert anthropic.conversation({"messages": [*HI, end]}) == HI
+        given = {"input": [*HI, {"type": "message", **end}]}
+        assert responses.conversation(given, responses.Responses()) == HI
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"role": "assistant", "content": "x"},
+        {"role": "assistant", "content": "", "reasoning": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]},
+        {"role": "user", "content": ""},
+    ],
+)
+def test_what_says_something_stays_at_the_end(end: dict[str, Any]) -> None:
+    fields = raw_fields({"messages": [*HI, end]})
+    assert chat.chat_request(fields) is fields
+    assert chat.messages_in([*HI, end]) == [*HI, end]
+
+
 # -- at the gateway ----------------------------------------------------------------------------
 
 
@@ -362,6 +388,7 @@ async def test_a_custom_tool_of_chat_completions_comes_back_in_its_form(tmp_path
         ),
         ("messages", {"type": "web_search_20250305", "name": "web_search"}, "disallowedTools"),
         ("messages", {"type": "tool_search_tool_regex_20251119"}, "ENABLE_TOOL_SEARCH=false"),
+        ("messages", {"type": "browser_toolset_20260801"}, "as a function with a schema"),
     ],
 )
 async def test_what_nobody_runs_is_refused_with_the_harnesss_switch_or_left_out_with_a_line(

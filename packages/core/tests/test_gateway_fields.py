@@ -298,6 +298,10 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "thinking.display": Example(
             {"thinking": {"type": "enabled", "display": "omitted"}}, THINKS
         ),
+        "tools=eager_input_streaming": Example(
+            {"tools": [{"name": "f", "input_schema": SCHEMA, "eager_input_streaming": True}]},
+            {"tools": [CHAT_TOOL]},
+        ),
         "tools=unknown keys of a definition": Example(
             {"tools": [{"name": "f", "input_schema": SCHEMA, "defer_loading": True}]},
             {"tools": [CHAT_TOOL]},
@@ -483,6 +487,7 @@ async def test_unknown_fields_within_fields_are_told_too(
         {"container": {"skills": []}},
         {"mcp_servers": []},
         {"thread": None},
+        {"tools": [{"name": "f", "input_schema": SCHEMA, "eager_input_streaming": True}]},
     ],
 )
 async def test_fields_of_anthropics_that_ask_for_nothing_pass(

@@ -197,9 +197,9 @@ def test_a_run_gets_more_iterations_and_no_fewer_than_it_has(tmp_path: Path) -> 
     folder = RunFolder(tmp_path)
     folder.adopt(LoadedRecipe(RECIPE, tmp_path / "recipe.yaml"))
     folder.metrics.write_text("".join(f'{{"iteration": {one}}}\n' for one in range(4)))
-    assert RECIPE.algorithm is not None
 
     def adopt(iterations: int) -> None:
+        assert RECIPE.algorithm is not None
         algorithm = msgspec.structs.replace(RECIPE.algorithm, iterations=iterations)
         changed = msgspec.structs.replace(RECIPE, algorithm=algorithm)
         folder.adopt(LoadedRecipe(changed, tmp_path / "recipe.yaml"))

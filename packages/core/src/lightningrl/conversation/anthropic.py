@@ -22,7 +22,7 @@ from lightningrl.conversation.malformed import (
     unknown_value,
     wrong_type,
 )
-from lightningrl.conversation.order import results_first
+from lightningrl.conversation.order import results_first, without_empty_end
 from lightningrl.conversation.responses import reasoning_of
 from lightningrl.conversation.tools.anthropic import built_in
 
@@ -111,7 +111,7 @@ def conversation(request: Mapping[str, Any]) -> list[Message]:
         raise missing("messages")
     for place, message in enumerate(objects(request["messages"], "messages")):
         messages += _messages(message, f"messages.{place}")
-    return results_first(messages)
+    return without_empty_end(results_first(messages))
 
 
 def _messages(message: Object, where: str) -> list[Message]:

@@ -1,8 +1,8 @@
-"""The order of messages that chat completions ask for: the results of an answer's calls follow it at once."""
+"""The order of messages that chat completions ask for: the results of an answer's calls follow it at once; the end."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 Message = dict[str, Any]
 
@@ -34,3 +34,23 @@ def _ordered(after: list[Message], places: dict[Any, int]) -> list[Message]:
     results = [one for one in after if one["role"] == "tool"]
     results.sort(key=lambda one: places.get(one["tool_call_id"], len(places)))
     return results + [one for one in after if one["role"] != "tool"]
+
+
+def without_empty_end(messages: list[Message]) -> list[Message]:
+    """The messages without an answer at their end that says nothing, as a harness leaves it that broke one off."""
+    return messages[:-1] if len(messages) > 1 and is_empty_answer(messages[-1]) else messages
+
+
+_SAYING = ("content", "refusal", "tool_calls", "function_call", "reasoning", "reasoning_content")
+
+
+def is_empty_answer(message: Any) -> bool:
+    """Whether it is the assistant's, and has neither text nor calls nor anything else."""
+    if not isinstance(message, dict):
+        return False
+    said = cast("Message", message)
+    return (
+        said.get("role") == "assistant"
+        and said.keys() <= {"role", *_SAYING}
+        and all(said.get(name) in (None, "", []) for name in _SAYING)
+    )

@@ -19,7 +19,7 @@ from lightningrl.conversation.malformed import (
     unknown_value,
     wrong_type,
 )
-from lightningrl.conversation.order import results_first
+from lightningrl.conversation.order import results_first, without_empty_end
 from lightningrl.conversation.tools import responses as own_tools
 from lightningrl.conversation.tools.responses import Form
 
@@ -384,7 +384,7 @@ def conversation(request: Mapping[str, Any], earlier: Responses) -> list[Message
     """
     instructions = request.get("instructions")
     messages = [] if instructions is None else [{"role": "system", "content": instructions}]
-    return messages + chat_messages(_items(request, earlier))
+    return without_empty_end(messages + chat_messages(_items(request, earlier)))
 
 
 def _items(request: Mapping[str, Any], earlier: Responses) -> list[Object]:

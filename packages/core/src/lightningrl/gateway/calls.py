@@ -47,11 +47,12 @@ from lightningrl.store.base import Store
 STEP_HEADER = b"x-lightningrl-step"
 """Id of the step that the call is; the join key to an adapter's events."""
 AGENT_HEADER = b"x-lightningrl-agent"
-"""Name of the agent that takes the step, percent-encoded UTF-8."""
+"""The agents around the step, innermost last, each percent-encoded UTF-8, with slashes between them."""
 STATE_HEADER = b"x-lightningrl-state"
 """Key of the state in which the call is made, percent-encoded UTF-8."""
 
 _LONGEST_NAME = 256
+_MOST_AGENTS = 64
 _CLIENT_CLOSED = 499
 _TRACEPARENT = b"traceparent"
 _TRACE_HEADERS = (_TRACEPARENT, b"tracestate")
@@ -98,8 +99,8 @@ class Calls:
             ClientGone: the client hung up; recorded as cancelled.
         """
         request = await spoken.read(without_halves(body), lambda: self.recollection.of(context.id))
-        agent = name_in(headers, AGENT_HEADER)
-        served = await self._policies.resolve(context.rollout.run, request.model, agent)
+        agent, within = agent_in(headers)
+        served = await self._policies.resolve(context.rollout.run, request.model, agent, within)
         if request.unknown:
             await self._unknown_fields.judge(spoken, request, served.policy, context)
         rewritten = await self._rewritten(served, context, agent, request, spoken.dialect)
@@ -112,6 +113,7 @@ class Calls:
             attempt_id=context.id,
             step_id=StepId(name_in(headers, STEP_HEADER) or own_step_id),
             agent=agent,
+            within=within,
             state=name_in(headers, STATE_HEADER),
             policy=served.policy.name,
             dialect=spoken.dialect,
@@ -356,9 +358,27 @@ def _text(headers: Headers, name: bytes) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
+def agent_in(headers: Headers) -> tuple[str | None, tuple[str, ...]]:
+    """The agent that takes the step, `None` if nobody said, and the agents around it, the outermost first."""
+    said = headers.get(AGENT_HEADER, b"").split(b"/")
+    if len(said) > _MOST_AGENTS:
+        raise Refusal(
+            400,
+            "invalid_header",
+            f"header {AGENT_HEADER.decode()} must name at most {_MOST_AGENTS} agents",
+            param=AGENT_HEADER.decode(),
+        )
+    names = [_name(one, AGENT_HEADER) for one in said if one]
+    return (names[-1], tuple(names[:-1])) if names else (None, ())
+
+
 def name_in(headers: Headers, header: bytes) -> str | None:
     """The name that a header of ours holds. `None`: it is missing or empty."""
-    name = unquote(headers.get(header, b"").decode("latin-1"))
+    return _name(headers.get(header, b""), header) or None
+
+
+def _name(said: bytes, header: bytes) -> str:
+    name = unquote(said.decode("latin-1"))
     if len(name) > _LONGEST_NAME or not (name.isprintable()):
         raise Refusal(
             400,
@@ -366,4 +386,4 @@ def name_in(headers: Headers, header: bytes) -> str | None:
             f"header {header.decode()} must be at most {_LONGEST_NAME} printable characters",
             param=header.decode(),
         )
-    return name or None
+    return name

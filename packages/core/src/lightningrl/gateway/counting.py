@@ -50,7 +50,12 @@ class Counting:
         self._recollection = recollection
 
     async def answer(
-        self, route: str, context: AttemptContext, agent: str | None, body: bytes
+        self,
+        route: str,
+        context: AttemptContext,
+        agent: str | None,
+        body: bytes,
+        within: tuple[str, ...] = (),
     ) -> Answer:
         """The count, as the clients of the route's dialect expect it.
 
@@ -61,7 +66,7 @@ class Counting:
         whole = {"max_tokens": 1, **decoded_fields(body)} if spoken is ANTHROPIC else None
         asked = body if whole is None else to_json(whole)
         request = await spoken.read(asked, lambda: self._recollection.of(context.id))
-        served = await self._policies.resolve(context.rollout.run, request.model, agent)
+        served = await self._policies.resolve(context.rollout.run, request.model, agent, within)
         fields, held, thoughts = request.engine.fields, None, None
         if served.rewriter.remembers(fields):
             recorded = await self._recollection.of(context.id)

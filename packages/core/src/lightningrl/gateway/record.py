@@ -49,6 +49,7 @@ class Call:
         attempt_id: AttemptId,
         step_id: StepId,
         agent: str | None,
+        within: tuple[str, ...] = (),
         state: str | None,
         policy: str,
         dialect: Dialect,
@@ -63,6 +64,7 @@ class Call:
         self.attempt_id = attempt_id
         self.step_id = step_id
         self.agent = agent
+        self.within = within
         self.state = state
         self.policy = policy
         self.dialect = dialect
@@ -130,6 +132,7 @@ class Call:
             at=self.started_at + timedelta(seconds=now - self.started),
             step_id=self.step_id,
             agent=self.agent,
+            within=self.within,
             state=self.state,
             policy=self.policy,
             model=self.request.model,

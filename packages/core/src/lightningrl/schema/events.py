@@ -101,7 +101,9 @@ class CallEvent(EventBase, frozen=True, tag="call", kw_only=True, gc=False):
 
     step_id: StepId
     agent: str | None
-    """The agent's name as the step header said. `None`: nobody said."""
+    """The agent's name as the agent header said. `None`: nobody said."""
+    within: tuple[str, ...] = ()
+    """The agents around it, the outermost first, as that header said."""
     state: str | None = None
     """Key of the state in which the agent called, as it said (`lightningrl.state`). `None`: it said none."""
     policy: str

@@ -6,10 +6,11 @@ Invariant: a tool that is no function reaches no engine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
-from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.malformed import Malformed, wrong_type
 from lightningrl.conversation.rewriting.fields import Fields, raw
 
 _TOOLS = "tools"
@@ -24,8 +25,18 @@ _SWITCHES = (
 """How a type begins -> how a harness that sends it by itself is told not to."""
 
 
+_HOSTED = (
+    *(begins for begins, _ in _SWITCHES),
+    "file_search",
+    "code_",
+    "mcp",
+    "shell",
+)
+"""How the types begin of what a service runs."""
+
+
 class _Tool(msgspec.Struct, gc=False):
-    type: str = _FUNCTION
+    type: Any = _FUNCTION
 
 
 _KINDS = msgspec.json.Decoder(list[_Tool])
@@ -33,7 +44,11 @@ _EACH = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def kinds(fields: Fields) -> list[str]:
-    """The types of the tools that are no functions, each once."""
+    """The types of the tools that are no functions, each once.
+
+    Raises:
+        Malformed: the type of a tool is no text.
+    """
     tools = fields.get(_TOOLS)
     if tools is None:
         return []
@@ -42,9 +57,13 @@ def kinds(fields: Fields) -> list[str]:
 
 def _kinds(tools: msgspec.Raw) -> list[str]:
     try:
-        return [one.type for one in _KINDS.decode(tools)]
+        found = [one.type for one in _KINDS.decode(tools)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []  # they are no tools: the engine says so
+    for place, one in enumerate(found):
+        if not isinstance(one, str):
+            raise wrong_type(one, "a string", f"{_TOOLS}[{place}].type")
+    return found
 
 
 def refusal(fields: Fields) -> Malformed:
@@ -53,9 +72,15 @@ def refusal(fields: Fields) -> Malformed:
     place, kind = next((place, one) for place, one in enumerate(found) if one != _FUNCTION)
     shown = kind[:100]
     switch = next((told for begins, told in _SWITCHES if kind.startswith(begins)), "")
-    way = f"switch it off in the agent ({switch})" if switch else "take it out of the agent's tools"
+    run = kind.startswith(_HOSTED)
+    why = (
+        "the service would run it, and nobody does here" if run else "its schema is not known here"
+    )
+    way = "take it out of the agent's tools" if run else "declare it as a function with a schema"
+    if switch:
+        way = f"switch it off in the agent ({switch})"
     return Malformed(
-        f"Tool type '{shown}' is not supported with this model: the service would run it, and nobody does here. "
+        f"Tool type '{shown}' is not supported with this model: {why}. "
         f"{way[0].upper()}{way[1:]}, or leave such tools out by `gateway.hosted_tools: drop` in the recipe.",
         param=f"{_TOOLS}[{place}].type",
         code="unsupported_value",
@@ -64,6 +89,8 @@ def refusal(fields: Fields) -> Malformed:
 
 def without(fields: Fields, dropped: Sequence[str]) -> Fields:
     """The request without the tools of these types."""
-    tools = fields[_TOOLS]
+    tools = fields.get(_TOOLS)
+    if tools is None:
+        return fields  # the messages of a request, alone
     pairs = zip(_EACH.decode(tools), _kinds(tools), strict=True)
     return {**fields, _TOOLS: raw([tool for tool, kind in pairs if kind not in dropped])}

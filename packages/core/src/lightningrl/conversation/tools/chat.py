@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from lightningrl.conversation.malformed import Malformed, Object, objects, text_field, unknown_value
+from lightningrl.conversation.order import is_empty_answer, without_empty_end
 from lightningrl.conversation.rewriting.fields import (
     MESSAGES,
     Fields,
@@ -62,7 +63,7 @@ def chat_request(fields: Fields) -> Fields:
         Malformed: a content part is of an unknown type, or a custom tool, a call of one or a choice is malformed.
     """
     if MESSAGES in fields:
-        fields = _with_functions_called(fields)
+        fields = _without_empty_end(_with_functions_called(fields))
         _check_parts(fields[MESSAGES])
     tools, choice = fields.get(_TOOLS), fields.get(_CHOICE)
     if tools is not None and _CUSTOM in bytes(tools):
@@ -78,7 +79,7 @@ def messages_in(messages: list[Any]) -> list[Any]:
     Raises:
         Malformed: a call of a custom tool is malformed.
     """
-    return [_called(one, place) for place, one in enumerate(messages)]
+    return without_empty_end([_called(one, place) for place, one in enumerate(messages)])
 
 
 def custom_names(fields: Fields) -> frozenset[str]:
@@ -141,6 +142,21 @@ def _with_functions_called(fields: Fields) -> Fields:
         return fields  # they are none: the engine says so
     new = [_called_raw(one, place) for place, one in enumerate(messages)]
     return fields if new == messages else with_messages(fields, new)
+
+
+def _without_empty_end(fields: Fields) -> Fields:
+    """An empty answer is a flat object, so what stands behind the last brace tells whether there may be one."""
+    text = bytes(fields[MESSAGES])
+    if b'"assistant"' not in text[text.rfind(b"{") :]:
+        return fields
+    try:
+        messages = messages_of(fields)
+        last = _ANY.decode(messages[-1])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return fields  # they are none: the engine says so
+    if len(messages) < 2 or not is_empty_answer(last):
+        return fields
+    return with_messages(fields, messages[:-1])
 
 
 def _called_raw(message: msgspec.Raw, place: int) -> msgspec.Raw:

@@ -52,6 +52,7 @@ ANTHROPIC_FIELDS = FieldTable(
                "bash, text_editor, memory, computer of a known date"),
         refused("tools", "tools that the service runs itself; `gateway.hosted_tools: drop` leaves them out", "other tool types",
                 code=_INVALID),
+        accepted("tools", "a hint; arguments are streamed as all answers are", "eager_input_streaming"),
         left_out("tools", "the tool itself is as if it had none of them", "unknown keys of a definition"),
         passed("tool_choice", "as `tool_choice`; `disable_parallel_tool_use` as"
                " `parallel_tool_calls: false`"),
@@ -86,7 +87,7 @@ ANTHROPIC_FIELDS = FieldTable(
         *rows_of_every_dialect(("top_k",)),
         OTHERS,
     ),
-    tool_keys=("type", "name", "description", "input_schema", "strict", "cache_control", *READ),
+    tool_keys=("type", "name", "description", "input_schema", "strict", "cache_control", "eager_input_streaming", *READ),
     idle={"container": _is_empty, "context_management": _cuts_nothing},
     unknown="{name}: Extra inputs are not permitted",
 )  # fmt: skip

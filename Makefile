@@ -3,6 +3,10 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
+# Many containers set it. Without bytecode each process compiles all that it imports, torch's thousand files among them:
+# to collect the tests takes 54 s of a processor instead of 21, and every process that they start the like.
+unexport PYTHONDONTWRITEBYTECODE
+
 # uv as installed, else one of our own in a hidden folder, made from the package registry.
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --no-sync
@@ -13,7 +17,7 @@ FIRST := examples/addition/laptop.yaml
 TINY := benchmarks/math/recipes/cpu.yaml
 ARGS ?=
 
-.PHONY: help setup train train-tiny train-math train-sql train-rag curves test test-long test-oldest test-latest bench-adapters bench bench-store bench-store-postgres bench-gateway lint format types build site docs clean
+.PHONY: help setup train train-tiny train-math train-sql train-rag curves test test-long test-oldest test-latest test-clients bench-adapters bench bench-store bench-store-postgres bench-gateway lint format types build site docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -49,7 +53,7 @@ test: setup ## run the test suite
 	$(TESTS) --hypothesis-profile=suite $(ARGS)
 
 test-long: setup ## run it with full counts of fault runs, fuzzing and seeds
-	LIGHTNINGRL_FAULT_RUNS=50 LIGHTNINGRL_EXAMPLES=2000 $(TESTS) -m "long or not long" $(ARGS)
+	LIGHTNINGRL_FAULT_RUNS=50 LIGHTNINGRL_EXAMPLES=2000 $(TESTS) -m "not clients" $(ARGS)
 
 bench: bench-store bench-store-postgres bench-gateway bench-assembly bench-adapters ## run every performance benchmark
 
@@ -64,6 +68,10 @@ bench-gateway: setup ## measure the gateway, side by side with direct calls and 
 
 test-oldest: setup ## prove each adapter on the oldest version of its framework that it claims
 	$(RUN) python scripts/framework_versions.py oldest $(ARGS)
+
+test-clients: setup ## run third-party clients and the examples' agents by their real packages (ARGS="-k crewai")
+	LIGHTNINGRL_KEEP_CLIENTS=1 $(RUN) pytest tests/test_clients.py tests/test_example_harnesses.py -m clients $(ARGS)
+	$(RUN) python scripts/clients_reference.py
 
 test-latest: setup ## report on the newest versions of the frameworks in the registry
 	$(RUN) python scripts/framework_versions.py latest $(ARGS)
@@ -101,6 +109,8 @@ docs: setup ## write the generated references anew
 	$(RUN) python scripts/algorithms_reference.py
 	$(RUN) python scripts/gateway_fields_reference.py
 	$(RUN) python scripts/checks_reference.py
+	$(RUN) python scripts/clients_reference.py
+	$(RUN) python scripts/engine_fields_reference.py
 
 clean: ## remove what the targets above made, runs excepted
 	rm -rf dist site .pytest_cache .ruff_cache .venv .uv

@@ -6,7 +6,6 @@ And Hypothesis's profile `suite`: the same examples each time. They are found on
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,6 @@ import pytest
 
 if TYPE_CHECKING:
     from warm_twin import Twin
-
-# The environments of `make test-oldest` have none.
-if importlib.util.find_spec("hypothesis") is not None:
-    from hypothesis import settings
-
-    settings.register_profile("suite", settings.get_profile("ci"), max_examples=40)
 
 ROOT = Path(__file__).parent
 
@@ -42,6 +35,16 @@ LONGEST = (
     "packages/trainer-verl/tests/test_backend.py",
     "packages/core/tests/test_runner_processes.py",
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the profile, where it is asked for: to import Hypothesis takes two seconds."""
+    # The environments of `make test-oldest` have no such option.
+    if config.getoption("--hypothesis-profile", None) == "suite":
+        from hypothesis import settings
+
+        settings.register_profile("suite", settings.get_profile("ci"), max_examples=40)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -77,7 +77,10 @@ MEANINGS = {
 
 _BELOW: dict[str, list[tuple[str, type[msgspec.Struct]]]] = {
     "data": [("data.SPLIT", recipe.DataSource)],
-    "policies": [("policies.NAME.warm_start", recipe.WarmStart)],
+    "policies": [
+        ("policies.NAME.warm_start", recipe.WarmStart),
+        ("policies.NAME.side_calls", recipe.SideCall),
+    ],
     "sampling": [("sampling.MODE", schema.Sampling)],
     "runner": [("runner.retry", schema.RetryPolicy)],
 }
@@ -176,7 +179,8 @@ def _type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(f"`{one}`" for one in parts)
     if get_origin(kind) is tuple:
-        return "list of texts" if parts[-1] is Ellipsis else "two numbers"
+        listed = "list of texts" if _struct_of(kind) is None else "list of sections"
+        return listed if parts[-1] is Ellipsis else "two numbers"
     if get_origin(kind) is dict:
         return "mapping" if _struct_of(kind) is None else "alias → section"
     if _struct_of(kind) is not None:

@@ -6,6 +6,7 @@ of a case is what the checks say of the store that its rollouts left.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -22,6 +23,8 @@ import pytest
 from agents import Agent, OpenAIProvider, RunConfig, Runner, SQLiteSession
 from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
@@ -128,7 +131,7 @@ async def _run(case: Case, rig: GatewayRig, task: Task, task_id: str, member: in
     await runner.run(claim)
 
 
-_VARYING = {r"'(?:s|a|task|resp|chatcmpl)-[\w-]+'": "'...'", r"in line \d+": "in line ..."}
+_VARYING = {r"'(?:s|a|task|resp|chatcmpl|lc_run)-[\w-]+'": "'...'", r"in line \d+": "in line ..."}
 """What changes from run to run, or with this file, and what stands for it in the table."""
 
 
@@ -325,6 +328,44 @@ def langchain_judge(task: Task) -> str:
     return langchain_plain(task)
 
 
+def langchain_newer(task: Task) -> str:
+    return said_by(langchain(extra_body={"unheard_of": 1}), task["question"])
+
+
+def langchain_fallback(task: Task) -> str:
+    sorry = RunnableLambda(lambda _: AIMessage("sorry"))
+    return str(langchain().with_fallbacks([sorry]).invoke(task["question"]).content)
+
+
+async def agents_plain(task: Task) -> str:
+    return await run_agent(solver(), task["question"])
+
+
+def as_json(task: Task, output: str, trace: Any) -> float:
+    try:
+        return float(json.loads(output)["value"])
+    except ValueError:
+        return 0.0
+
+
+class LangchainMessages:
+    """Keeps the id that LangChain gave the message, which is no step's."""
+
+    def __init__(self) -> None:
+        self._message = ""
+
+    def __call__(self, task: Task) -> str:
+        answer = langchain().invoke(task["question"])
+        self._message = str(answer.id)
+        return str(answer.content)
+
+    def reward(self, task: Task, output: str, trace: Any) -> lightningrl.Reward:
+        return lightningrl.Reward(1.0, steps={self._message: 0.5})
+
+
+_MESSAGES = LangchainMessages()
+
+
 class LangchainCached:
     def __init__(self) -> None:
         self._cache = InMemoryCache()
@@ -430,7 +471,10 @@ CASES = (
     Case("refused requests", "asked the run's client for embeddings, and caught the error", embedding),
     Case("refused requests", "LangChain: `OpenAIEmbeddings` without a host of its own", langchain_retrieval),
     Case("unknown fields", "sent a field that nobody here knows", newer_than_the_gateway),
+    Case("unknown fields", "LangChain: the same, by `extra_body`", langchain_newer),
     Case("no model call", "caught the engine's error and answered without the model", catches_all,
+         script=refuses),
+    Case("no model call", "LangChain: `with_fallbacks` to a fixed answer", langchain_fallback,
          script=refuses),
     Case("other host", "called a judge of another host within the agent", elsewhere),
     Case("other host", "LangChain: a `ChatOpenAI` with a `base_url` of its own", langchain_judge),
@@ -454,10 +498,17 @@ CASES = (
     Case("same prompt", "OpenAI Agents SDK: the same", agents_without_the_task, tasks=_TWO),
     Case("all rewards equal", "gave every rollout the same reward", plain,
          reward=lambda *_: 0.0, tasks=_TWO, members=2),
+    Case("all rewards equal", "LangChain: the same", langchain_plain,
+         reward=lambda *_: 1.0, tasks=_TWO, members=2),
     Case("reward errors", "used `signal.alarm` in the reward, and caught its error as 0", plain,
          reward=with_an_alarm),
+    Case("reward errors", "OpenAI Agents SDK: read its answer as JSON, and caught the error as 0", agents_plain,
+         reward=as_json),
     Case("unknown steps", "rewarded a step that was not taken", plain, reward=for_an_unknown_step),
+    Case("unknown steps", "LangChain: rewarded a step by its message's `id`", _MESSAGES,
+         reward=_MESSAGES.reward),
     Case("missing reward", "returned a text, and named no reward function", plain, reward=None),
+    Case("missing reward", "LangChain: the same", langchain_plain, reward=None),
     Case("rollouts fail", "raised at a turn limit", gives_up),
     Case("rollouts fail", "the same, with `algorithm.failure_reward: -1`", gives_up,
          recipe={"algorithm": {**_LIMITS, "failure_reward": -1.0}}),

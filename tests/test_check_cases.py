@@ -28,6 +28,16 @@ def test_every_kind_has_a_case() -> None:
     } - IN_OPERATION - OF_ADAPTERS
 
 
+FRAMEWORKS = ("LangChain", "LangGraph", "OpenAI Agents SDK", "the same by LangChain")
+"""How the cases of real frameworks begin."""
+
+
+def test_every_kind_has_a_scripted_agent_and_one_of_a_real_framework() -> None:
+    real = {case.kind for case in CASES if case.did.startswith(FRAMEWORKS)}
+    scripted = {case.kind for case in CASES if not case.did.startswith(FRAMEWORKS)}
+    assert real == scripted
+
+
 def test_every_kind_of_an_agent_is_said_by_all_three() -> None:
     for kind in {check.kind for check in CHECKS} - IN_OPERATION:
         asked = [place for check in CHECKS if check.kind == kind for place in check.places]

@@ -191,8 +191,10 @@ def test_each_decision_has_a_number_of_its_own_which_its_title_repeats() -> None
         "adapter_reference",
         "recipe_reference",
         "cli_reference",
+        "clients_reference",
         "algorithms_reference",
         "gateway_fields_reference",
+        "engine_fields_reference",
         "settings_reference",
     ],
 )

@@ -21,6 +21,7 @@ from lightningrl.schema import Mode, RolloutState
 from lightningrl.store import RolloutQuery, open_store
 from lightningrl.traces import read_attempts
 from lightningrl_bench_math.policy import tiny_spec
+from lightningrl_testkit.engine_fields import ENGINE_FIELDS, Does, is_refused
 from lightningrl_verl.serving.probe import WeightMismatch, probe
 from lightningrl_verl.serving.vllm_servers import VllmEngines
 from lightningrl_verl.tiny import TinySpec, build_tiny
@@ -108,6 +109,15 @@ async def test_calls_of_every_dialect_are_recorded_as_vllm_sampled_them(
         expected = scores[at, torch.tensor(sampled)].numpy()
         assert np.abs(expected - one.logprobs).max() < 1e-4
     assert dialects == {"chat", "responses", "completions"}
+
+
+def test_the_table_of_fields_says_what_vllm_refuses(vllm: str) -> None:
+    wrong = [
+        row.name
+        for row in ENGINE_FIELDS
+        if is_refused(vllm, row, "policy") != (row.vllm is Does.REFUSED)
+    ]
+    assert wrong == []
 
 
 def test_a_tied_head_that_went_stale_is_caught_by_the_probe(

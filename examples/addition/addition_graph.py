@@ -8,17 +8,21 @@ from langgraph.graph import END, START, StateGraph
 
 
 class State(TypedDict):
+    """What the graph remembers."""
+
     question: str
     answer: str
     asked: int
 
 
 async def ask(state):
+    """Ask the model."""
     message = await ChatOpenAI(model="gpt-4o-mini").ainvoke(state["question"])
     return {"answer": message.content, "asked": state["asked"] + 1}
 
 
 def after(state):
+    """Return the next node."""
     return END if re.search(r"\d", state["answer"]) or state["asked"] == 2 else "ask"
 
 

@@ -26,6 +26,7 @@ from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphRecursionError
 from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import create_react_agent
 from langgraph.types import Command, Send, interrupt
 from openai import DefaultAsyncHttpxClient, DefaultHttpxClient
 from pydantic import BaseModel
@@ -173,6 +174,52 @@ async def test_an_agent_in_a_node_has_its_own_name_and_one_without_a_name_the_no
     found = await lab.record(lambda: compiled.ainvoke({"messages": "hello"}))
     check_whole(found)
     assert agents_of(found) == ["named", "two"]
+
+
+@pytest.mark.filterwarnings("ignore:create_react_agent has been moved")
+async def test_members_of_a_team_that_have_a_node_of_the_same_name_are_told_apart(
+    lab: CaptureLab, http: Http
+) -> None:
+    """As LangGraph's supervisor builds them: each member is a graph of its own, with a node `agent`."""
+    graph = StateGraph(MessagesState)
+    for name in ("supervisor", "maths"):
+        graph.add_node(name, create_react_agent(http.model(model="gpt-4o"), [], name=name))
+    graph.add_edge(START, "supervisor")
+    graph.add_edge("supervisor", "maths")
+    compiled = graph.compile()
+    with ModelServer(lambda request: Answer("fine")) as fixed:
+        await lab.rig.register(lab.model.url, name=MODEL, agents=("supervisor",))
+        await lab.rig.register(fixed.url, name="fixed", agents=("maths",))
+        found = await lab.record(lambda: compiled.ainvoke({"messages": "hello"}))
+    check_whole(found)
+    assert [(one.agent, one.policy) for one in found.calls] == [
+        ("supervisor", MODEL),
+        ("maths", "fixed"),
+    ]
+    [maths] = [one for one in found.of(StepKind.LLM) if one.agent == "maths"]
+    assert [one.name for one in found.ancestors(maths.step_id)] == ["agent", "maths"]
+
+
+async def test_nodes_of_the_same_name_are_told_apart_by_the_graphs_around_them(
+    lab: CaptureLab, http: Http
+) -> None:
+    graph = StateGraph(State)
+    for name in ("left", "right"):
+        inner = StateGraph(State)
+        inner.add_node("writer", node(http.model(model="gpt-4o"), name))
+        inner.add_edge(START, "writer")
+        graph.add_node(name, inner.compile())
+    graph.add_edge(START, "left")
+    graph.add_edge("left", "right")
+    compiled = graph.compile()
+    with ModelServer(lambda request: Answer("fine")) as fixed:
+        await lab.rig.register(lab.model.url, name=MODEL, agents=("left/writer",))
+        await lab.rig.register(fixed.url, name="fixed", agents=("right/writer",))
+        found = await lab.record(lambda: compiled.ainvoke({"texts": []}))
+    assert [(one.within, one.agent, one.policy) for one in found.calls] == [
+        (("left",), "writer", MODEL),
+        (("right",), "writer", "fixed"),
+    ]
 
 
 async def test_waiting_for_a_person_is_no_error_and_the_same_rollout_goes_on(

@@ -173,6 +173,19 @@ def test_a_call_names_its_model_step_agent_and_state(wire: Wire) -> None:
     assert headers["x-lightningrl-state"] == "hall"
 
 
+def test_a_call_names_the_agents_around_its_own(wire: Wire) -> None:
+    context, _ = make_context(wire.url)
+    with (
+        in_rollout(context),
+        lightningrl.step("agent", "x", agent="a/b"),
+        lightningrl.step("tool", "t"),
+        lightningrl.step("agent", "y", agent="c"),
+    ):
+        ask(f"{wire.url}/v1")
+    [(_, headers)] = wire.requests
+    assert headers["x-lightningrl-agent"] == "a%2Fb/c"
+
+
 @pytest.mark.parametrize(
     ("name", "header"),
     [

@@ -43,6 +43,13 @@ def known_roles(messages: Sequence[Message], tools: Any, variables: Mapping[str,
     return any_role(shown, tools, variables) + thought
 
 
+def thinks_back(messages: Sequence[Message], tools: Any, variables: Mapping[str, Any]) -> str:
+    """Writes the thoughts of earlier answers (Qwen3 in a tool loop, gpt-oss)."""
+    return "".join(
+        f"<{one['role']}>{one.get('reasoning_content', '')}{one['content']}" for one in messages
+    )
+
+
 def no_tools(messages: Sequence[Message], tools: Any, variables: Mapping[str, Any]) -> str:
     """Leaves out tools' results (Phi-3)."""
     shown = [one for one in messages if one["role"] in ("system", "user", "assistant")]
@@ -96,6 +103,7 @@ LOST_INSTRUCTIONS = tuple(
     ("render", "rules"),
     [
         (any_role, RewriteRules(roles={"developer": "system"})),
+        (thinks_back, RewriteRules(roles={"developer": "system"}, put_back=True)),
         (known_roles, RewriteRules(roles={"developer": "system"}, lost=("other",), thinks=True)),
         (no_tools, RewriteRules(roles={"developer": "system"}, lost=("other", "tool"))),
         (
@@ -141,6 +149,7 @@ def test_the_table_tells_what_becomes_of_each_place() -> None:
 def test_rules_are_told_in_words() -> None:
     assert told(RewriteRules()) == []
     assert len(told(rules_of(strict))) == 4
+    assert "web search" in told(RewriteRules(drop_hosted=True))[0]
     assert "`developer` were sent as `system`" in told(rules_of(any_role))[0]
 
 
@@ -261,6 +270,27 @@ def test_anthropics_default_is_said_to_a_template_that_thinks() -> None:
 
 
 # -- held still --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "dialect", "sent"),
+    [
+        ({}, Dialect.CHAT, {"enable_thinking": False, "x": 1}),
+        ({"chat_template_kwargs": {"x": 2}}, Dialect.CHAT, {"enable_thinking": False, "x": 2}),
+        ({"chat_template_kwargs": None}, Dialect.CHAT, {"enable_thinking": False, "x": 1}),
+        ({}, Dialect.ANTHROPIC, {"enable_thinking": False, "x": 1}),
+        ({"chat_template_kwargs": 3}, Dialect.CHAT, 3),
+    ],
+)
+def test_the_recipes_variables_of_the_template_are_set_where_a_request_does_not(
+    given: Message, dialect: Dialect, sent: Any
+) -> None:
+    rules = RewriteRules(thinks=True, variables={"enable_thinking": False, "x": 1})
+    asked = fields(said("user"), **given)
+    found = Rewriter(rules).rewrite(asked, dialect)
+    assert msgspec.json.decode(found.fields["chat_template_kwargs"]) == sent
+    assert as_sent(asked, found.rewrites) == found.fields
+
 
 PINNED = Rewriter(RewriteRules(pin=(r"cch=\w+", r"^Time: .*$")))
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import apsw
 import msgspec
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
 from lightningrl.cli import commands
+from lightningrl.lessons import lesson_rollouts, read_lesson, write_lesson
 from lightningrl.recipe import StepReward
 from lightningrl.schema import (
     AttemptState,
@@ -35,6 +35,7 @@ from lightningrl.scoring import Scorer
 from lightningrl.store.compression import MAGIC, unpack
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl.traces import read_ledger
+from lightningrl_testkit.lessons import lesson_call, lesson_header
 from lightningrl_testkit.model_server import Answer, ModelServer
 from lightningrl_testkit.records import call, group, log, reward
 
@@ -100,14 +101,9 @@ async def fill(folder: Path) -> list[RolloutId]:
         path.write_text(json.dumps(answer | {"said": SECRET.format(member)}))
     await store.close()
     ids = [one.id for one in group(ROLLOUTS)]
-    (folder / "lesson").mkdir()
-    table = pa.table({"rollout_id": ids, "task": [SECRET.format(one) for one in range(ROLLOUTS)]})
-    pq.write_table(table.replace_schema_metadata({"lightningrl": "{}"}), lesson(folder))
+    calls = [lesson_call(ident, task_id=SECRET.format(place)) for place, ident in enumerate(ids)]
+    write_lesson(folder, lesson_header(1), calls, keep=1)
     return ids
-
-
-def lesson(folder: Path) -> Path:
-    return folder / "lesson" / "iteration-000001.parquet"
 
 
 @pytest.fixture
@@ -186,9 +182,12 @@ def test_a_rollout_that_is_deleted_stands_in_no_file_and_no_table(folder: Path) 
     left = every - set(gone)
     assert members_told(in_tables(folder)) == left
     assert members_told(in_bytes(folder)) == left
-    table = pq.read_table(lesson(folder))
-    assert table.num_rows == ROLLOUTS - 3
-    assert table.schema.metadata == {b"lightningrl": b"{}"}
+    found = read_lesson(folder, 1, log_probs=True)
+    assert found is not None
+    assert found[0] == lesson_header(1)
+    assert [one.rollout_id for one in found[1]] == [
+        one for place, one in enumerate(ids) if place not in gone
+    ]
 
 
 def test_a_run_that_is_deleted_stands_nowhere(folder: Path) -> None:
@@ -198,9 +197,9 @@ def test_a_run_that_is_deleted_stands_nowhere(folder: Path) -> None:
     assert members_told(in_tables(folder)) == members_told(in_bytes(folder)) == set()
     assert list((folder / "judge").iterdir()) == []
     # Again, as after a deletion that broke off before it came to the copies.
-    pq.write_table(pa.table({"rollout_id": [group()[0].id]}), lesson(folder))
+    write_lesson(folder, lesson_header(1), [lesson_call(group()[0].id)], keep=1)
     assert "1 rows of lessons" in delete(folder).output
-    assert pq.read_table(lesson(folder)).num_rows == 0
+    assert lesson_rollouts(folder) == set()
 
 
 async def test_what_is_deleted_leaves_the_log_while_the_store_is_open(tmp_path: Path) -> None:

@@ -384,14 +384,14 @@ async def test_a_sync_client_gets_the_same(rig: GatewayRig) -> None:
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "search_result"}]}]},
-            "search_result",
+            {"messages": [{"role": "user", "content": [{"type": "server_tool_use"}]}]},
+            "server_tool_use",
         ),
         (
             {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "x"}]}]},
             "messages.0.content.0.input",
         ),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0"),
+        ({"tools": [{"name": 5}]}, "tools.0"),
         ({"tool_choice": {"type": "some"}}, "tool_choice.type"),
         ({"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
     ],

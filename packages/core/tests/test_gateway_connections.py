@@ -230,7 +230,9 @@ def test_what_cannot_be_connected_to_is_broken(run: Callable[..., None]) -> None
     async def work() -> None:
         async with engine(answers(HELLO)) as one:
             with pytest.raises(Broken, match="no connection"):
-                await pool().post(one.url.replace("http", "https"), b"", {})  # no TLS there
+                await pool(connect_seconds=0.3).post(
+                    one.url.replace("http", "https"), b"", {}
+                )  # no TLS there: the server waits for a request
         with pytest.raises(Broken, match="no connection"):
             await pool().post("http://127.0.0.1:1/v1", b"", {})  # a port that nobody may use
 

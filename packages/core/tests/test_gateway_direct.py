@@ -73,6 +73,29 @@ async def test_requests_are_rewritten_as_they_were_in_training() -> None:
     assert "developer" in sent[0]["content"]
 
 
+async def test_tools_that_the_service_would_run_are_left_out_as_in_training(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tools: Any = [{"type": "custom", "name": "patch"}, {"type": "web_search"}]
+    with ModelServer(
+        lambda _: Answer("", tool_calls=(ToolCall("c", "patch", '{"input": "x"}'),))
+    ) as engine:
+        async with (
+            serving(engine, RewriteRules(drop_hosted=True)) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-") as client,
+        ):
+            await client.responses.create(model="m", input="Hi", tools=tools)
+            reply = await client.responses.create(model="m", input="Hi", tools=tools)
+        [sent] = engine.arrivals[0].body["tools"]
+    assert sent["function"]["name"] == "patch"
+    [item] = reply.output
+    assert item.type == "custom_tool_call"
+    assert item.input == "x"
+    assert [one.message for one in caplog.records if "web_search" in one.message] == [
+        "nobody runs 'web_search' of responses requests here: it is left out"
+    ]
+
+
 async def test_a_message_that_the_template_would_lose_is_refused() -> None:
     with ModelServer(in_turn("Yo")) as engine:
         async with (

@@ -9,6 +9,7 @@ import pytest
 
 from lightningrl.conversation import anthropic
 from lightningrl.conversation.engine_fields import IN_EVERY_DIALECT
+from lightningrl.conversation.tools.anthropic import built_in
 from lightningrl.gateway.dialects import FIELDS
 from lightningrl.gateway.dialects.engine_request import CONSTRAINTS
 from lightningrl.gateway.dialects.fields import Field, Handling
@@ -22,6 +23,12 @@ CHAT_TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "para
 F: dict[str, Any] = {"type": "function", "name": "f", "parameters": SCHEMA}
 CHOOSE_F = {"type": "function", "function": {"name": "f"}}
 JSON_FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+G = {**CHAT_TOOL, "function": {"name": "g"}}
+TEXT = {"input": {"type": "string", "description": "The whole input."}}
+FREEFORM = {"type": "object", "properties": TEXT, "required": ["input"]}
+CUSTOM_AS_TOOL = {"type": "function", "function": {"name": "c", "parameters": FREEFORM}}
+"""A custom tool `c` as engines are given it."""
+ALLOWED = {"type": "allowed_tools", "mode": "auto"}
 THINKS = {"chat_template_kwargs": {"enable_thinking": True}}
 OF_ENGINES = (
     *(name for name in CONSTRAINTS if name not in ("response_format", "tool_choice", "logit_bias")),
@@ -89,7 +96,24 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         **SAMPLING,
         "model": Example({"model": "x"}, {"model": "policy"}),
         "messages": same(messages=[*HI, *HI]),
+        "messages=content parts of unknown types": only(
+            messages=[{"role": "user", "content": [{"type": "video_game"}]}]
+        ),
         "tools": same(tools=[CHAT_TOOL]),
+        "tools=custom": Example(
+            {"tools": [{"type": "custom", "custom": {"name": "c"}}]}, {"tools": [CUSTOM_AS_TOOL]}
+        ),
+        "tools=other tool types": only(tools=[{"type": "web_search"}]),
+        "tool_choice=allowed_tools": Example(
+            {
+                "tools": [CHAT_TOOL, G],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [CHOOSE_F]},
+                },
+            },
+            {"tools": [CHAT_TOOL], "tool_choice": "auto"},
+        ),
         "tool_choice": same(tools=[CHAT_TOOL], tool_choice="required"),
         "parallel_tool_calls": same(tools=[CHAT_TOOL], parallel_tool_calls=False),
         "response_format": same(response_format=JSON_FORMAT),
@@ -148,7 +172,17 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "previous_response_id=an unknown id": only(previous_response_id="resp_x"),
         "tools=function": Example({"tools": [F]}, {"tools": [CHAT_TOOL]}),
         "tools=other tool types": only(tools=[{"type": "file_search"}]),
-        "tool_choice=auto, none, required, a function": Example(
+        "tools=custom, namespace, local_shell, shell, apply_patch, tool_search of the client": Example(
+            {"tools": [{"type": "custom", "name": "c"}]}, {"tools": [CUSTOM_AS_TOOL]}
+        ),
+        "tool_choice=allowed_tools": Example(
+            {
+                "tools": [F, {**F, "name": "g"}],
+                "tool_choice": {**ALLOWED, "tools": [{"type": "function", "name": "f"}]},
+            },
+            {"tools": [CHAT_TOOL], "tool_choice": "auto"},
+        ),
+        "tool_choice=auto, none, required, a tool": Example(
             {"tools": [F], "tool_choice": {"type": "function", "name": "f"}},
             {"tool_choice": CHOOSE_F},
         ),
@@ -218,7 +252,13 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "tools=custom": Example(
             {"tools": [{"name": "f", "input_schema": SCHEMA}]}, {"tools": [CHAT_TOOL]}
         ),
-        "tools=other tool types": only(tools=[{"type": "bash_20250124", "name": "bash"}]),
+        "tools=other tool types": only(
+            tools=[{"type": "web_search_20250305", "name": "web_search"}]
+        ),
+        "tools=bash, text_editor, memory, computer of a known date": Example(
+            {"tools": [{"type": "bash_20250124", "name": "bash"}]},
+            {"tools": [built_in({"type": "bash_20250124"})]},
+        ),
         "tool_choice": Example(
             {
                 "tools": [{"name": "f", "input_schema": SCHEMA}],
@@ -257,6 +297,10 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         ),
         "thinking.display": Example(
             {"thinking": {"type": "enabled", "display": "omitted"}}, THINKS
+        ),
+        "tools=eager_input_streaming": Example(
+            {"tools": [{"name": "f", "input_schema": SCHEMA, "eager_input_streaming": True}]},
+            {"tools": [CHAT_TOOL]},
         ),
         "tools=unknown keys of a definition": Example(
             {"tools": [{"name": "f", "input_schema": SCHEMA, "defer_loading": True}]},
@@ -443,6 +487,7 @@ async def test_unknown_fields_within_fields_are_told_too(
         {"container": {"skills": []}},
         {"mcp_servers": []},
         {"thread": None},
+        {"tools": [{"name": "f", "input_schema": SCHEMA, "eager_input_streaming": True}]},
     ],
 )
 async def test_fields_of_anthropics_that_ask_for_nothing_pass(

@@ -1,8 +1,9 @@
 """No request body crashes the gateway: whatever comes, in every dialect, the answer is one or an error.
 
-`LIGHTNINGRL_EXAMPLES` (25 unless set) times 50 requests: whole bodies of every dialect in which Hypothesis
-replaces, removes and adds values anywhere, and bytes that are no JSON. What is answered 200 must have been
-recorded so that its messages can be read back as the engine got them.
+`LIGHTNINGRL_EXAMPLES` (8 unless set) times 50 requests: whole bodies of every dialect in which Hypothesis
+replaces, removes and adds values anywhere, and bytes that are no JSON; by every path that means a route, with and
+without names of agents. What is answered 200 must have been recorded so that its messages can be read back as the
+engine got them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,25 @@ from lightningrl.conversation import Recorded, is_continuation
 from lightningrl.schema import CallStatus, Claim, RewriteRules
 from lightningrl_testkit.gateway import GatewayRig, open_rig, serve
 
-REQUESTS = 50 * int(os.environ.get("LIGHTNINGRL_EXAMPLES", "25"))
+REQUESTS = 50 * int(os.environ.get("LIGHTNINGRL_EXAMPLES", "8"))
 CALLS_PER_ATTEMPT = 50
 REFUSALS = {400, 404, 413}
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 CHAT_TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"city": "B"}'}}
+CUSTOM_CALL = {"id": "d", "type": "custom", "custom": {"name": "p", "input": "x"}}
+ARGUMENTS = (
+    '{"input": "x"}',
+    '{"command": ["ls"]}',
+    '{"commands": ["ls"]}',
+    "{",
+    "[1]",
+    '{"x": NaN}',
+)
+OPERATION = {"type": "create_file", "path": "a", "diff": "+x"}
+PATHS = ("/v1/{}", "//v1//{}", "/v1/v1/{}", "/{}", "/v1/{}/", "/v1/{0}/{0}")
+AGENTS = (b"", b"a", b"a/b", b"/%2F/a", b"\xff/%ff")
 SAMPLING = {"temperature": 0.5, "top_p": 0.9, "stream": True}
 
 SEEDS: dict[str, dict[str, Any]] = {
@@ -41,11 +54,16 @@ SEEDS: dict[str, dict[str, Any]] = {
             {"role": "system", "content": "s"},
             {"role": "developer", "content": [{"type": "text", "text": "d"}]},
             {"role": "user", "content": [{"type": "text", "text": "u"}]},
-            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "assistant", "content": None, "tool_calls": [CALL, CUSTOM_CALL]},
             {"role": "tool", "tool_call_id": "c", "content": "t"},
+            {"role": "tool", "tool_call_id": "d", "content": [{"type": "text", "text": "t"}]},
             {"role": "system", "content": "later"},
         ],
-        "tools": [CHAT_TOOL],
+        "tools": [
+            CHAT_TOOL,
+            {"type": "custom", "custom": {"name": "p", "format": {"type": "text"}}},
+            {"type": "web_search"},
+        ],
         "tool_choice": {"type": "function", "function": {"name": "f"}},
         "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
         "stream_options": {"include_usage": True},
@@ -75,13 +93,56 @@ SEEDS: dict[str, dict[str, Any]] = {
                 ],
             },
             {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "custom_tool_call", "call_id": "d", "name": "p", "input": "x"},
+            {"role": "user", "content": "between"},
+            {"type": "custom_tool_call_output", "call_id": "d", "output": "o"},
             {"type": "function_call_output", "call_id": "c", "output": "o"},
+            {"type": "local_shell_call", "call_id": "e", "action": {"command": ["ls"]}},
+            {"type": "local_shell_call_output", "id": "e", "output": "o"},
+            {"type": "shell_call", "call_id": "g", "action": {"commands": ["ls"]}},
+            {
+                "type": "shell_call_output",
+                "call_id": "g",
+                "output": [
+                    {"stdout": "a", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}}
+                ],
+            },
+            {"type": "apply_patch_call", "call_id": "h", "operation": OPERATION},
+            {"type": "apply_patch_call_output", "call_id": "h", "status": "failed", "output": "o"},
+            {"type": "additional_tools", "tools": [{"type": "custom", "name": "late"}]},
+            {"type": "tool_search_call", "call_id": "i", "arguments": {"q": "x"}},
+            {"type": "tool_search_output", "call_id": "i", "tools": [{"type": "shell"}]},
             {"type": "item_reference", "id": "msg_s-0"},
             {"role": "user", "content": [{"type": "input_image", "image_url": "http://i"}]},
             {"role": "user", "content": [{"type": "input_file", "file_data": "x"}]},
         ],
-        "tools": [{"type": "function", "name": "f", "parameters": SCHEMA, "strict": True}],
-        "tool_choice": {"type": "function", "name": "f"},
+        "tools": [
+            {"type": "function", "name": "f", "parameters": SCHEMA, "strict": True},
+            {
+                "type": "custom",
+                "name": "p",
+                "format": {"type": "grammar", "syntax": "lark", "definition": "d"},
+            },
+            {
+                "type": "namespace",
+                "name": "n",
+                "description": "d",
+                "tools": [{"type": "function", "name": "f"}],
+            },
+            {"type": "local_shell"},
+            {"type": "apply_patch"},
+            {"type": "tool_search", "execution": "client"},
+            {"type": "web_search"},
+        ],
+        "tool_choice": {
+            "type": "allowed_tools",
+            "mode": "auto",
+            "tools": [
+                {"type": "function", "name": "f", "namespace": "n"},
+                {"type": "custom", "name": "p"},
+                {"type": "local_shell"},
+            ],
+        },
         "text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}},
         "reasoning": {"effort": "low", "summary": "auto"},
         "include": ["message.output_text.logprobs"],
@@ -126,12 +187,27 @@ SEEDS: dict[str, dict[str, Any]] = {
                     {
                         "type": "tool_result",
                         "tool_use_id": "c",
-                        "content": [{"type": "text", "text": "o"}],
+                        "content": [
+                            {"type": "text", "text": "o"},
+                            {"type": "tool_reference", "tool_name": "f"},
+                            {
+                                "type": "search_result",
+                                "title": "t",
+                                "source": "s",
+                                "content": [{"type": "text", "text": "x"}],
+                            },
+                        ],
+                        "is_error": True,
                     }
                 ],
             },
         ],
-        "tools": [{"name": "f", "input_schema": SCHEMA}],
+        "tools": [
+            {"name": "f", "input_schema": SCHEMA},
+            {"type": "bash_20250124", "name": "bash"},
+            {"type": "computer_20250124", "name": "computer", "display_width_px": 5},
+            {"type": "web_search_20250305", "name": "web_search"},
+        ],
         "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
         "stop_sequences": ["x"],
         "thinking": {"type": "enabled", "budget_tokens": 1024},
@@ -163,13 +239,27 @@ RULES = RewriteRules(
     later_as_user=True,
     lost=("other",),
     thinks=True,
+    drop_hosted=True,
     free=True,
+    put_back=True,
+    variables={"x": 1},
 )
 """Every rewrite that a template may need."""
 
 KEYS = sorted(
     {name for seed in SEEDS.values() for name in seed}
     | {"role", "content", "type", "id", "text", "name", "call_id", "source", "input", "unheard_of"}
+    | {
+        "action",
+        "operation",
+        "command",
+        "output",
+        "mode",
+        "namespace",
+        "custom",
+        "format",
+        "function",
+    }
 )
 scalars = (
     st.none()
@@ -178,7 +268,13 @@ scalars = (
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8)
     | st.sampled_from(["user", "assistant", "tool", "auto", "function", "message", "resp_s-0", ""])
-    | st.sampled_from(["system", "developer"])
+    | st.sampled_from(
+        ["system", "developer", "ipython", "custom", "namespace", "shell", "web_search"]
+    )
+    | st.sampled_from(
+        ["custom_tool_call", "shell_call_output", "additional_tools", "allowed_tools"]
+    )
+    | st.sampled_from(["search_result", "tool_reference", "bash_20250124", "required"])
 )
 values = st.recursive(
     scalars,
@@ -250,6 +346,17 @@ def damaged(whole: bytes, damage: int, at: int, junk: bytes) -> bytes:
     return whole[:at] if damage == 0 else whole[:at] + junk + whole[at:]
 
 
+def names_of_tools(request: dict[str, Any]) -> list[str]:
+    """The functions that an engine is given, which it then calls; all must be some."""
+    tools = request.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
+        return []
+    assert {one.get("type", "function") for one in tools} <= {"function"}
+    found = (one.get("function") for one in tools)
+    names = (one.get("name") for one in found if isinstance(one, dict))
+    return [one for one in names if isinstance(one, str)]
+
+
 class Engine:
     """Answers whatever it is asked, and keeps the messages that it was asked to continue."""
 
@@ -267,10 +374,15 @@ class Engine:
         request = json.loads(body)
         call_id = dict(scope["headers"])[b"x-request-id"].decode()
         self.asked[call_id] = request.get("messages")
+        calls = [
+            {**CALL, "id": f"c{place}", "function": {"name": name, "arguments": arguments}}
+            for place, name in enumerate(names_of_tools(request))
+            for arguments in (ARGUMENTS[(len(self.asked) + place) % len(ARGUMENTS)],)
+        ]
         common = {"index": 0, "finish_reason": "stop", "token_ids": [5, 6]}
         entries = [{"token": "x", "logprob": -0.5, "bytes": [1], "top_logprobs": []}] * 2
         choice: dict[str, Any] = {
-            "message": {"role": "assistant", "content": "a", "tool_calls": [CALL]},
+            "message": {"role": "assistant", "content": "a", "tool_calls": calls},
             "logprobs": {"content": entries},
         }
         if "messages" not in request:
@@ -294,7 +406,8 @@ class Fuzzed:
         self.answered = 0
 
     async def send(self, route: str, body: bytes) -> tuple[int, bytes]:
-        path, number = f"/v1/{route}", self.sent
+        number = self.sent
+        path = PATHS[number % len(PATHS)].format(route)
         self.sent += 1
         scope = {
             "type": "http",
@@ -304,6 +417,7 @@ class Fuzzed:
             "headers": [
                 (b"authorization", f"Bearer {self.claim.key}".encode()),
                 (b"x-lightningrl-step", b"s-%d" % number),
+                (b"x-lightningrl-agent", AGENTS[number % len(AGENTS)]),
             ],
         }
         inbox = [{"type": "http.request", "body": body, "more_body": False}]

@@ -182,7 +182,9 @@ async def test_a_sole_policy_that_declares_nothing_answers_for_any_model(rig: Ga
 async def test_agents_win_over_aliases_and_replaced_models(rig: GatewayRig) -> None:
     with ModelServer() as engine:
         await rig.register(engine.url, name="writer", replaces=("gpt-5",), agents=("Author",))
-        await rig.register(engine.url, name="critic", replaces=("gpt-5-mini",), agents=("Judge",))
+        await rig.register(
+            engine.url, name="critic", replaces=("gpt-5-mini",), agents=("Judge", "team/x/y")
+        )
         claim = await rig.claim()
         for model, agent, policy in [
             ("writer", None, "writer"),
@@ -192,6 +194,9 @@ async def test_agents_win_over_aliases_and_replaced_models(rig: GatewayRig) -> N
             ("gpt-5", "Judge", "critic"),
             ("writer", "Judge", "critic"),
             ("unheard-of", "Author", "writer"),
+            ("gpt-5", "Author/Judge", "critic"),
+            ("gpt-5", "team/x%2Fy", "critic"),
+            ("gpt-5", "other/x%2Fy", "writer"),
         ]:
             header = {} if agent is None else {"x-lightningrl-agent": agent}
             status, _ = await post(f"{rig.url}/v1", claim.key, model=model, **header)

@@ -473,7 +473,7 @@ async def test_a_sync_client_that_streams_gets_the_same(rig: GatewayRig) -> None
             "missing_required_parameter",
             "input[0].call_id",
         ),
-        ({"tools": [{"type": "web_search"}]}, "unsupported_value", "tools[0].type"),
+        ({"tools": [{"type": "custom"}]}, "missing_required_parameter", "tools[0].name"),
         ({"tool_choice": {"type": "web_search"}}, "unsupported_value", "tool_choice"),
         ({"tool_choice": "maybe"}, "invalid_value", "tool_choice"),
         ({"text": {"format": {"type": "xml"}}}, "invalid_value", "text.format.type"),

@@ -201,3 +201,77 @@ async def test_without_the_rule_the_engine_forces_the_form_and_the_call_is_not_t
     assert [one.body["tool_choice"] for one in engine.arrivals] == ["required"]
     [call] = await rig.calls(claim)
     assert call.choices[0].untrainable == "sampled under a grammar (tool_choice)"
+
+
+# -- reasoning that clients leave out ------------------------------------------------------------
+
+
+def thinking(text: str, thought: str, call_id: str = "") -> Answer:
+    """An answer with reasoning, and with a tool call if it has an id."""
+    message: dict[str, Any] = {"role": "assistant", "content": text, "reasoning": thought}
+    if call_id:
+        function = {"name": "count", "arguments": "{}"}
+        message["tool_calls"] = [{"id": call_id, "type": "function", "function": function}]
+    return Answer(text, extra={"message": message})
+
+
+async def test_reasoning_that_a_client_left_out_is_put_back(tmp_path: Path) -> None:
+    """By tool call id and content, in order where answers are alike, and from the record after a restart."""
+    answers = [thinking("", "t1", "c1"), thinking("Yes", "t2"), thinking("Yes", "t3"), "End"]
+    left_out: list[Any] = [
+        *HI,
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "count", "arguments": "{ }"}}
+            ],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": "1"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes"}]},
+        *HI,
+        {"role": "assistant", "content": "Yes"},
+        {"role": "assistant", "content": "Mine"},
+        *HI,
+    ]
+
+    async def ask(rig: GatewayRig, claim: Claim, who: str, messages: list[Any]) -> None:
+        async with agent(rig, claim, who) as client:
+            await client.chat.completions.create(model="m", messages=messages)
+
+    with ModelServer(one_by_one(*answers, "Other")) as engine:
+        async with open_rig(tmp_path) as rig:
+            await rig.register(engine.url, rules=RewriteRules(put_back=True))
+            claim = await rig.claim()
+            for count in (1, 3, 5):
+                await ask(rig, claim, "a", left_out[:count])
+        async with open_rig(tmp_path) as rig:
+            await ask(rig, claim, "a", left_out)
+            await ask(rig, claim, "b", left_out)  # another agent, who was answered nothing
+            calls = await rig.calls(claim)
+    sent = [
+        [one.get("reasoning") for one in arrival.body["messages"]] for arrival in engine.arrivals
+    ]
+    whole = [None, "t1", None, "t2", None, "t3", None, None]
+    assert sent == [whole[:1], whole[:3], whole[:5], whole, [None] * 8]
+    assert [[(one.name, one.by) for one in call.rewrites] for call in calls] == [
+        [],
+        [("reasoning_put_back", 1)],
+        [("reasoning_put_back", 2)],
+        [("reasoning_put_back", 3)],
+        [],
+    ]
+    read = [messages_of(call, calls[:place]) for place, call in enumerate(calls)]
+    assert read == [arrival.body["messages"] for arrival in engine.arrivals]
+
+
+async def test_reasoning_that_was_sent_back_stays(rig: GatewayRig) -> None:
+    with ModelServer(one_by_one(thinking("Yes", "t1"), "End")) as engine:
+        await rig.register(engine.url, rules=RewriteRules(put_back=True))
+        claim = await rig.claim()
+        own: Any = {"role": "assistant", "content": "Yes", "reasoning_content": "mine"}
+        async with agent(rig, claim) as client:
+            await client.chat.completions.create(model="m", messages=HI)
+            await client.chat.completions.create(model="m", messages=[*HI, own, *HI])
+    assert engine.arrivals[1].body["messages"] == [*HI, own, *HI]
+    assert [call.rewrites for call in await rig.calls(claim)] == [(), ()]

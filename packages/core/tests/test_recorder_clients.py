@@ -90,6 +90,57 @@ async def consume(stream: Any) -> None:
         pass
 
 
+# -- beside others that watch -------------------------------------------------------------------------
+
+
+class Proxy:
+    """What an instrumentation returns in place of a stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self.__wrapped__ = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+    def __aiter__(self) -> Any:
+        return aiter(self.__wrapped__)
+
+
+class Watched:
+    """A client's method as OpenInference wraps it: in the client's own class, and told by binding whose it is."""
+
+    def __init__(self, method: Any, seen: list[Any]) -> None:
+        self._method = method
+        self._seen = seen
+
+    def __get__(self, client: Any, owner: type) -> Any:
+        async def request(*args: Any, **kwargs: Any) -> Any:
+            self._seen.append(client)
+            answer = await self._method(client, *args, **kwargs)
+            return Proxy(answer) if kwargs.get("stream") else answer
+
+        return request
+
+
+@pytest.mark.parametrize("first", ["we", "they"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_call_is_recorded_once_beside_an_instrumentation_in_either_order(
+    first: str, stream: bool, vendor: Vendor, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    forget_client_calls()
+    if first == "we":
+        record_client_calls()
+    watched = Watched(openai.AsyncOpenAI.request, seen)
+    monkeypatch.setattr(openai.AsyncOpenAI, "request", watched, raising=False)
+    record_client_calls()
+    [step] = await recorded(path, lambda: chat(vendor, stream=stream))
+    assert "lookup" in str(step.output)
+    assert seen == [vendor.openai]
+    forget_client_calls()
+    assert vars(openai.AsyncOpenAI)["request"] is watched
+
+
 # -- every dialect, whole and streamed -----------------------------------------------------------
 
 

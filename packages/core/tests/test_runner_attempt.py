@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import socket
+import struct
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +426,42 @@ async def test_a_command_that_fails_shows_what_it_wrote_last(rig: GatewayRig) ->
     assert attempt.failure is not None
     assert attempt.failure.kind is FailureKind.AGENT
     assert "ended with status 7; it wrote last:\nso sorry" in attempt.failure.message
+
+
+def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Break a connection that was made."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
+FETCH = (
+    "await fetch(process.env.OPENAI_BASE_URL + '/chat/completions', {method: 'POST', body: '{}'})"
+)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (sys.executable, "-c", PROGRAM.replace("RESULT", "''")),
+        pytest.param(
+            ("node", "--input-type=module", "-e", FETCH),
+            marks=pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node here"),
+        ),
+    ],
+    ids=["python", "node"],
+)
+async def test_a_command_whose_connection_to_the_gateway_breaks_is_not_to_blame(
+    rig: GatewayRig, command: tuple[str, ...]
+) -> None:
+    claim = await rig.claim()
+    runner = make_runner(rig, command=command)
+    async with await asyncio.start_server(resets, "127.0.0.1", 0) as broken:
+        host, port = broken.sockets[0].getsockname()
+        await replace(runner, server_url=f"http://{host}:{port}").run(claim)
+    _, attempt = await rig.store.attempt(claim.attempt.id)
+    assert attempt.failure is not None
+    assert attempt.failure.kind is FailureKind.INFRASTRUCTURE, attempt.failure.message
 
 
 async def test_a_command_that_does_not_exist_is_named(rig: GatewayRig) -> None:

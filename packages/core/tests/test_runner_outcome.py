@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import aiohttp
+import anthropic
+import httpx
 import numpy as np
+import openai
 import pytest
 
 import lightningrl
-from lightningrl.errors import AgentError, NoReward
+from lightningrl.errors import AgentError, CommandFailed, NoReward
 from lightningrl.runner.outcome import AttemptTrace, failure_of, judge
 from lightningrl.schema import (
     AttemptId,
@@ -167,6 +173,98 @@ def test_a_failure_after_a_5xx_is_not_the_agents(
 ) -> None:
     failure = failure_of(RuntimeError("wrapped"), [call(status, http_status)], SERVER)
     assert failure.kind is kind
+
+
+def raised_by(call: Callable[[], object]) -> BaseException:
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001  whatever the client raises is what is judged
+        return error
+    raise AssertionError("nothing was raised")
+
+
+CLIENTS: dict[str, Callable[[str], object]] = {
+    "openai": lambda url: openai.OpenAI(base_url=url, api_key="k", max_retries=0).models.list(),
+    "anthropic": lambda url: anthropic.Anthropic(
+        base_url=url, api_key="k", max_retries=0
+    ).models.list(),
+    "httpx": lambda url: httpx.get(url),
+}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_connection_to_the_gateway_that_fails_is_not_the_agents(client: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    error = raised_by(lambda: CLIENTS[client](url))  # nobody listens there any more
+    assert failure_of(error, (), url).kind is FailureKind.INFRASTRUCTURE
+    assert failure_of(error, (), SERVER).kind is FailureKind.AGENT  # a tool's own business
+    wrapped = RuntimeError("a framework's")
+    wrapped.__context__ = error
+    assert failure_of(wrapped, (), url).kind is FailureKind.INFRASTRUCTURE
+
+
+@pytest.mark.parametrize("status", [503, 422])
+def test_a_server_error_of_the_gateway_is_not_the_agents(status: int) -> None:
+    response = httpx.Response(status, request=httpx.Request("POST", f"{SERVER}/v1/chat"))
+    error = raised_by(response.raise_for_status)
+    by_gateway = failure_of(error, (), SERVER).kind is FailureKind.INFRASTRUCTURE
+    assert by_gateway == (status == 503)
+    assert failure_of(error, (), "http://127.0.0.1:2").kind is FailureKind.AGENT
+
+
+def test_an_error_that_names_no_url_is_judged_by_how_the_last_call_ended() -> None:
+    error = aiohttp.ServerDisconnectedError()
+    for status, kind in (
+        (CallStatus.CANCELLED, FailureKind.INFRASTRUCTURE),
+        (CallStatus.DELIVERED, FailureKind.AGENT),
+    ):
+        assert failure_of(error, [call(status, 200)], SERVER).kind is kind
+
+
+PYTHON = """Traceback (most recent call last):
+  File "agent.py", line 3, in <module>
+httpx.ConnectError: [Errno 111] Connection refused
+"""
+NODE = """node:internal/deps/undici/undici:14976
+      Error.captureStackTrace(err);
+            ^
+
+TypeError: fetch failed
+    at node:internal/deps/undici/undici:14976:13 {
+  [cause]: Error: read ECONNRESET
+      at TCP.onStreamRead (node:internal/stream_base_commons:218:20) {
+    errno: -104,
+"""
+NODE_HTTP = (
+    "Error: connect ECONNREFUSED 127.0.0.1:1\n    at TCPConnectWrap.afterConnect (node:net:1611:16)"
+)
+GO = '2026/01/01 Post "http://127.0.0.1:1/v1/chat": dial tcp 127.0.0.1:1: connect: connection refused'
+CAUSE = f"{PYTHON}\nDuring handling of the above exception, another exception occurred:\n\nValueError: no"
+
+
+@pytest.mark.parametrize(
+    ("written", "infrastructure"),
+    [
+        (PYTHON, True),
+        (NODE, True),
+        (NODE_HTTP, True),
+        (NODE_HTTP.replace("127.0.0.1:1", "10.0.0.7:5432"), False),
+        (GO, True),
+        (GO.replace("127.0.0.1:1", "example.org"), False),
+        (CAUSE, True),
+        # What a tool printed before something else went wrong.
+        (f"curl: connection refused\n{PYTHON}ValueError: the answer is no number", False),
+        ("curl: connection refused\nno answer after 10 turns", False),
+        ("", False),
+    ],
+)
+def test_a_command_that_could_not_reach_the_gateway_is_not_to_blame(
+    written: str, infrastructure: bool
+) -> None:
+    error = CommandFailed(f"'./agent' ended with status 1; it wrote last:\n{written}")
+    kind = failure_of(error, (), SERVER).kind
+    assert (kind is FailureKind.INFRASTRUCTURE) == infrastructure
 
 
 def test_a_failure_names_the_exception_and_the_users_frames_only() -> None:

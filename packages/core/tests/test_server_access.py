@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,20 @@ from msgspec.structs import replace
 
 from lightningrl.errors import AuthError, ConfigError
 from lightningrl.keys import AccessKeys, Scope, ViewerKey
-from lightningrl.schema import AttemptId, AttemptState, Endpoint, Mode, Policy
+from lightningrl.schema import (
+    AttemptId,
+    AttemptState,
+    CallEvent,
+    CallStatus,
+    Endpoint,
+    Mode,
+    Policy,
+)
 from lightningrl.server.access import RUNNER_METHODS, VIEWER_METHODS, check_version, served_by
 from lightningrl.store import RolloutQuery, open_store, wire
 from lightningrl.store.base import GroupQuery
 from lightningrl.store.http import HttpStore
+from lightningrl_testkit.model_server import ModelServer
 from lightningrl_testkit.records import group, log
 from lightningrl_testkit.server import ServerProcess
 
@@ -189,6 +199,77 @@ async def test_policy_control_and_metrics_are_the_admins(server: ServerProcess, 
         for path in ("/gateway/v1/status", "/metrics"):
             async with http.get(server.url + path) as response:
                 assert response.status == 401
+
+
+HI = {"model": "policy", "messages": [{"role": "user", "content": "hello"}]}
+
+
+async def status_of(
+    http: aiohttp.ClientSession, method: str, url: str, body: object = None
+) -> tuple[int, bytes]:
+    async with http.request(method, url, json=body) as response:
+        return response.status, await response.read()
+
+
+def closed_to(
+    server: str, gateway: str, at: str, elsewhere: str, policy: dict[str, object]
+) -> dict[tuple[str, str, int], object]:
+    """Method, address and status of what the key of the attempt at `at` does not open -> what is sent."""
+    told = {"hold_seconds": 1, "drain_seconds": 0}
+    return {
+        ("GET", f"{gateway}/status", 401): None,
+        ("GET", f"{gateway}/refused", 401): None,
+        ("GET", f"{server}/metrics", 401): None,
+        ("POST", f"{gateway}/policies/leak/policy", 401): policy,
+        ("POST", f"{gateway}/policies/leak/policy/hold", 401): told,
+        ("POST", f"{gateway}/policies/leak/policy/publish", 401): {"version": 9},
+        ("POST", f"{at}/rewards", 403): {"value": 1.0},
+        ("POST", f"{elsewhere}/rewards", 403): {"value": 1.0},
+        ("POST", f"{elsewhere}/chat/completions", 403): HI,
+        ("GET", f"{elsewhere}/models", 403): None,
+        ("POST", f"{at}/embeddings", 404): {"model": "policy", "input": "a"},
+        ("GET", f"{at}/chat/completions", 404): None,
+    }
+
+
+async def test_a_leaked_attempt_key_makes_one_attempts_calls_until_its_end_and_nothing_else(
+    server: ServerProcess,
+) -> None:
+    admin = HttpStore.connect(server.url, key=ADMIN)
+    await admin.enqueue(group(2, run="leak", timeout_seconds=60.0))
+    leaked, other = await admin.claim("worker", run="leak", limit=2)
+    gateway = f"{server.url}/gateway/v1"
+    at, elsewhere = (
+        f"{server.url}/rollouts/{one.rollout.id}/attempts/{one.attempt.id}/v1"
+        for one in (leaked, other)
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        engine = stack.enter_context(ModelServer())
+        owner, thief = [
+            await stack.enter_async_context(
+                aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"})
+            )
+            for key in (ADMIN, leaked.key)
+        ]
+        policy = {"name": "policy", "run": "leak", "version": 0, "endpoints": [{"url": engine.url}]}
+        registered, _ = await status_of(owner, "POST", f"{gateway}/policies/leak/policy", policy)
+        assert registered == 200
+        assert (await status_of(thief, "POST", f"{at}/chat/completions", HI))[0] == 200
+
+        for method in sorted(wire.METHODS):
+            status, body = await status_of(thief, "POST", server.url + wire.PREFIX + method)
+            assert (status, msgspec.msgpack.decode(body)["error"]["code"]) == (401, "auth"), method
+        refused = closed_to(server.url, gateway, at, elsewhere, policy)
+        for (method, url, status), sent in refused.items():
+            assert (await status_of(thief, method, url, sent))[0] == status, (method, url)
+
+        await admin.finish(leaked.attempt.id, AttemptState.SUCCEEDED)
+        for url in (f"{at}/chat/completions", f"{server.url}/v1/chat/completions"):
+            assert (await status_of(thief, "POST", url, HI))[0] == 409
+    mine, others = await admin.events([leaked.attempt.id, other.attempt.id])
+    calls = [one for one in mine if isinstance(one, CallEvent)]
+    assert ([one.status for one in calls], others) == ([CallStatus.DELIVERED], [])
+    await admin.close()
 
 
 async def test_no_key_is_ever_logged(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from lightningrl_testkit.server import ServerProcess
 
 pytestmark = pytest.mark.usefixtures("forked")
 
-RUNS = int(os.environ.get("LIGHTNINGRL_FAULT_RUNS", "3"))
+RUNS = int(os.environ.get("LIGHTNINGRL_FAULT_RUNS", "1"))
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")
 

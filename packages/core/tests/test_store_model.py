@@ -521,7 +521,7 @@ TestSqliteModel = StoreMachine.TestCase
 TestPostgresModel = PostgresMachine.TestCase
 TestHttpModel = HttpMachine.TestCase
 TestSqliteModel.settings = TestPostgresModel.settings = TestHttpModel.settings = settings(
-    max_examples=int(os.environ.get("LIGHTNINGRL_EXAMPLES", "12")),
+    max_examples=int(os.environ.get("LIGHTNINGRL_EXAMPLES", "8")),
     stateful_step_count=50,
     deadline=None,
     # Shrinking replays thousands of stores, which takes minutes; fifty moves can be read as they are.

@@ -29,7 +29,7 @@ from lightningrl_testkit.records import call, group, log
 
 pytestmark = pytest.mark.usefixtures("forked")
 
-RUNS = int(os.environ.get("LIGHTNINGRL_FAULT_RUNS", "2"))
+RUNS = int(os.environ.get("LIGHTNINGRL_FAULT_RUNS", "1"))
 WRITERS = 6
 EVENTS = 40
 

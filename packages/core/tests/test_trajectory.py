@@ -1,5 +1,6 @@
 """`merge` joins calls on exact token prefixes; what it trains is what the engine sampled."""
 
+import json
 from typing import Any
 
 import pytest
@@ -106,6 +107,17 @@ def test_prompts_that_part_inside_sampled_tokens_were_tokenised_anew() -> None:
     assert (broken.step_id, broken.cause, broken.position) == ("s2", "retokenised", 3)
     assert broken.expected == (8, 9)
     assert broken.found == (5, 9, 3)
+
+
+def test_prompts_that_part_inside_an_answer_that_a_stop_text_cut_were_stopped() -> None:
+    """The tokens 8 and 9 say the stop text, which the message lacks; an edit before the answer is still one."""
+    first = llm_step("s1", [1, 2], [7, 8, 9])
+    assert first.call is not None
+    cut = replace(first.call.choices[0], stop_text="Observation:")
+    first = replace(first, call=replace(first.call, choices=(cut,)))
+    for prompt, cause in (([1, 2, 7, 3], "stopped"), ([1, 4, 7, 3], "edited")):
+        (broken,) = merge([first, llm_step("s2", prompt, [4], later=True)]).breaks
+        assert broken.cause == cause
 
 
 def test_prompts_that_part_inside_other_tokens_were_edited() -> None:
@@ -300,3 +312,40 @@ def test_packed_rows_stand_end_to_end() -> None:
 def test_no_rows_pack_to_nothing() -> None:
     packed = pack([])
     assert [len(packed.token_ids), len(packed.mask), len(packed.lengths)] == [0, 0, 0]
+
+
+# -- templates that break a conversation --------------------------------------------------------
+
+
+def turn(step: str, prompt: list[int], answer: list[int], said: Any, *asked: Any) -> Any:
+    """A call that was asked `asked` and answered `said`."""
+    one = llm_step(step, prompt, answer)
+    assert one.call is not None
+    choice = replace(one.call.choices[0], message=json.dumps(said).encode())
+    body = json.dumps({"messages": asked}).encode()
+    return replace(one, call=replace(one.call, choices=(choice,), request=body))
+
+
+USER = {"role": "user", "content": "Hi"}
+YO = {"role": "assistant", "content": "Yo"}
+THOUGHT = {"role": "assistant", "content": "<think>Hm.</think>Yo"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "sent_back", "second", "cause"),
+    [
+        # 5 is an empty thought that the generation prompt alone has: it is gone in the next one.
+        (YO, YO, [1, 7, 8, 2], "template"),
+        (YO, {"role": "assistant", "content": "No"}, [1, 7, 8, 2], "edited"),
+        (YO, YO, [1, 5, 9, 2], "retokenised"),
+        (THOUGHT, THOUGHT, [1, 5, 8, 2], "template"),
+        ({**YO, "reasoning": "Hm."}, {**YO, "reasoning_content": "Hm."}, [1, 5, 8, 2], "template"),
+        ({**YO, "reasoning": "Hm."}, YO, [1, 5, 8, 2], "retokenised"),
+    ],
+)
+def test_a_template_that_writes_an_answer_otherwise_is_told(
+    answer: Any, sent_back: Any, second: list[int], cause: str
+) -> None:
+    first = turn("s1", [1, 5], [7, 8], answer, USER)
+    (broken,) = merge([first, turn("s2", second, [4], YO, USER, sent_back, USER)]).breaks
+    assert broken.cause == cause

@@ -1,5 +1,7 @@
 """One policy through verl's own worker, against plain forward passes and by hand."""
 
+import contextlib
+import json
 import os
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +17,7 @@ from warm_process import WarmProcess
 
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.recipe import Optimiser
+from lightningrl_verl.engine import SamplingParams
 from lightningrl_verl.engine.load import EngineSettings, load_engine
 from lightningrl_verl.serving.probe import WeightMismatch, check_digests, held, probe
 from lightningrl_verl.worker.backend import VerlBackend
@@ -298,6 +301,53 @@ def test_an_export_loads_in_transformers_with_the_same_weights(tied, tmp_path: P
         assert state[name].dtype == torch.float32
         torch.testing.assert_close(state[name], tensor, atol=0, rtol=0)
     assert AutoTokenizer.from_pretrained(export).eos_token == "<end>"
+
+
+def with_second_end(folder: Path, end: int, *, told_in: str) -> None:
+    """Let a second token end answers, as one file of the model's says."""
+    generation = folder / "generation_config.json"
+    if told_in == "config.json":
+        generation.unlink()
+    told = json.loads((folder / told_in).read_text())
+    (folder / told_in).write_text(json.dumps(told | {"eos_token_id": [VOCAB - 1, end]}))
+
+
+@pytest.mark.parametrize("told_in", ["config.json", "generation_config.json"])
+async def test_an_export_ends_its_answers_where_training_did(told_in: str, tmp_path: Path):
+    folder = write_model(tmp_path / "model", tied=True)
+    prompt = [3, 1, 4]
+    one = VerlBackend(replace(CONFIG, model_path=str(folder)))
+    one.save(tmp_path / "first")
+    endless = greedy(tmp_path / "first" / "huggingface", prompt)
+    # The end token that training knew is one that the model's answer holds, and not the tokenizer's.
+    end = next(token for token in endless[3:] if token not in {*endless[:3], VOCAB - 1})
+    with_second_end(folder, end, told_in=told_in)
+    one.save(tmp_path / "checkpoint")
+    export = tmp_path / "checkpoint" / "huggingface"
+    settings = EngineSettings(slots=1, threads=1, max_model_len=64, device="cpu", dtype="fp32")
+    answers = [greedy(export, prompt)]
+    for served in (folder, export):
+        with contextlib.closing(load_engine(served, settings, version=0)) as engine:
+            engine.start()
+            params = SamplingParams(temperature=0, max_tokens=len(endless))
+            answer = await engine.generate(prompt, params)
+            assert answer.finish_reason == "stop"
+            answers.append(list(answer.token_ids))
+    assert answers == [endless[: endless.index(end) + 1]] * 3
+    names = {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    for name in (path.name for path in folder.iterdir() if path.name in names):
+        assert (export / name).read_bytes() == (folder / name).read_bytes()
+    before, after = (json.loads((one / "config.json").read_text()) for one in (folder, export))
+    assert {**before, "dtype": "float32"} == after
+
+
+def greedy(model: Path, prompt: list[int]) -> list[int]:
+    """The answer by transformers alone, of up to 24 tokens."""
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    ids = torch.tensor([prompt])
+    mask = torch.ones_like(ids)
+    answer = loaded.generate(ids, attention_mask=mask, max_new_tokens=24, do_sample=False)
+    return answer[0, len(prompt) :].tolist()
 
 
 def test_kl_and_entropy_are_token_means_beside_the_policys_token_sum(model):

@@ -1,6 +1,7 @@
 """The engine's HTTP server, spoken to over real sockets with a model that learnt four answers."""
 
 import asyncio
+import copy
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,35 +12,24 @@ import anthropic
 import openai
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from learnt_engine import HERMES, config, learnt_engine, learnt_tokenizer
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lightningrl.conversation import messages_of
 from lightningrl.schema import Claim, Sampling
+from lightningrl_testkit.engine_fields import ENGINE_FIELDS, Does, EngineField, is_refused
 from lightningrl_testkit.gateway import GatewayRig, open_rig
-from lightningrl_verl.engine import EngineServer, TorchEngine, serve_engine
+from lightningrl_verl.engine import (
+    Completion,
+    EngineServer,
+    TorchEngine,
+    WeightSpan,
+    serve_engine,
+    tool_parser,
+)
+from lightningrl_verl.engine.chat import ReplyWriter, read_request
+from lightningrl_verl.engine.prompts import PromptRenderer
 
-SPECIALS = ["<user>", "<tool>", "<bot>", "<call>", "<ans>", "<end>"]
-CHARACTERS = [*map(chr, range(32, 127)), "\n"]
-TEMPLATE = """
-{%- for m in messages -%}
-{%- if m.role == 'assistant' -%}
-<bot>{%- for c in m.tool_calls or [] -%}<call>{{ c.function.arguments.expression }}{%- endfor -%}
-{%- if m.content -%}<ans>{{ m.content }}{%- endif -%}<end>
-{%- elif m.role in ('user', 'tool') -%}
-<{{ m.role }}>{{ m.content }}
-{%- else -%}
-{{ raise_exception('no role ' + m.role) }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}<bot>{%- endif -%}
-"""
-HERMES = '<tool_call>\n{"name": "calc", "arguments": {"expression": "3+4"}}\n</tool_call>'
-LEARNT = {
-    "<user>compact<bot>": "<call>3+4<end>",
-    "<user>compact<bot><call>3+4<end><tool>7<bot>": "<ans>7<end>",
-    "<user>hermes<bot>": f"{HERMES}<end>",
-    "<user>broken<bot>": "<tool_call>{<end>",
-}
 CALC = {
     "type": "function",
     "function": {
@@ -51,55 +41,13 @@ CALC = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    vocab = {text: index for index, text in enumerate([*SPECIALS, *CHARACTERS])}
-    raw = Tokenizer(models.WordLevel(vocab, unk_token=" "))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    raw.decoder = decoders.Fuse()
-    raw.add_special_tokens(SPECIALS)
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", chat_template=TEMPLATE)
-
-
-def config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
+    return learnt_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def engine(tokenizer: PreTrainedTokenizerFast) -> Iterator[TorchEngine]:
-    """An engine whose greedy answers are those of `LEARNT`."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config(tokenizer))
-    prompts = [tokenizer(text)["input_ids"] for text in LEARNT]
-    answers = [tokenizer(text)["input_ids"] for text in LEARNT.values()]
-    width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.zeros(len(LEARNT), width, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.tensor([*prompt, *answer])
-        labels[row, len(prompt) : end] = torch.tensor(answer)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(200):
-        loss = model(ids, labels=labels).loss
-        if loss < 0.02:
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    engine = TorchEngine(model, tokenizer, slots=8, max_model_len=128, threads=1, version=7)
-    engine.start()
-    yield engine
-    engine.close()
-    torch.set_num_threads(before)
+    with learnt_engine(tokenizer) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module", params=["compact", "hermes"])
@@ -239,7 +187,11 @@ async def test_harmless_fields_and_text_parts_are_accepted(compact: EngineServer
         tool_choice="auto",
         user="ada",
         metadata={"a": "b"},
-        store=False,
+        store=True,
+        cache_salt="a",
+        priority=1,
+        documents=[{"text": "a"}],
+        unheard_of={"x": 1},
         stream=False,
         stream_options=None,
         response_format={"type": "text"},
@@ -256,15 +208,20 @@ async def test_harmless_fields_and_text_parts_are_accepted(compact: EngineServer
     ("fields", "param", "words"),
     [
         ({"stream": True}, "stream", "gateway re-chunks"),
-        ({"stop": ["x"]}, "stop", "stop_token_ids"),
+        ({"stop": [""]}, "stop", "without an empty text"),
         ({"logit_bias": {"1": 5}}, "logit_bias", "not supported"),
         ({"top_logprobs": 3}, "top_logprobs", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-        ({"guided_json": {}}, "guided_json", "unknown field"),
+        ({"response_format": {"type": "structural_tag"}}, "response_format", "not supported"),
+        ({"guided_json": {}}, "guided_json", "not supported"),
         ({"temperature": "hot"}, "temperature", "Expected `float | null`"),
         ({"temperature": -1}, "temperature", "0 or a finite number"),
         ({"n": 0}, "n", "at least 1"),
-        ({"tool_choice": "required"}, "tool_choice", "'auto' or 'none'"),
+        ({"tool_choice": "required"}, "tool_choice", "only allowed when 'tools'"),
+        (
+            {"tool_choice": {"type": "x"}, "tools": [CALC]},
+            "tool_choice",
+            "'required' or a function",
+        ),
         ({"tools": [{"type": "function"}]}, "tools", "function"),
         ({"messages": []}, "messages", "empty"),
         ({"messages": 3}, "messages", "Expected `array | null`"),
@@ -276,9 +233,9 @@ async def test_harmless_fields_and_text_parts_are_accepted(compact: EngineServer
             "reads text alone",
         ),
         (
-            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]},
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": "f"}]}]},
             "messages",
-            "tool call is malformed",
+            "has no `function`",
         ),
         ({"messages": user("x" * 200)}, "messages", "has 202 tokens, and max_model_len=128"),
     ],
@@ -460,15 +417,157 @@ async def test_what_the_engine_cant_do_is_refused_in_the_dialects_form(rig: Gate
     claim = await rig.claim()
     said: Any = [{"role": "user", "content": "compact"}]
     async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
-        with pytest.raises(openai.BadRequestError, match="response_format"):
-            await client.responses.create(
-                model="tiny", input="compact", text={"format": {"type": "json_object"}}
-            )
+        with pytest.raises(openai.BadRequestError, match="top_logprobs"):
+            await client.responses.create(model="tiny", input="compact", top_logprobs=3)
     base_url = rig.attempt_url(claim).removesuffix("/v1")
     async with anthropic.AsyncAnthropic(base_url=base_url, api_key=claim.key) as client:
-        with pytest.raises(anthropic.BadRequestError, match="stop") as failed:
+        with pytest.raises(anthropic.BadRequestError, match="min_p") as failed:
             await client.messages.create(
-                model="tiny", max_tokens=9, messages=said, stop_sequences=["x"]
+                model="tiny", max_tokens=9, messages=said, extra_body={"min_p": 0.5}
             )
     assert failed.value.body["type"] == "error"  # type: ignore[index]
     assert [call.http_status for call in await rig.calls(claim)] == [400, 400]
+
+
+# -- what vLLM does, too -------------------------------------------------------------------------
+
+
+async def test_a_stop_text_cuts_the_answer_and_no_token(hermes: EngineServer) -> None:
+    """The answer is `<tool_call>\\n{"name": "calc", "arguments": ...`, one token a character."""
+    fields: dict[str, Any] = {"messages": user("hermes"), "return_token_ids": True}
+    _, reply = await post(hermes, stop=["never", ', "arg', "calc"], **fields)
+    [choice] = reply["choices"]
+    assert choice["message"]["content"] == '<tool_call>\n{"name": "'
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "calc")
+    assert len(choice["token_ids"]) == len('<tool_call>\n{"name": "calc')
+    _, kept = await post(hermes, stop="calc", include_stop_str_in_output=True, **fields)
+    assert kept["choices"][0]["message"]["content"] == '<tool_call>\n{"name": "calc'
+    _, whole = await post(hermes, stop="never", **fields)
+    assert (whole["choices"][0]["message"]["content"], whole["choices"][0]["stop_reason"]) == (
+        HERMES,
+        None,
+    )
+
+
+async def test_a_stop_text_ends_a_plain_completion(compact: EngineServer) -> None:
+    _, reply = await post(
+        compact, path="/v1/completions", prompt="<user>compact<bot>", stop="+", max_tokens=9
+    )
+    [choice] = reply["choices"]
+    assert (choice["text"], choice["stop_reason"]) == ("<call>3", "+")
+
+
+async def test_a_forced_call_and_a_schema_are_asked_for_in_words(hermes: EngineServer) -> None:
+    forced: Any = {"type": "function", "function": {"name": "calc"}}
+    fields: dict[str, Any] = {"messages": user("hermes"), "tools": [CALC]}
+    for choice in ("required", forced):
+        status, reply = await post(hermes, tool_choice=choice, **fields)
+        assert (status, reply["choices"][0]["finish_reason"]) == (200, "tool_calls")
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+    status, told = await post(hermes, messages=user("hi"), response_format=schema)
+    assert status == 400  # this template has no place for instructions, so it says so
+    assert "no role system" in told["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def plain(engine: TorchEngine) -> Iterator[EngineServer]:
+    """The same model, with a template that has a place for instructions."""
+    tokenizer = copy.deepcopy(engine.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}<bot>"
+    seen = copy.copy(engine)
+    seen.tokenizer = tokenizer
+    server = serve_engine(seen, model_name="tiny", parser="none")
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("row", ENGINE_FIELDS, ids=lambda row: row.name)
+def test_the_table_says_which_fields_are_refused(plain: EngineServer, row: EngineField) -> None:
+    assert is_refused(plain.url, row, "tiny") == (row.embedded is Does.REFUSED)
+
+
+def test_of_several_calls_the_first_is_one_where_one_is_asked_for() -> None:
+    text = f"{HERMES}\n{HERMES}"
+    completion = Completion((1,), (-1.0,), "stop", None, (WeightSpan(0, 0, 1),), 0.0, 0.0)
+    writer = ReplyWriter("m", tool_parser("hermes"), lambda ids: text, lambda one: "", frozenset())
+    for alone, calls in ((False, 1), (True, 2), (None, 2)):
+        body = json.dumps({"model": "m", "messages": [], "parallel_tool_calls": alone}).encode()
+        reply = writer.reply(read_request(body), [1], [CALC], [completion])
+        assert len(reply["choices"][0]["message"]["tool_calls"]) == calls
+
+
+# -- what the policy wrote comes back in the next turn -------------------------------------------
+
+WRITTEN = [
+    '{"expression": NaN}',
+    '{"expression": 1e999}',
+    '{"expression": "\\ud83d"}',
+    '{"expression": ',
+    '["3+4"]',
+    '"3+4"',
+    "5",
+    "{'expression': 1}",
+    '{"expression": "1"} and more',
+    "",
+    "[" * 3000,
+]
+
+
+@pytest.mark.parametrize("arguments", WRITTEN)
+async def test_what_the_policy_wrote_is_never_refused(rig: GatewayRig, arguments: str) -> None:
+    claim = await rig.claim(Sampling(temperature=0.0, max_tokens=3))
+    call: Any = {"id": "c", "type": "function"}
+    call["function"] = {"name": "calc", "arguments": arguments}
+    history: Any = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "7"},
+    ]
+    items: Any = [
+        {"type": "function_call", "call_id": "c", "name": "calc", "arguments": arguments},
+        {"type": "function_call_output", "call_id": "c", "output": "7"},
+    ]
+    used = {"type": "tool_use", "id": "c", "name": "calc", "input": {"INVALID_JSON": arguments}}
+    blocks: Any = [
+        {"role": "assistant", "content": [used]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "7"}]},
+    ]
+    async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
+        await client.chat.completions.create(model="tiny", messages=history)
+        await client.responses.create(model="tiny", input=items)
+    base_url = rig.attempt_url(claim).removesuffix("/v1")
+    async with anthropic.AsyncAnthropic(base_url=base_url, api_key=claim.key) as client:
+        await client.messages.create(model="tiny", max_tokens=9, messages=blocks)
+    prompts = [one.prompt_ids for one in await rig.calls(claim)]
+    assert prompts[0] == prompts[1] == prompts[2]
+
+
+async def test_half_a_character_in_a_request_is_the_replacement_character(rig: GatewayRig) -> None:
+    claim = await rig.claim(Sampling(temperature=0.0, max_tokens=3))
+    body = rb'{"model": "tiny", "messages": [{"role": "user", "content": "\ud83d a \\ud83d"}]}'
+    headers = {"authorization": f"Bearer {claim.key}"}
+    url = rig.attempt_url(claim) + "/chat/completions"
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(url, data=body) as response,
+    ):
+        assert response.status == 200, await response.text()
+    [call] = await rig.calls(claim)
+    assert messages_of(call)[0]["content"] == "\ufffd a \\ud83d"
+
+
+OBJECTS_ALONE = """
+{%- for m in messages -%}
+{%- for c in m.tool_calls or [] -%}{%- for k, v in c.function.arguments | items -%}
+{{ k }}={{ v }};{%- endfor -%}{%- endfor -%}{{ m.content }}
+{%- endfor -%}
+"""
+
+
+def test_a_template_that_reads_objects_alone_gets_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = OBJECTS_ALONE
+    function = {"name": "calc", "arguments": "[1"}
+    said = {"role": "assistant", "tool_calls": [{"function": function}]}
+    body = json.dumps({"model": "m", "messages": [said]}).encode()
+    ids, _ = PromptRenderer(strict).render(read_request(body))
+    assert strict.decode(ids) == "arguments=[1;"

@@ -148,7 +148,8 @@ def whole(backend: VerlBackend) -> dict[str, torch.Tensor]:
         pytest.param(PLAIN, {}, id="plain"),
         pytest.param(EVERYTHING, {}, id="kl, entropy, mini-batches"),
         pytest.param(PLAIN, {"model.use_remove_padding": True}, id="packed"),
-        pytest.param(PLAIN, ADAPTERS, id="adapters"),
+        # Beside `test_adapters_are_merged_for_engines_and_in_the_export`.
+        pytest.param(PLAIN, ADAPTERS, id="adapters", marks=pytest.mark.long),
     ],
 )
 def test_the_first_update_is_that_of_one_process(
@@ -222,7 +223,7 @@ def test_both_ranks_hold_the_same_whole_weights(ray_ranks: RayRanks, config: Bac
         np.testing.assert_array_equal(weight.numpy(), first[name])
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_checkpoint_is_exact_on_as_many_ranks_and_its_weights_on_any(
     ray_ranks: RayRanks, config: BackendConfig, tmp_path: Path, tied: bool
 ) -> None:

@@ -34,7 +34,7 @@ from lightningrl_verl.engine.prompts import PromptRenderer
 from lightningrl_verl.engine.template import read_template, renderer
 from lightningrl_verl.tiny.tokenizer import build_tokenizer
 
-EXAMPLES = int(os.environ.get("LIGHTNINGRL_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("LIGHTNINGRL_EXAMPLES", "4"))
 
 _TURNS = """
 {%- for m in rest -%}

@@ -63,6 +63,16 @@ def test_hermes_call_alone_has_no_content() -> None:
         ("<tool_call>{not json}</tool_call>", "Expecting property name"),
         ('<tool_call>{"name": "calc", "arguments": {}}', "no </tool_call>"),
         ("<tool_call>[1]</tool_call>", "not a JSON object"),
+        ('<tool_call>{"name": "calc", "arguments": {"x": NaN}}</tool_call>', "not JSON compliant"),
+        (
+            '<tool_call>{"name": "calc", "arguments": {"x": 1e999}}</tool_call>',
+            "not JSON compliant",
+        ),
+        (
+            '<tool_call>{"name": "calc", "arguments": {"x": "\\ud83d"}}</tool_call>',
+            "half a character",
+        ),
+        (f"<tool_call>{'[' * 100_000}</tool_call>", "nested too deeply"),
         ('<tool_call>{"arguments": {}}</tool_call>', "`name` is not a string"),
         ('<tool_call>{"name": "calc", "arguments": "3"}</tool_call>', "`arguments` is not a JSON"),
         (

@@ -8,10 +8,19 @@ import msgspec
 import pytest
 
 from lightningrl.errors import ConfigError, RunError, StoreLocked
-from lightningrl.recipe import Algorithm, Guards, LoadedRecipe, Trainer, parse_recipe
+from lightningrl.recipe import (
+    Algorithm,
+    Data,
+    DataSource,
+    Guards,
+    LoadedRecipe,
+    Trainer,
+    parse_recipe,
+)
 from lightningrl.schema import Mode
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.batches import (
+    Splits,
     further_rollouts,
     scoring_rollouts,
     tasks_of,
@@ -176,12 +185,46 @@ def test_a_changed_recipe_is_refused_naming_the_keys(tmp_path: Path) -> None:
             "name": "demo",
             "agent": "a:b",
             "policies": {"policy": {"model": "m"}},
-            "algorithm": {"iterations": 5, "tasks_per_iteration": 2, "group_size": 3},
+            "algorithm": {"iterations": 5, "tasks_per_iteration": 2, "group_size": 4},
             "optimiser": {"learning_rate": 0.2},
         }
     )
-    with pytest.raises(ConfigError, match=r"algorithm\.iterations, optimiser\.learning_rate"):
+    with pytest.raises(ConfigError, match=r"algorithm\.group_size, optimiser\.learning_rate"):
         folder.adopt(LoadedRecipe(other, tmp_path / "recipe.yaml"))
+
+
+def test_a_run_gets_more_iterations_and_no_fewer_than_it_has(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.adopt(LoadedRecipe(RECIPE, tmp_path / "recipe.yaml"))
+    folder.metrics.write_text("".join(f'{{"iteration": {one}}}\n' for one in range(4)))
+
+    def adopt(iterations: int) -> None:
+        assert RECIPE.algorithm is not None
+        algorithm = msgspec.structs.replace(RECIPE.algorithm, iterations=iterations)
+        changed = msgspec.structs.replace(RECIPE, algorithm=algorithm)
+        folder.adopt(LoadedRecipe(changed, tmp_path / "recipe.yaml"))
+
+    adopt(9)
+    adopt(3)
+    with pytest.raises(ConfigError, match=r"algorithm\.iterations differ"):
+        adopt(2)
+
+
+def test_other_tasks_than_a_run_began_with_are_told_by_their_digest(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.adopt(LoadedRecipe(RECIPE, tmp_path / "recipe.yaml"))
+    before = Splits([("0", {"a": 1, "b": 2})], [], [])
+    for source in ("tasks.jsonl", "m:f"):
+        data = Data(train=DataSource(source))
+        assert folder.check_tasks(data, before) == []
+        assert folder.check_tasks(data, Splits([("0", {"b": 2, "a": 1})], [], [])) == []
+        after = Splits([("0", {"a": 1, "b": 3})], [], [])
+        if source == "m:f":  # it may draw them anew each time
+            (told,) = folder.check_tasks(data, after)
+            assert "data.train: 'm:f' has other tasks" in told
+        else:
+            with pytest.raises(ConfigError, match=r"'tasks\.jsonl' has other tasks .*digest"):
+                folder.check_tasks(data, after)
 
 
 def test_servers_of_others_may_move_while_a_run_rests(tmp_path: Path) -> None:

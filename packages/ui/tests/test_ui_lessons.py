@@ -16,6 +16,7 @@ from lab import HOSTILE, fill, write_folder
 from test_ui_screens import Page, links, told
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from lightningrl.cli.run_starts import How, Start, write_starts
 from lightningrl.lessons import LessonCall, LessonHeader, tokenizer_path, write_lesson
 from lightningrl.schema import AttemptState, Mode
 from lightningrl.store import RolloutQuery, open_store
@@ -225,4 +226,17 @@ async def test_a_long_answer_comes_in_parts(tmp_path: Path) -> None:
     assert "start=-1" in told(
         await page.get(f"{links(await rollout(page), 'tokens')[0]}&start=-1", 400)
     )
+    await page.close()
+
+
+async def test_a_run_says_how_its_last_start_ended(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "run", iterations=9)
+    write_starts(folder, [Start("2026-01-02T03:04:05+00:00", 1, How.GUARD, "2026-01-02T04:00:00+00:00", HOSTILE)])  # fmt: skip
+    page = Page(tmp_path)
+    for address in ("/", "/run?run=run"):
+        shown = await page.get(address)
+        assert f"guard at 2026-01-02T04:00:00+00:00: {HOSTILE}" in told(shown)
+        assert "<script>window" not in shown
+    write_starts(folder, [Start("2026-01-02T03:04:05+00:00", 1)])
+    assert "killed about at 20" in told(await page.get("/run?run=run"))
     await page.close()

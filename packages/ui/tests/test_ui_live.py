@@ -64,8 +64,10 @@ async def test_a_file_tells_all_but_what_the_gateway_does(tmp_path: Path) -> Non
     # The writer lives in January 2026: by the clock of whoever looks, the lease is over.
     await store.claim("worker-1", limit=1, lease_seconds=60)
     page = Page(tmp_path / "s.db")
+    assert "known to the run's server alone: give" in told(await page.get("/live?run=run"))
+    store.announce("http://127.0.0.1:8787")
     text = told(await page.get("/live?run=run"))
-    assert "Calls in flight are known to the run's server alone" in text
+    assert "known to the run's server alone (last at http://127.0.0.1:8787): give" in text
     assert "policy 3 pass - - http://engine/v1" in text
     assert "1 running rollouts wait to be tried again: their runner let the lease expire." in text
     await page.close()

@@ -35,6 +35,8 @@ from lightningrl_langchain.runs import (
 
 _NO_NAME = "LangGraph"
 """What LangGraph calls a graph that nobody named."""
+_REACT_NODE = "agent"
+"""The node of `create_react_agent` that calls the model."""
 _MODEL_KEYS = ("model", "model_name", "model_id")
 
 
@@ -64,7 +66,7 @@ class CaptureHandler(BaseCallbackHandler):
             _open_agent(run, name, about)
             return
         if run.parent is None or not run.parent.is_agent:
-            open_step(run, StepKind.AGENT, node, agent=node)
+            open_step(run, StepKind.AGENT, node, agent=_acting(run, node))
         enter(run)
 
     def on_chain_end(
@@ -226,6 +228,14 @@ def _open_agent(run: Run, name: str, metadata: Mapping[str, Any]) -> None:
         return
     run.agent_name, run.is_agent = agent, True
     open_step(run, StepKind.AGENT, agent, agent=agent)
+
+
+def _acting(run: Run, node: str) -> str:
+    """The agent that acts in a node: of that name, but for the node that every `create_react_agent` has."""
+    around = run.step
+    if node == _REACT_NODE and around is not None and around.kind is StepKind.AGENT:
+        return around.agent or node
+    return node
 
 
 def _model(parameters: Mapping[str, Any] | None, metadata: Mapping[str, Any] | None) -> str:

@@ -11,6 +11,7 @@
     │   └── StoreUnavailable   the store can't be reached or can't be written now
     ├── AuthError              a key is missing, wrong, expired, or of another attempt
     ├── AgentError             the user's agent, reward or input function broke its contract
+    │   ├── CommandFailed      a command ended with another status than 0
     │   └── NoReward           there is no reward where there must be one
     ├── RunError               a run can't go on; the message says why and what to do
     │   └── GuardTripped       training shows signs of collapse, and was stopped
@@ -92,6 +93,12 @@ class AgentError(LightningError):
     """The user's agent, reward or input function broke its contract."""
 
     code = "agent"
+
+
+class CommandFailed(AgentError):
+    """An agent that is a command ended with another status than 0; the message ends with what it wrote last."""
+
+    code = "command_failed"
 
 
 class NoReward(AgentError):

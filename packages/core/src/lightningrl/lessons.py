@@ -1,13 +1,15 @@
 """What iterations were trained on, kept for people and notebooks: `lesson/iteration-NNNNNN.parquet`.
 
 One row a model call of the rollouts that an iteration took, in the order of groups, members and starts. Invariants:
-- A file is whole or absent, and holds no text and no token id: what was said is in the store, under the same ids.
+- A file is whole or absent, whatever is killed when (not after a power cut), and holds no text and no token id: what
+  was said is in the store, under the same ids.
 - Log-probs stand for trained tokens alone, and both lists of a call are equally long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -116,8 +118,12 @@ def write_lesson(
     """
     path = lesson_path(run_folder, header.iteration)
     path.parent.mkdir(exist_ok=True)
-    _write(path, header, [_table(calls[at : at + _CALLS_PER_ROW_GROUP])
-                          for at in range(0, len(calls), _CALLS_PER_ROW_GROUP)])  # fmt: skip
+    tables = [
+        _table(calls[at : at + _CALLS_PER_ROW_GROUP])
+        for at in range(0, len(calls), _CALLS_PER_ROW_GROUP)
+    ]
+    # Not synced to the disk, which can take longer than all else here: nothing in training reads it.
+    _draft(path, header, tables).replace(path)
     for old in kept_lessons(run_folder)[:-keep]:
         lesson_path(run_folder, old).unlink(missing_ok=True)
 
@@ -143,40 +149,63 @@ def read_lesson(
     path = lesson_path(run_folder, iteration)
     if not path.is_file():
         return None
-    pa, pq = _arrow()
-    try:
-        with pq.ParquetFile(path) as file:
-            header = _header(path, file.schema_arrow.metadata)
-            columns = [one for one in _schema().names if log_probs or not one.endswith("log_probs")]
-            found = list(_calls(file, columns, rollouts))
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"{str(path)!r} is no Parquet file: {error}") from error
-    return header, found
+    with _opened(path) as file:
+        header = _header(path, file.schema_arrow.metadata)
+        columns = [one for one in _schema().names if log_probs or not one.endswith("log_probs")]
+        return header, list(_calls(file, columns, rollouts))
 
 
-def forget(run_folder: Path, rollouts: Collection[RolloutId]) -> int:
-    """Take rollouts out of all lessons of a run; how many calls of theirs stood there.
+def lesson_rollouts(run_folder: Path) -> set[RolloutId]:
+    """The rollouts that any kept lesson tells of.
 
     Raises:
         ConfigError: see `read_lesson`.
     """
-    if not kept_lessons(run_folder):
-        return 0
-    pa, pq = _arrow()
+    found: set[RolloutId] = set()
+    for iteration in kept_lessons(run_folder):
+        path = lesson_path(run_folder, iteration)
+        with _opened(path) as file:
+            _header(path, file.schema_arrow.metadata)
+            found.update(file.read(columns=["rollout"]).column("rollout").to_pylist())
+    return found
+
+
+def forget(run_folder: Path, rollouts: Collection[RolloutId]) -> int:
+    """Take rollouts out of all lessons of a run, on the disk too; how many calls of theirs stood there.
+
+    Raises:
+        ConfigError: see `read_lesson`.
+    """
     gone = 0
     for iteration in kept_lessons(run_folder):
         path = lesson_path(run_folder, iteration)
-        with pq.ParquetFile(path) as file:
+        with _opened(path) as file:
             header = _header(path, file.schema_arrow.metadata)
             table = file.read()
         stays = [one not in rollouts for one in table.column("rollout").to_pylist()]
         if not all(stays):
             gone += stays.count(False)
-            _write(path, header, [table.filter(pa.array(stays))])
+            publish(_draft(path, header, [table.filter(_arrow()[0].array(stays))]), path)
     return gone
 
 
-def _write(path: Path, header: LessonHeader, tables: Sequence[Any]) -> None:
+@contextmanager
+def _opened(path: Path) -> Generator[Any]:
+    """The file, open.
+
+    Raises:
+        ConfigError: it is no Parquet file, or pyarrow is not installed.
+    """
+    pa, pq = _arrow()
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{str(path)!r} is no Parquet file: {error}") from error
+
+
+def _draft(path: Path, header: LessonHeader, tables: Sequence[Any]) -> Path:
+    """A file beside `path` that may take its place."""
     _, pq = _arrow()
     floats = [f"{name}_log_probs.list.element" for name in ("engine", "trainer")]
     words = [name for name in _schema().names if name not in ("parts", "call", "step")]
@@ -192,7 +221,7 @@ def _write(path: Path, header: LessonHeader, tables: Sequence[Any]) -> None:
     ) as file:
         for table in tables:
             file.write_table(table.replace_schema_metadata(schema.metadata))
-    publish(draft, path)
+    return draft
 
 
 def _arrow() -> tuple[Any, Any]:

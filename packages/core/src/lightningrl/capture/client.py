@@ -31,7 +31,7 @@ from urllib.parse import quote
 
 from lightningrl.capture.context import (
     RolloutContext,
-    acting_agent,
+    agent_path,
     current,
     current_step,
     is_judging,
@@ -53,6 +53,8 @@ from lightningrl.schema import LogTopic, StepKind
 STEP_HEADER = "x-lightningrl-step"
 """Step id of the call: joins the gateway's record to the adapter's events."""
 AGENT_HEADER = "x-lightningrl-agent"
+_DEEPEST = 8
+"""Names that the agent header has at most: agents may call each other without an end."""
 """Name of the agent that calls, percent-encoded."""
 STATE_HEADER = "x-lightningrl-state"
 """Key of the state that the agent said it is in, percent-encoded."""
@@ -196,10 +198,10 @@ def _call_headers() -> dict[str, str]:
 
 def _told(context: RolloutContext, step_id: str | None) -> dict[str, str]:
     """The headers in which a call made now says what it is of."""
-    agent = acting_agent()
+    path = "/".join(quote(_printable(one), safe="") for one in agent_path()[-_DEEPEST:] if one)
     said = (
         (STEP_HEADER, step_id),
-        (AGENT_HEADER, quote(_printable(agent)) if agent else None),
+        (AGENT_HEADER, path or None),
         (STATE_HEADER, None if context.state is None else quote(context.state)),
     )
     return {header: value for header, value in said if value is not None}

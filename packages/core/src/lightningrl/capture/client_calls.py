@@ -22,7 +22,7 @@ from typing import Any, cast
 from lightningrl.capture.client import SDKS, Sdk, model_of
 from lightningrl.capture.context import Step, current, end_step, note_answer
 from lightningrl.capture.importing import OnImport
-from lightningrl.capture.patching import Patches
+from lightningrl.capture.patching import Patches, family
 from lightningrl.capture.recording import part_of, start_outermost
 from lightningrl.capture.wire import ROUTES, answered, answered_in_parts, asked
 from lightningrl.errors import ConfigError
@@ -59,13 +59,16 @@ def _hook(sdk: Sdk, module: ModuleType) -> None:
     patches = Patches()
     streaming = importlib.import_module(f"{sdk.package}._streaming")
     try:
-        for owner, name, make in (
-            (module.SyncAPIClient, "request", functools.partial(_record_request, sdk)),
-            (module.AsyncAPIClient, "request", functools.partial(_record_async_request, sdk)),
-            (streaming.Stream, "__stream__", _record_stream),
-            (streaming.AsyncStream, "__stream__", _record_async_stream),
+        for base, make in (
+            (module.SyncAPIClient, functools.partial(_record_request, sdk)),
+            (module.AsyncAPIClient, functools.partial(_record_async_request, sdk)),
         ):
-            patches.replace(owner, name, make)
+            patches.replace(base, "request", make)
+            # Who instruments a client's class (OpenInference does) has put what was inherited then into it.
+            for owner in family(base):
+                patches.replace_own(owner, "request", make)
+        patches.replace(streaming.Stream, "__stream__", _record_stream)
+        patches.replace(streaming.AsyncStream, "__stream__", _record_async_stream)
     except (AttributeError, ConfigError):
         patches.undo()
         # Raised here it would be the import that fails, in a program that only wants to be watched.
@@ -114,14 +117,16 @@ def _begin(sdk: Sdk, options: Any) -> _Call | None:
 def _answered(call: _Call, result: Any, *, stream: bool) -> Any:
     """Note what the client returns: an answer ends the step, a stream takes it along.
 
-    By its response, of which users who asked for that one make the stream themselves.
+    By its response, of which users who asked for that one make the stream themselves. Another's proxy of a stream
+    says what that is by `__wrapped__`.
     """
-    if hasattr(type(result), "__stream__"):
-        vars(result.response)[_CALL] = call
+    own = getattr(result, "__wrapped__", result)
+    if hasattr(type(own), "__stream__"):
+        vars(own.response)[_CALL] = call
     elif stream:
-        vars(result.http_response)[_CALL] = call
+        vars(own.http_response)[_CALL] = call
     else:
-        note_answer(call.step, lambda: answered(call.dialect, _plain(result)))
+        note_answer(call.step, lambda: answered(call.dialect, _plain(own)))
         end_step(call.step)
     return result
 
@@ -133,14 +138,20 @@ def _plain(result: Any) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", result.http_response.json())
 
 
+def _bound(original: Callable[..., Any], client: Any) -> Callable[..., Any]:
+    """The method of a client; another's wrapper of it must be told whose it is by being bound."""
+    return cast("Any", original).__get__(client, type(client))
+
+
 def _record_request(sdk: Sdk, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def request(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        asks = _bound(original, self)
         call = _begin(sdk, options)
         if call is None:
-            return original(self, cast_to, options, *args, **kwargs)
+            return asks(cast_to, options, *args, **kwargs)
         with part_of(call.step):
-            result = original(self, cast_to, options, *args, **kwargs)
+            result = asks(cast_to, options, *args, **kwargs)
         return _answered(call, result, stream=bool(kwargs.get("stream")))
 
     return request
@@ -149,11 +160,12 @@ def _record_request(sdk: Sdk, original: Callable[..., Any]) -> Callable[..., Any
 def _record_async_request(sdk: Sdk, original: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     @functools.wraps(original)
     async def request(self: Any, cast_to: Any, options: Any, *args: Any, **kwargs: Any) -> Any:
+        asks = _bound(original, self)
         call = _begin(sdk, options)
         if call is None:
-            return await original(self, cast_to, options, *args, **kwargs)
+            return await asks(cast_to, options, *args, **kwargs)
         with part_of(call.step):
-            result = await original(self, cast_to, options, *args, **kwargs)
+            result = await asks(cast_to, options, *args, **kwargs)
         return _answered(call, result, stream=bool(kwargs.get("stream")))
 
     return request

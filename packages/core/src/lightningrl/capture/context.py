@@ -181,6 +181,18 @@ def acting_agent() -> str | None:
     return None if around is None else around.agent
 
 
+def agent_path() -> list[str]:
+    """The agents around the running code, the outermost first and the one that acts last."""
+    acting = acting_agent()
+    names = [] if acting is None else [acting]
+    step = current_step()
+    while step is not None:
+        if step.agent is not None and step.agent != (names or [None])[-1]:
+            names.append(step.agent)
+        step = step.parent
+    return names[::-1]
+
+
 def current() -> RolloutContext | None:
     """The attempt that the running code belongs to. `None`: none, or one that has ended."""
     context = _ROLLOUT.get()

@@ -91,7 +91,7 @@ class Patches:
         placed = classmethod(announce)
         self._undo.append((base, "__init_subclass__", hook, placed))
         type.__setattr__(base, "__init_subclass__", placed)
-        for cls in _family(base):
+        for cls in family(base):
             visit(cls)
 
     def undo(self) -> None:
@@ -158,9 +158,9 @@ class PatchingAdapter:
             hooked.patches.undo()
 
 
-def _family(base: type) -> list[type]:
+def family(base: type) -> list[type]:
     """The class and all its subclasses, each once."""
     found: dict[type, None] = {base: None}
     for child in base.__subclasses__():
-        found.update(dict.fromkeys(_family(child)))
+        found.update(dict.fromkeys(family(child)))
     return list(found)

@@ -80,7 +80,12 @@ def _remedy(reasons: str) -> str:
             " smolagents use CodeAgent; or set policies.NAME.constrained to free, which asks for the form in words and"
             " trains what comes"
         )
-    if "token ids" in reasons or "log-probs" in reasons:
+    if "the trainer does not see" in reasons:
+        return (
+            "models are trained on texts alone. Say in words what an image or a file holds, or leave the calls"
+            " that need it to a policy with 'trainable: false'"
+        )
+    if "token ids" in reasons or "log-prob" in reasons:
         return (
             "the endpoint must give the token ids and log-probs of its answers: vLLM from 0.10 on does,"
             " hosted models don't. What `lightningrl train` starts itself does"

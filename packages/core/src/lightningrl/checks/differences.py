@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from lightningrl.conversation import Message, Recorded, answer_of
 from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.rewriting.thoughts import KEYS
+from lightningrl.conversation.said import Said, said_in, tools_of
 from lightningrl.schema import CallEvent
 
-_REASONING = ("reasoning", "reasoning_content")
 _LONGEST = 48
 """Characters shown of a text that differs."""
 _BEFORE = 24
@@ -26,15 +27,6 @@ class Difference(NamedTuple):
 
     words: str
     remedy: str
-
-
-class _Said(NamedTuple):
-    """What a message says, whatever form its client gives it."""
-
-    role: str
-    text: str
-    tool_calls: tuple[tuple[str, str], ...]
-    """Name and arguments of each."""
 
 
 _HOLD_STILL = (
@@ -60,8 +52,8 @@ def difference(calls: Sequence[CallEvent], index: int) -> Difference | None:
     if found is None:
         return None
     earlier, now = found
-    said = [_said(message) for message in now]
-    spoken = [[*map(_said, messages), _said(answer)] for messages, answer in earlier]
+    said = [said_in(message) for message in now]
+    spoken = [[*map(said_in, messages), said_in(answer)] for messages, answer in earlier]
     if not spoken:
         return None
     shared = [_shared(one, said) for one in spoken]
@@ -69,7 +61,7 @@ def difference(calls: Sequence[CallEvent], index: int) -> Difference | None:
     if not _is_meant(said, spoken, spoken[place][:-1]):
         return None
     messages, answer = earlier[place]
-    tools = [json.loads(one.request).get("tools") for one in (calls[place], calls[index])]
+    tools = [tools_of(one) for one in (calls[place], calls[index])]
     if shared[place] > len(messages):
         return _unseen(answer, now[len(messages)], same_tools=tools[0] == tools[1])
     return _seen(spoken[place], said, shared[place])
@@ -103,9 +95,7 @@ def _conversations(
     return None if now is None else (earlier, now)
 
 
-def _is_meant(
-    said: Sequence[_Said], spoken: Sequence[Sequence[_Said]], like: Sequence[_Said]
-) -> bool:
+def _is_meant(said: Sequence[Said], spoken: Sequence[Sequence[Said]], like: Sequence[Said]) -> bool:
     if _answers(said) > _answers(like):
         return True
     given = {conversation[-1] for conversation in spoken}
@@ -118,13 +108,13 @@ def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _answers(said: Sequence[_Said]) -> int:
+def _answers(said: Sequence[Said]) -> int:
     return sum(one.role == "assistant" for one in said)
 
 
 def _unseen(answer: Message, sent_back: Message, *, same_tools: bool) -> Difference:
     """The texts are the same, and yet the tokens are not."""
-    if any(answer.get(key) for key in _REASONING) and not any(map(sent_back.get, _REASONING)):
+    if any(answer.get(key) for key in KEYS) and not any(map(sent_back.get, KEYS)):
         return Difference(
             "the client left the model's reasoning out of the answer that it sent back",
             "use a client that sends reasoning back (openai's Responses, anthropic's), or turn thinking off in"
@@ -142,7 +132,7 @@ def _unseen(answer: Message, sent_back: Message, *, same_tools: bool) -> Differe
     )
 
 
-def _seen(earlier: Sequence[_Said], now: Sequence[_Said], place: int) -> Difference:
+def _seen(earlier: Sequence[Said], now: Sequence[Said], place: int) -> Difference:
     """Message `place` is the first that differs."""
     if place == len(now):
         return Difference(
@@ -168,7 +158,7 @@ def _seen(earlier: Sequence[_Said], now: Sequence[_Said], place: int) -> Differe
     return Difference(f"a tool call in {name} differs: {before!r} became {after!r}", remedy)
 
 
-def _name(said: _Said, place: int) -> str:
+def _name(said: Said, place: int) -> str:
     return (
         "the system prompt"
         if said.role in ("system", "developer")
@@ -187,24 +177,3 @@ def _words(text: str, start: int, at: int) -> str:
     """From `start` to the end of the word at `at`."""
     rest = text[at : start + _LONGEST]
     return text[start:at] + (rest.split(maxsplit=1)[0] if rest[:1].strip() else rest[:1])
-
-
-def _said(message: Message) -> _Said:
-    calls = message.get("tool_calls") or ()
-    functions = [one.get("function") or {} for one in calls if isinstance(one, dict)]
-    return _Said(
-        str(message.get("role")),
-        _text(message.get("content")),
-        tuple((str(one.get("name")), str(one.get("arguments"))) for one in functions),
-    )
-
-
-def _text(content: Any) -> str:
-    """A content's text, in one part or in many."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    parts = content if isinstance(content, list) else [content]
-    return "".join(
-        str(one["text"]) if isinstance(one, dict) and "text" in one else json.dumps(one)
-        for one in parts
-    )

@@ -7,18 +7,15 @@ again. A judge's answer that names no rollout goes too: it can be asked for anew
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lightningrl.errors import ConfigError
-from lightningrl.machine.durable import publish
+from lightningrl.lessons import forget, lesson_rollouts
 from lightningrl.schema import RolloutId
 from lightningrl.scoring.scorer import JUDGE
 from lightningrl.store import RolloutQuery, Store
 
-_LESSON = "lesson"
 _ASKED_AT_ONCE = 1000
 
 
@@ -35,14 +32,13 @@ async def delete_copies(folder: Path, store: Store) -> Gone:
     """Delete what the run's folder has of rollouts that the store has no longer.
 
     Raises:
-        ConfigError: there are lessons, and pyarrow is not installed to change them.
+        ConfigError: there are lessons, and one can't be read, or pyarrow is not installed to change them.
     """
-    lessons = sorted((folder / _LESSON).glob("*.parquet"))
-    named = {path: _lesson_rollouts(path) for path in lessons}
+    taught = lesson_rollouts(folder)
     answers = {path: _answer_rollout(path) for path in sorted((folder / JUDGE).glob("*.json"))}
-    known = {ident for ids in named.values() for ident in ids} | set(answers.values())
+    known = taught | set(answers.values())
     there = await _there(store, sorted(one for one in known if one is not None))
-    rows = sum(_without(path, ids - there) for path, ids in named.items() if ids - there)
+    rows = forget(folder, taught - there)
     orphans = [path for path, ident in answers.items() if ident not in there]
     for path in orphans:
         path.unlink(missing_ok=True)
@@ -53,10 +49,9 @@ def check_copies(folder: Path) -> None:
     """Refuse what could be done by halves alone.
 
     Raises:
-        ConfigError: there are lessons, and pyarrow is not installed to change them.
+        ConfigError: there are lessons, and one can't be read, or pyarrow is not installed to change them.
     """
-    if next((folder / _LESSON).glob("*.parquet"), None) is not None:
-        _arrow()
+    lesson_rollouts(folder)
 
 
 def kept_copies(folder: Path) -> Iterator[str]:
@@ -64,6 +59,7 @@ def kept_copies(folder: Path) -> Iterator[str]:
     for name, what in (
         ("checkpoints", "weights that were trained on them"),
         ("export", "an exported model"),
+        ("drift", "a few token ids of each place where conversations did not merge"),
         ("logs", "what agents and servers printed"),
         ("tensorboard", "what was logged there"),
     ):
@@ -85,35 +81,3 @@ def _answer_rollout(path: Path) -> RolloutId | None:
     except (ValueError, AttributeError):  # a file that broke off
         return None
     return RolloutId(named) if isinstance(named, str) else None
-
-
-def _lesson_rollouts(path: Path) -> set[RolloutId]:
-    _, _, parquet = _arrow()
-    column = parquet.read_table(path, columns=["rollout_id"]).column("rollout_id")
-    return set(map(RolloutId, column.unique().to_pylist()))
-
-
-def _without(path: Path, gone: Collection[RolloutId]) -> int:
-    """Write a lesson anew without the rows of `gone`; return how many those were."""
-    arrow, compute, parquet = _arrow()
-    table = parquet.read_table(path)
-    found = compute.is_in(table.column("rollout_id"), arrow.array(sorted(gone)))
-    kept = table.filter(compute.invert(found))
-    draft = path.with_name(f".{path.name}.part")
-    parquet.write_table(kept, draft, compression="zstd")
-    publish(draft, path)
-    return table.num_rows - kept.num_rows
-
-
-def _arrow() -> tuple[Any, Any, Any]:
-    """pyarrow, its `compute` and its `parquet`."""
-    try:
-        # Only those who have lessons need it.
-        import pyarrow
-        import pyarrow.compute
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError(
-            "the run's folder has lessons, and deleting from them needs pyarrow: pip install 'lightningrl[parquet]'"
-        ) from error
-    return pyarrow, pyarrow.compute, pyarrow.parquet

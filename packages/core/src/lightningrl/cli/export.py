@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from lightningrl.archive import export_run
+from lightningrl.archive.atif import export_trajectories
 from lightningrl.archive.tasks import export_tasks
 from lightningrl.cli.model_card import CardFacts, model_card
 from lightningrl.cli.stored_run import (
@@ -41,6 +42,14 @@ _CHECKPOINT = re.compile(r"iteration-(\d+)")
     help="Instead of the model the records, as FILE.jsonl or FILE.parquet.",
 )
 @click.option(
+    "--format",
+    "form",
+    type=click.Choice(["records", "atif"]),
+    default="records",
+    show_default=True,
+    help="Of --to: all records, or a trajectory for each rollout in the Agent Trajectory Interchange Format.",
+)
+@click.option(
     "--tasks",
     type=click.Path(path_type=Path),
     help="Instead of the model the tasks, as FILE.jsonl.",
@@ -58,6 +67,7 @@ def export(
     out: Path | None,
     force: bool,
     to: Path | None,
+    form: str,
     tasks: Path | None,
     with_rollouts: bool,
     server: str | None,
@@ -65,10 +75,12 @@ def export(
 ) -> None:
     """Export a trained model, or a run's records.
 
-    Writes a checkpoint as a Hugging Face folder with a model card. With --to, all that the store holds of the run instead: rollouts, attempts, events, rewards, ledger; `lightningrl import` reads it. FILE.parquet is for analysis and needs lightningrl[parquet]. With --tasks, its tasks, ready to be a recipe's data. RUN is a run's folder or its name in runs/; with --server, which has records alone, its name.
+    Writes a checkpoint as a Hugging Face folder with a model card. With --to, all that the store holds of the run instead: rollouts, attempts, events, rewards, ledger; `lightningrl import` reads it. FILE.parquet is for analysis and needs lightningrl[parquet]. With --format atif, FILE.jsonl gets a trajectory a line instead, with token ids and log-probs, for other tools. With --tasks, its tasks, ready to be a recipe's data. RUN is a run's folder or its name in runs/; with --server, which has records alone, its name.
     """
     if with_rollouts and tasks is None:
         raise ConfigError("--with-rollouts is about --tasks; give that too, or leave it out")
+    if form == "atif" and (to is None or to.suffix != ".jsonl"):
+        raise ConfigError("--format atif is about --to; give it a FILE.jsonl")
     if to is None and tasks is None:
         if server is not None:
             raise ConfigError("a server holds records, no models; give --to or --tasks")
@@ -87,7 +99,7 @@ def export(
         )
     if tasks is not None and tasks.suffix != ".jsonl":
         raise ConfigError(f"{str(tasks)!r} must end in .jsonl, which is what is written")
-    for line in asyncio.run(_export_records(run, to, tasks, with_rollouts, server, key)):
+    for line in asyncio.run(_export_records(run, to, form, tasks, with_rollouts, server, key)):
         click.echo(line)
 
 
@@ -106,6 +118,7 @@ def _lacking(target: Path) -> list[str]:
 async def _export_records(
     run: str,
     to: Path | None,
+    form: str,
     tasks: Path | None,
     with_rollouts: bool,
     server: str | None,
@@ -114,7 +127,8 @@ async def _export_records(
     done: list[str] = []
     async with open_runs(run, server, key) as (found,):
         if to is not None:
-            count = await export_run(found.store, found.name, to)
+            write = export_trajectories if form == "atif" else export_run
+            count = await write(found.store, found.name, to)
             done.append(f"exported {count} rollouts to {to}")
         if tasks is not None:
             count = await export_tasks(found.store, found.name, tasks, with_rollouts=with_rollouts)

@@ -24,6 +24,7 @@ from lightningrl.schema import (
     RolloutState,
     StepId,
     StepKind,
+    names_of,
 )
 from lightningrl.traces import AttemptRecord, outline
 
@@ -170,7 +171,8 @@ def _step_text(one: Transition, credit: float | None, limit: int | None) -> Text
 def _call_text(one: Transition, credit: float | None, limit: int | None) -> Text:
     text = Text()
     text.append("call ", "cyan")
-    text.append(one.agent or one.name, "bold")
+    within = one.call.within if one.call is not None else ()
+    text.append((names_of(one.agent, within) or [one.name])[0], "bold")
     for part in answer_parts(one):
         text.append(f" {short(part, limit)}")
     text.append(f"\n{_numbers(one, credit)}", "dim")

@@ -68,8 +68,10 @@ def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> lis
         ConfigError: `model` is given and the recipe has several policies.
     """
     refuse = recipe.gateway.unknown_fields == "refuse"
+    rules = RewriteRules(drop_hosted=recipe.gateway.hosted_tools == "drop")
     if not recipe.policies:
-        return [Policy(model or "policy", recipe.name, 0, (endpoint,), refuse_unknown=refuse)]
+        name = model or "policy"
+        return [Policy(name, recipe.name, 0, (endpoint,), rules=rules, refuse_unknown=refuse)]
     if model is not None and len(recipe.policies) > 1:
         raise ConfigError(
             f"--model names one model, and the recipe has {len(recipe.policies)} policies"
@@ -91,8 +93,8 @@ def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> lis
                 trainable=policy.trainable,
                 replaces=replaces,
                 agents=policy.agents,
+                rules=structs.replace(rules, free=policy.constrained == "free"),
                 refuse_unknown=refuse,
-                rules=RewriteRules(free=policy.constrained == "free"),
             )
         )
     return policies

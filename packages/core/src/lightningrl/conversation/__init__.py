@@ -16,7 +16,11 @@ from lightningrl.conversation import anthropic, responses
 from lightningrl.conversation.rewriting import FORMAT_IN_WORDS, as_sent, hold_also
 from lightningrl.conversation.rewriting.fields import MESSAGES, Fields, raw_fields
 from lightningrl.conversation.rewriting.pins import Held
+from lightningrl.conversation.rewriting.thoughts import Thoughts
+from lightningrl.conversation.tools import chat
 from lightningrl.schema import CallEvent, CallStatus, Dialect
+
+_REASONING = b'"reasoning'
 
 Message = dict[str, Any]
 """A message as chat completions have it: `role`, `content`, `tool_calls`, ..."""
@@ -30,6 +34,8 @@ class Recorded:
         """Those among them that a Responses request can refer to."""
         self.held: dict[tuple[str, str | None], Held] = {}
         """Policy and agent -> what their calls hold still."""
+        self.thoughts: dict[tuple[str, str | None], Thoughts] = {}
+        """Policy and agent -> the reasoning of their answers."""
         for call in calls:
             self.add(call)
 
@@ -41,6 +47,8 @@ class Recorded:
         """
         if call.rewrites:
             hold_also(self.held.setdefault((call.policy, call.agent), {}), call.rewrites)
+        if call.choices and _REASONING in call.choices[0].message:
+            self.thoughts.setdefault((call.policy, call.agent), Thoughts()).add(answer_of(call))
         if call.dialect is Dialect.RESPONSES and call.status is CallStatus.DELIVERED:
             self.responses.add(call.step_id, json.loads(call.request), answer_of(call))
 
@@ -53,7 +61,7 @@ class Recorded:
         Raises:
             Malformed: it refers to a response that was not added, or was refused as malformed.
         """
-        return as_sent(self._asked(call), call.rewrites)
+        return self._sent(self._asked(call), call)
 
     def messages(self, call: CallEvent) -> list[Message]:
         """The messages that the engine was asked to continue in `call`, which comes next.
@@ -68,8 +76,11 @@ class Recorded:
             asked = self._asked(call)
         else:
             asked = raw_fields({MESSAGES: self._asked_messages(call)})
-        sent = as_sent(asked, call.rewrites)
+        sent = self._sent(asked, call)
         return json.loads(bytes(sent[MESSAGES])) or []
+
+    def _sent(self, asked: Fields, call: CallEvent) -> Fields:
+        return as_sent(asked, call.rewrites, self.thoughts.get((call.policy, call.agent)))
 
     def _asked(self, call: CallEvent) -> Fields:
         """The chat request as the agent's own body says it."""
@@ -79,7 +90,9 @@ class Recorded:
                 return raw_fields(responses.chat_request(request, self.responses))
             case Dialect.ANTHROPIC:
                 return raw_fields(anthropic.chat_request(json.loads(call.request)))
-            case Dialect.COMPLETIONS | Dialect.CHAT:
+            case Dialect.CHAT:
+                return chat.chat_request(raw_fields(call.request))
+            case Dialect.COMPLETIONS:
                 return raw_fields(call.request)
 
     def _asked_messages(self, call: CallEvent) -> list[Message]:
@@ -92,7 +105,7 @@ class Recorded:
             case Dialect.COMPLETIONS:
                 return [{"role": "user", "content": request.get("prompt")}]
             case Dialect.CHAT:
-                return request.get("messages") or []
+                return chat.messages_in(request.get("messages") or [])
 
 
 def messages_of(call: CallEvent, earlier: Iterable[CallEvent] = ()) -> list[Message]:

@@ -22,13 +22,25 @@ from lightningrl.conversation.malformed import (
     unknown_value,
     wrong_type,
 )
+from lightningrl.conversation.order import results_first, without_empty_end
 from lightningrl.conversation.responses import reasoning_of
+from lightningrl.conversation.tools.anthropic import built_in
 
 Block = dict[str, Any]
 Message = dict[str, Any]
 
 ROLES = ("user", "assistant", "system")
-BLOCKS = ("text", "image", "document", "thinking", "redacted_thinking", "tool_use", "tool_result")
+BLOCKS = (
+    "text",
+    "image",
+    "document",
+    "search_result",
+    "tool_reference",
+    "thinking",
+    "redacted_thinking",
+    "tool_use",
+    "tool_result",
+)
 
 _UNREADABLE = "INVALID_JSON"
 """The key under which Anthropic's documentation hands on tool arguments that are no JSON object."""
@@ -99,7 +111,7 @@ def conversation(request: Mapping[str, Any]) -> list[Message]:
         raise missing("messages")
     for place, message in enumerate(objects(request["messages"], "messages")):
         messages += _messages(message, f"messages.{place}")
-    return messages
+    return without_empty_end(results_first(messages))
 
 
 def _messages(message: Object, where: str) -> list[Message]:
@@ -152,7 +164,7 @@ def _call(block: Object, where: str) -> Block:
 
 
 def _user(role: str, blocks: list[Object], where: str) -> list[Message]:
-    """Tool results as messages of their own, what stands between them as messages of `role`."""
+    """Tool results as messages of their own, then what else there is as one message of `role`."""
     messages: list[Message] = []
     parts: list[Block] = []
     for place, block in enumerate(blocks):
@@ -160,9 +172,6 @@ def _user(role: str, blocks: list[Object], where: str) -> list[Message]:
         if block.get("type") != "tool_result":
             parts.append(_part(block, at))
             continue
-        if parts:
-            messages.append({"role": role, "content": _joined(parts)})
-            parts = []
         call_id = text_field(block, "tool_use_id", at)
         content = _content(block.get("content") or "", f"{at}.content")
         if block.get("is_error"):
@@ -204,8 +213,21 @@ def _part(block: Object, where: str) -> Block:
             return {"type": "image_url", "image_url": {"url": _source(block, where)}}
         case "document":
             return _document(block, where)
+        case "search_result":
+            return _found(block, where)
+        case "tool_reference":
+            name = text_field(block, "tool_name", where)
+            return {"type": "text", "text": f"The tool {name} is there now."}
         case other:
             raise unknown_value(other, BLOCKS, f"{where}.type")
+
+
+def _found(block: Object, where: str) -> Block:
+    """A search result of the agent's own: its title, its source, its texts."""
+    lines = [text_field(block, name, where) for name in ("title", "source")]
+    for place, part in enumerate(objects(block.get("content"), f"{where}.content")):
+        lines.append(text_field(part, "text", f"{where}.content.{place}"))
+    return {"type": "text", "text": "\n".join(lines)}
 
 
 def _document(block: Object, where: str) -> Block:
@@ -296,11 +318,8 @@ def _tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _tool(tool: Object, where: str) -> dict[str, Any]:
     if tool.get("type") not in (None, "custom"):
-        raise Malformed(
-            f"{where}: tool type {tool['type']!r} is not supported with this model; it can be given"
-            " tools of type 'custom' alone, with an 'input_schema'",
-            param=where,
-        )
+        # the service's own go on as they are declared: `rewriting` refuses them, or leaves them out
+        return built_in(tool) or dict(tool)
     function = {"name": text_field(tool, "name", where), "parameters": tool.get("input_schema")}
     given = {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
     return {"type": "function", "function": {**function, **given}}

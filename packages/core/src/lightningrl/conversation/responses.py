@@ -19,12 +19,24 @@ from lightningrl.conversation.malformed import (
     unknown_value,
     wrong_type,
 )
+from lightningrl.conversation.order import results_first, without_empty_end
+from lightningrl.conversation.tools import responses as own_tools
+from lightningrl.conversation.tools.responses import Form
 
 Item = dict[str, Any]
 Message = dict[str, Any]
 
 ROLES = ("user", "assistant", "system", "developer")
-ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+ITEM_TYPES = (
+    "message",
+    "function_call",
+    "function_call_output",
+    "reasoning",
+    "item_reference",
+    *own_tools.CALLS,
+    *own_tools.OUTPUTS,
+    "additional_tools",
+)
 
 _RESPONSE_PREFIX = "resp_"
 _MESSAGE_PREFIX = "msg_"
@@ -49,7 +61,12 @@ def step_of_response(response: str) -> str:
 
 
 def output_items(
-    message: Object, step_id: str, *, status: str = "completed", logprobs: Any = ()
+    message: Object,
+    step_id: str,
+    *,
+    status: str = "completed",
+    logprobs: Any = (),
+    forms: Mapping[str, Form] | None = None,
 ) -> list[Item]:
     """The items of an answer: its reasoning, its text, its tool calls, each where there is one.
 
@@ -58,6 +75,7 @@ def output_items(
         step_id: Of the call; item ids follow from it, so that they can be looked up later.
         status: Of the last item; those before it are complete.
         logprobs: The entries of its text, in chat completions' form.
+        forms: Of the tools that are no plain functions. `None`: calls stay function calls.
     """
     items: list[Item] = []
     reasoning = reasoning_of(message)
@@ -72,7 +90,14 @@ def output_items(
         items.append(_message_item(text, refusal, step_id, logprobs))
     items += [_call_item(call, f"fc_{step_id}_{place}") for place, call in enumerate(calls)]
     items[-1]["status"] = status
+    if forms:
+        items = [_own(item, forms) for item in items]
     return items
+
+
+def _own(item: Item, forms: Mapping[str, Form]) -> Item:
+    form = forms.get(item["name"]) if item["type"] == "function_call" else None
+    return item if form is None else own_tools.own_item(form, item)
 
 
 def reasoning_of(message: Object) -> str:
@@ -148,7 +173,8 @@ def item_type(item: Object) -> Any:
 def chat_messages(items: Iterable[Object]) -> list[Message]:
     """The conversation as chat messages.
 
-    What the assistant did in one turn (reasoning, text, calls, in that order) becomes one message.
+    What the assistant did in one turn (reasoning, text, calls, in that order) becomes one message. Results of
+    its calls follow it, in the calls' order; what stood between them comes after.
 
     Raises:
         Malformed: an item is of an unknown type or lacks what its type needs.
@@ -158,6 +184,8 @@ def chat_messages(items: Iterable[Object]) -> list[Message]:
     """The assistant's message that is still open."""
     for place, item in enumerate(items):
         where = f"input[{place}]"
+        if item_type(item) == "additional_tools":
+            continue  # it declares tools, and says nothing
         piece = _piece(item, where)
         if piece["role"] != "assistant":
             turn = None
@@ -167,30 +195,29 @@ def chat_messages(items: Iterable[Object]) -> list[Message]:
         else:
             turn = piece
             messages.append(turn)
-    return messages
+    return results_first(messages)
 
 
 def _piece(item: Object, where: str) -> Message:
-    match item_type(item):
-        case "message":
-            return _message(item, where)
-        case "function_call":
-            function = {name: text_field(item, name, where) for name in ("name", "arguments")}
-            call = {"id": text_field(item, "call_id", where), "type": "function"}
-            return {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [{**call, "function": function}],
-            }
-        case "function_call_output":
-            call_id = text_field(item, "call_id", where)
-            output = item.get("output")
-            content = _content(output, f"{where}.output")
-            return {"role": "tool", "tool_call_id": call_id, "content": content}
-        case "reasoning":
-            return {"role": "assistant", "content": None, "reasoning": _thought(item, where)}
-        case other:
-            raise unknown_value(other, ITEM_TYPES, f"{where}.type")
+    kind = item_type(item)
+    if kind == "message":
+        return _message(item, where)
+    if kind == "function_call" or kind in own_tools.CALLS:
+        name, arguments = own_tools.call_of(item, where)
+        call = {"id": text_field(item, "call_id", where), "type": "function"}
+        function = {"name": name, "arguments": arguments}
+        return {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{**call, "function": function}],
+        }
+    if kind == "function_call_output" or kind in own_tools.OUTPUTS:
+        call_id, output = own_tools.output_of(item, where)
+        content = _content(output, f"{where}.output")
+        return {"role": "tool", "tool_call_id": call_id, "content": content}
+    if kind == "reasoning":
+        return {"role": "assistant", "content": None, "reasoning": _thought(item, where)}
+    raise unknown_value(kind, ITEM_TYPES, f"{where}.type")
 
 
 def _message(item: Object, where: str) -> Message:
@@ -355,12 +382,17 @@ def conversation(request: Mapping[str, Any], earlier: Responses) -> list[Message
     Raises:
         Malformed: the request refers to what is not there, or an item is malformed.
     """
+    instructions = request.get("instructions")
+    messages = [] if instructions is None else [{"role": "system", "content": instructions}]
+    return without_empty_end(messages + chat_messages(_items(request, earlier)))
+
+
+def _items(request: Mapping[str, Any], earlier: Responses) -> list[Object]:
+    """The items of the whole conversation."""
     previous = request.get("previous_response_id")
     given = input_items(request.get("input"), earlier.item)
     before = earlier.turn(previous).conversation() if previous is not None else []
-    instructions = request.get("instructions")
-    messages = [] if instructions is None else [{"role": "system", "content": instructions}]
-    return messages + chat_messages([*before, *given])
+    return [*before, *given]
 
 
 # -- a request as a chat request ---------------------------------------------------------------
@@ -382,12 +414,14 @@ def chat_request(request: Mapping[str, Any], earlier: Responses) -> dict[str, An
     """
     reasoning, text = request.get("reasoning") or {}, request.get("text") or {}
     top_logprobs = request.get("top_logprobs") or None
+    tools = declared_tools(request, earlier).tools
+    choice, tools = _tool_choice(request.get("tool_choice"), tools)
     fields: dict[str, Any] = {
         **engine_fields(request),
         "model": request.get("model"),
         "messages": conversation(request, earlier),
-        "tools": _tools(request["tools"]) if request.get("tools") else None,
-        "tool_choice": _tool_choice(request.get("tool_choice")),
+        "tools": tools or None,
+        "tool_choice": choice,
         "parallel_tool_calls": request.get("parallel_tool_calls"),
         "response_format": _response_format(text.get("format")),
         "reasoning_effort": reasoning.get("effort"),
@@ -400,37 +434,24 @@ def chat_request(request: Mapping[str, Any], earlier: Responses) -> dict[str, An
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [_tool(tool, f"tools[{place}]") for place, tool in enumerate(tools)]
+def declared_tools(request: Mapping[str, Any], earlier: Responses) -> own_tools.Declared:
+    """The tools that the conversation declares, and how calls of them come back.
+
+    Raises:
+        Malformed: the request refers to what is not there, or a declaration is malformed.
+    """
+    return own_tools.declared(request.get("tools"), _items(request, earlier))
 
 
-def _tool(tool: Object, where: str) -> dict[str, Any]:
-    if tool.get("type") != "function":
-        raise Malformed(
-            f"Tool type {tool.get('type')!r} is not supported with this model; it can be given tools "
-            "of type 'function' alone, which the agent runs.",
-            param=f"{where}.type",
-            code="unsupported_value",
-        )
-    text_field(tool, "name", where)
-    names = ("name", "description", "parameters", "strict")
-    function = {name: tool[name] for name in names if tool.get(name) is not None}
-    return {"type": "function", "function": function}
-
-
-def _tool_choice(choice: str | dict[str, Any] | None) -> Any:
+def _tool_choice(
+    choice: str | dict[str, Any] | None, tools: list[dict[str, Any]]
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The choice as chat completions have it, and the tools that are left to choose from."""
     if choice is None or (isinstance(choice, str) and choice in _CHOICES):
-        return choice
+        return choice, tools
     if isinstance(choice, str):
         raise unknown_value(choice, _CHOICES, "tool_choice")
-    if choice.get("type") != "function":
-        raise Malformed(
-            f"Tool choice {choice.get('type')!r} is not supported with this model; choose 'none', "
-            "'auto', 'required' or a function.",
-            param="tool_choice",
-            code="unsupported_value",
-        )
-    return {"type": "function", "function": {"name": text_field(choice, "name", "tool_choice")}}
+    return own_tools.chosen(choice, tools)
 
 
 def _response_format(given: Object | None) -> dict[str, Any] | None:
@@ -453,7 +474,7 @@ def is_continuation(request: Mapping[str, Any]) -> bool:
         return True
     given = request.get("input")
     items = cast("list[Any]", given) if isinstance(given, list) else []
-    answered = ("function_call", "reasoning", "item_reference")
+    answered = ("function_call", "reasoning", "item_reference", *own_tools.CALLS)
     return any(
         isinstance(one, dict)
         and (item_type(cast("Object", one)) in answered or one.get("role") == "assistant")

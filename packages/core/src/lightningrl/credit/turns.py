@@ -116,6 +116,7 @@ def _raw_messages(one: Transition, recorded: Recorded) -> tuple[list[bytes], byt
     try:
         request = _request.decode(call.request)
         if call.dialect is Dialect.CHAT and not call.rewrites:
+            recorded.add(call)
             return [bytes(raw) for raw in request.messages], bytes(request.tools)
         plain = recorded.messages(call)
         recorded.add(call)

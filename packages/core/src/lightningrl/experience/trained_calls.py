@@ -1,7 +1,7 @@
 """Which calls train which policy.
 
 Invariant: a call trains the policy that answered it and no other; none where that policy is frozen, doesn't
-train the agent, or sampled it with weights that are too old. What is left out has the reason; that the recipe
+train the agent, takes it for a side call, or sampled it with weights that are too old. What is left out has the reason; that the recipe
 leaves it out comes before what else is against it.
 """
 
@@ -13,11 +13,16 @@ from types import MappingProxyType
 
 import msgspec
 
+from lightningrl.experience.side_calls import is_side_call
 from lightningrl.experience.transition import Group, Transition
-from lightningrl.recipe import PolicyRecipe
+from lightningrl.recipe import PolicyRecipe, SideCall
+from lightningrl.schema import is_among
 
 UNTRAINED_AGENT = "the policy does not train this agent"
 """Why a call of an agent that `policies.NAME.train_agents` leaves out is not trained."""
+
+SIDE_CALL = "a side call of the harness (policies.NAME.side_calls)"
+"""Why a call that a harness makes beside the task is not trained."""
 
 UNTRAINED_POLICY = "no policy that is trained answered it"
 """Why a call of a frozen policy, or of none of the recipe's, is not trained."""
@@ -35,6 +40,8 @@ class Lens:
     """Those that it trains; empty for all."""
     oldest: int
     """Version whose calls are still trained."""
+    side_calls: tuple[SideCall, ...] = ()
+    """Which calls are beside the task."""
 
     def look(self, one: Transition) -> Transition:
         """The transition; without tokens if another policy answered, untrainable if it is left out."""
@@ -42,8 +49,10 @@ class Lens:
             return one
         if one.call.policy != self.alias:
             return msgspec.structs.replace(one, prompt_bytes=b"", token_bytes=b"")
-        if self.agents and one.agent not in self.agents:
+        if self.agents and not is_among(self.agents, one.agent, one.call.within):
             return msgspec.structs.replace(one, untrainable=UNTRAINED_AGENT)
+        if is_side_call(one.call, self.side_calls):
+            return msgspec.structs.replace(one, untrainable=SIDE_CALL)
         if one.untrainable is None and one.call.version_start < self.oldest:
             return msgspec.structs.replace(one, untrainable=STALE)
         return one
@@ -67,6 +76,7 @@ def lenses(
             alias,
             frozenset(policy.train_agents),
             versions[alias] - max_staleness if alias in versions else 0,
+            policy.side_calls,
         )
         for alias, policy in policies.items()
         if policy.trainable

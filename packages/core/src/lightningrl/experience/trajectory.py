@@ -17,10 +17,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lightningrl.conversation import is_continuation
+from lightningrl.conversation import Message, Recorded, answer_of, is_continuation
+from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.rewriting.thoughts import KEYS
+from lightningrl.conversation.said import goes_on, tools_of
 from lightningrl.experience.tokens import LogProbs, TokenIds, ids_from_bytes, logprobs_from_bytes
 from lightningrl.experience.transition import Transition
-from lightningrl.schema import RolloutId, StepId, StepKind
+from lightningrl.schema import CallEvent, Dialect, RolloutId, StepId, StepKind
 
 LossShare = Literal["tokens", "calls"]
 """What a rollout's weight in the loss is shared by."""
@@ -73,8 +76,8 @@ class Break:
     rollout_id: RolloutId
     step_id: StepId
     cause: str
-    """`retokenised`: the prompts part inside sampled tokens; `edited`: inside other tokens;
-    `truncated`: the prompt ends inside an earlier row."""
+    """`retokenised`: the prompts part inside sampled tokens; `stopped`: inside those of an answer that a stop text cut;
+    `template`: the messages go on, and the chat template writes what came before otherwise; `edited`: inside other tokens; `truncated`: the prompt ends inside an earlier row."""
     position: int
     """Index of the first token that differs."""
     expected: tuple[int, ...]
@@ -102,7 +105,7 @@ class Merge:
 class _OpenRow:
     """A row while it grows."""
 
-    __slots__ = ("answer", "length", "logprobs", "prompt", "sampled", "spans")
+    __slots__ = ("answer", "last", "length", "logprobs", "prompt", "sampled", "spans", "stopped")
 
     def __init__(self) -> None:
         self.prompt = b""
@@ -115,15 +118,20 @@ class _OpenRow:
         """Of each span, as they travel."""
         self.sampled: list[tuple[int, int]] = []
         """Where sampled tokens stand, untrained ones included."""
+        self.last: CallEvent | None = None
+        """The call whose answer ends it."""
+        self.stopped = False
+        """Whether a stop text cut the last answer, so that its message says less than its tokens."""
 
     def add(self, index: int, one: Transition) -> None:
         """Take what the call adds: the rest of its prompt, then its answer."""
-        self.prompt, self.answer = one.prompt_bytes, one.token_bytes
+        self.prompt, self.answer, self.last = one.prompt_bytes, one.token_bytes, one.call
         start = len(self.prompt) // _BYTES_PER_ID
         self.length = start + len(self.answer) // _BYTES_PER_ID
         if self.length == start:
             return
         self.sampled.append((start, self.length))
+        self.stopped = one.choice is not None and one.choice.stop_text is not None
         if one.untrainable is None:
             self.spans.append(Span(index, start, self.length))
             self.logprobs.append(one.logprob_bytes)
@@ -186,7 +194,7 @@ def merge(transitions: Sequence[Transition]) -> Merge:
             if one.call is not None and is_continuation(one.call):
                 continuing += 1
                 if rows:
-                    breaks.append(_explain(rows, one))
+                    breaks.append(_explain(rows, one, transitions[:index]))
             row = _OpenRow()
             rows.append(row)
         row.add(index, one)
@@ -293,18 +301,14 @@ def _continued_row(rows: Sequence[_OpenRow], prompt: bytes) -> _OpenRow | None:
     return best
 
 
-def _explain(rows: Sequence[_OpenRow], one: Transition) -> Break:
+def _explain(rows: Sequence[_OpenRow], one: Transition, before: Sequence[Transition]) -> Break:
     """Why the prompt continues none of `rows`: judged by the row that agrees with it longest."""
     prompt_ids = one.prompt_ids
     position, row = max(
         ((_common_prefix(row, prompt_ids), row) for row in rows), key=lambda pair: pair[0]
     )
     tokens = ids_from_bytes(row.tokens)
-    if position == len(prompt_ids):
-        cause = "truncated"
-    else:
-        sampled = any(start <= position < stop for start, stop in row.sampled)
-        cause = "retokenised" if sampled else "edited"
+    cause = "truncated" if position == len(prompt_ids) else _cause(row, position, one, before)
     return Break(
         rollout_id=one.rollout_id,
         step_id=one.step_id,
@@ -313,6 +317,41 @@ def _explain(rows: Sequence[_OpenRow], one: Transition) -> Break:
         expected=tuple(int(token) for token in tokens[position : position + _WINDOW]),
         found=tuple(int(token) for token in prompt_ids[position : position + _WINDOW]),
     )
+
+
+def _cause(row: _OpenRow, position: int, one: Transition, before: Sequence[Transition]) -> str:
+    if row.stopped and position >= row.sampled[-1][0]:
+        return "stopped"
+    sampled = any(start <= position < stop for start, stop in row.sampled)
+    if _is_by_template(row.last, one.call, before, sampled=sampled):
+        return "template"
+    return "retokenised" if sampled else "edited"
+
+
+def _is_by_template(
+    then: CallEvent | None, now: CallEvent | None, before: Sequence[Transition], *, sampled: bool
+) -> bool:
+    """Whether the messages go on and the chat template writes what came before otherwise: it leaves thoughts out.
+
+    Inside sampled tokens that can be told of answers with thoughts alone, which were sent back.
+    """
+    if then is None or now is None or Dialect.COMPLETIONS in (then.dialect, now.dialect):
+        return False
+    try:
+        recorded = Recorded(one.call for one in before if one.call is not None)
+        asked, earlier = recorded.messages(now), recorded.messages(then)
+        answer = answer_of(then)
+        if not goes_on(asked, earlier, answer) or tools_of(then) != tools_of(now):
+            return False
+    except (Malformed, ValueError, TypeError, AttributeError):
+        return False  # messages that are none
+    return not sampled or _thinks(answer, asked[len(earlier)])
+
+
+def _thinks(answer: Message, sent_back: Message) -> bool:
+    if any(answer.get(key) for key in KEYS):
+        return any(sent_back.get(key) for key in KEYS)
+    return "</think>" in str(answer.get("content"))
 
 
 def _common_prefix(row: _OpenRow, prompt_ids: TokenIds) -> int:

@@ -29,7 +29,7 @@ from lightningrl.gateway.asgi import (
     read_body,
     to_json,
 )
-from lightningrl.gateway.calls import AGENT_HEADER, Calls, name_in
+from lightningrl.gateway.calls import Calls, agent_in
 from lightningrl.gateway.control import CONTROL_PREFIX
 from lightningrl.gateway.control_routes import ControlRoutes
 from lightningrl.gateway.counting import COUNTED, Counting
@@ -259,8 +259,8 @@ class Gateway:
     async def _count(self, route: AgentRoute, headers: Headers, receive: Receive) -> Answer:
         context = await self._identified().identify(route, headers)
         body = await read_body(receive, headers, self._limits.body_bytes)
-        agent = name_in(headers, AGENT_HEADER)
-        return await self._counting.answer(route.rest, context, agent, body)
+        agent, within = agent_in(headers)
+        return await self._counting.answer(route.rest, context, agent, body, within)
 
     async def _models(self, route: AgentRoute, headers: Headers) -> Answer:
         context = await self._identified().identify(route, headers)

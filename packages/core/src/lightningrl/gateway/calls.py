@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import msgspec
 
 from lightningrl.conversation.malformed import Malformed
-from lightningrl.conversation.rewriting import Rewritten
+from lightningrl.conversation.rewriting import HOSTED_TOOLS, Rewritten
 from lightningrl.errors import LimitReached, StaleAttempt, StoreUnavailable
 from lightningrl.gateway.asgi import (
     EVENT_STREAM,
@@ -28,7 +28,7 @@ from lightningrl.gateway.asgi import (
 )
 from lightningrl.gateway.dialects.base import AgentRequest, Spoken, Written
 from lightningrl.gateway.dialects.engine_reply import EngineReply
-from lightningrl.gateway.dialects.reading import refusal_of
+from lightningrl.gateway.dialects.reading import refusal_of, without_halves
 from lightningrl.gateway.identity import AttemptContext, ended
 from lightningrl.gateway.interrupt import UntilHangup
 from lightningrl.gateway.limits import GatewayLimits
@@ -47,11 +47,12 @@ from lightningrl.store.base import Store
 STEP_HEADER = b"x-lightningrl-step"
 """Id of the step that the call is; the join key to an adapter's events."""
 AGENT_HEADER = b"x-lightningrl-agent"
-"""Name of the agent that takes the step, percent-encoded UTF-8."""
+"""The agents around the step, innermost last, each percent-encoded UTF-8, with slashes between them."""
 STATE_HEADER = b"x-lightningrl-state"
 """Key of the state in which the call is made, percent-encoded UTF-8."""
 
 _LONGEST_NAME = 256
+_MOST_AGENTS = 64
 _CLIENT_CLOSED = 499
 _TRACEPARENT = b"traceparent"
 _TRACE_HEADERS = (_TRACEPARENT, b"tracestate")
@@ -97,11 +98,14 @@ class Calls:
             Refusal: the request is wrong, or its engine failed it; the latter is recorded.
             ClientGone: the client hung up; recorded as cancelled.
         """
-        request = await spoken.read(body, lambda: self.recollection.of(context.id))
-        agent = name_in(headers, AGENT_HEADER)
-        served = await self._policies.resolve(context.rollout.run, request.model, agent)
+        request = await spoken.read(without_halves(body), lambda: self.recollection.of(context.id))
+        agent, within = agent_in(headers)
+        served = await self._policies.resolve(context.rollout.run, request.model, agent, within)
         if request.unknown:
             await self._unknown_fields.judge(spoken, request, served.policy, context)
+        rewritten = await self._rewritten(served, context, agent, request, spoken.dialect)
+        if rewritten.rewrites and rewritten.rewrites[0].name == HOSTED_TOOLS:
+            await self._unknown_fields.tell_hosted(spoken, rewritten.rewrites[0].by, context)
         event_id = new_id("call")
         own_step_id = event_id.replace("call", "s")  # one reading of the system's randomness
         call = Call(
@@ -109,11 +113,12 @@ class Calls:
             attempt_id=context.id,
             step_id=StepId(name_in(headers, STEP_HEADER) or own_step_id),
             agent=agent,
+            within=within,
             state=name_in(headers, STATE_HEADER),
             policy=served.policy.name,
             dialect=spoken.dialect,
             request=request,
-            rewritten=await self._rewritten(served, context, agent, request, spoken.dialect),
+            rewritten=rewritten,
             sampling=request.engine.effective_sampling(context.rollout.sampling),
             traceparent=_text(headers, _TRACEPARENT),
             started_at=self._clock.now(),
@@ -137,12 +142,13 @@ class Calls:
         request: AgentRequest,
         dialect: Dialect,
     ) -> Rewritten:
-        held = None
-        if served.rewriter.remembers:
+        asked, held, thoughts = request.engine.fields, None, None
+        if served.rewriter.remembers(asked):
             recorded = await self.recollection.of(context.id)
             held = recorded.held.get((served.policy.name, agent))
+            thoughts = recorded.thoughts.get((served.policy.name, agent))
         try:
-            return served.rewriter.rewrite(request.engine.fields, dialect, held)
+            return served.rewriter.rewrite(asked, dialect, held, thoughts)
         except Malformed as error:
             raise refusal_of(error) from error
 
@@ -352,9 +358,27 @@ def _text(headers: Headers, name: bytes) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
+def agent_in(headers: Headers) -> tuple[str | None, tuple[str, ...]]:
+    """The agent that takes the step, `None` if nobody said, and the agents around it, the outermost first."""
+    said = headers.get(AGENT_HEADER, b"").split(b"/")
+    if len(said) > _MOST_AGENTS:
+        raise Refusal(
+            400,
+            "invalid_header",
+            f"header {AGENT_HEADER.decode()} must name at most {_MOST_AGENTS} agents",
+            param=AGENT_HEADER.decode(),
+        )
+    names = [_name(one, AGENT_HEADER) for one in said if one]
+    return (names[-1], tuple(names[:-1])) if names else (None, ())
+
+
 def name_in(headers: Headers, header: bytes) -> str | None:
     """The name that a header of ours holds. `None`: it is missing or empty."""
-    name = unquote(headers.get(header, b"").decode("latin-1"))
+    return _name(headers.get(header, b""), header) or None
+
+
+def _name(said: bytes, header: bytes) -> str:
+    name = unquote(said.decode("latin-1"))
     if len(name) > _LONGEST_NAME or not (name.isprintable()):
         raise Refusal(
             400,
@@ -362,4 +386,4 @@ def name_in(headers: Headers, header: bytes) -> str | None:
             f"header {header.decode()} must be at most {_LONGEST_NAME} printable characters",
             param=header.decode(),
         )
-    return name or None
+    return name

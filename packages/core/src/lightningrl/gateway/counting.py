@@ -15,7 +15,7 @@ from lightningrl.conversation.malformed import Malformed
 from lightningrl.gateway.asgi import Answer, Refusal, to_json
 from lightningrl.gateway.dialects.anthropic import ANTHROPIC
 from lightningrl.gateway.dialects.base import Spoken
-from lightningrl.gateway.dialects.reading import decoded_fields, refusal_of
+from lightningrl.gateway.dialects.reading import decoded_fields, refusal_of, without_halves
 from lightningrl.gateway.dialects.responses import RESPONSES
 from lightningrl.gateway.identity import AttemptContext
 from lightningrl.gateway.policies import Policies, Served
@@ -50,22 +50,30 @@ class Counting:
         self._recollection = recollection
 
     async def answer(
-        self, route: str, context: AttemptContext, agent: str | None, body: bytes
+        self,
+        route: str,
+        context: AttemptContext,
+        agent: str | None,
+        body: bytes,
+        within: tuple[str, ...] = (),
     ) -> Answer:
         """The count, as the clients of the route's dialect expect it.
 
         Raises:
             Refusal: the request is wrong, or its engine can't count.
         """
-        spoken = COUNTED[route]
+        spoken, body = COUNTED[route], without_halves(body)
         whole = {"max_tokens": 1, **decoded_fields(body)} if spoken is ANTHROPIC else None
         asked = body if whole is None else to_json(whole)
         request = await spoken.read(asked, lambda: self._recollection.of(context.id))
-        served = await self._policies.resolve(context.rollout.run, request.model, agent)
-        recorded = await self._recollection.of(context.id) if served.rewriter.remembers else None
-        held = recorded.held.get((served.policy.name, agent)) if recorded is not None else None
+        served = await self._policies.resolve(context.rollout.run, request.model, agent, within)
+        fields, held, thoughts = request.engine.fields, None, None
+        if served.rewriter.remembers(fields):
+            recorded = await self._recollection.of(context.id)
+            held = recorded.held.get((served.policy.name, agent))
+            thoughts = recorded.thoughts.get((served.policy.name, agent))
         try:
-            sent = served.rewriter.rewrite(request.engine.fields, spoken.dialect, held).fields
+            sent = served.rewriter.rewrite(fields, spoken.dialect, held, thoughts).fields
         except Malformed as error:
             raise refusal_of(error) from error
         prompt = {name: sent[name] for name in _PROMPT if name in sent}

@@ -15,7 +15,7 @@ import msgspec
 
 from lightningrl.conversation import Recorded
 from lightningrl.conversation.malformed import Malformed
-from lightningrl.conversation.rewriting import Rewriter
+from lightningrl.conversation.rewriting import HOSTED_TOOLS, Rewriter
 from lightningrl.errors import LightningError
 from lightningrl.gateway.app import error_format, raw_path, refusal_of
 from lightningrl.gateway.asgi import (
@@ -34,6 +34,7 @@ from lightningrl.gateway.asgi import (
 from lightningrl.gateway.dialects import SPOKEN, models
 from lightningrl.gateway.dialects.base import Spoken
 from lightningrl.gateway.dialects.reading import refusal_of as refusal_of_malformed
+from lightningrl.gateway.dialects.reading import without_halves
 from lightningrl.gateway.identity import agent_route
 from lightningrl.gateway.interrupt import UntilHangup
 from lightningrl.gateway.limits import GatewayLimits
@@ -74,7 +75,7 @@ class DirectGateway:
         self._limits = limits or GatewayLimits()
         self._upstream = Upstream(clock, self._limits)
         self._left_out: set[str] = set()
-        """Unknown fields of requests that the log names."""
+        """What the log says is left out of requests."""
         self._requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -142,20 +143,17 @@ class DirectGateway:
         self, spoken: Spoken, headers: Headers, receive: Receive, speaker: Speaker
     ) -> Answer:
         body = await read_body(receive, headers, self._limits.body_bytes)
-        request = await spoken.read(body, _nothing_recorded)
+        request = await spoken.read(without_halves(body), _nothing_recorded)
         for name in request.unknown:
-            if name not in self._left_out and len(self._left_out) < MOST_TOLD:
-                self._left_out.add(name)
-                _LOG.warning(
-                    "the field %r of a %s request is unknown here: it is left out",
-                    name[:100],
-                    spoken.dialect.value,
-                )
+            self._tell(f"the field {name[:100]!r} of a {spoken.dialect.value} request is unknown")
         try:
-            fields = self._rewriter.rewrite(request.engine.fields, spoken.dialect).fields
+            rewritten = self._rewriter.rewrite(request.engine.fields, spoken.dialect)
         except Malformed as error:
             raise refusal_of_malformed(error) from error
-        asked = msgspec.structs.replace(request.engine, fields=fields)
+        asked = msgspec.structs.replace(request.engine, fields=rewritten.fields)
+        for one in rewritten.rewrites:
+            if one.name == HOSTED_TOOLS:
+                self._tell(f"nobody runs {', '.join(one.by)!r} of {spoken.dialect.value} requests")
         step = StepId(new_id("s"))
         if request.streams:
             speaker.expect(step, partial(spoken.waiting, request.model, step), spoken.error_event)
@@ -176,6 +174,12 @@ class DirectGateway:
                 502, "engine_failed", f"the engine's answer can't be read: {error}"
             ) from error
         return Answer(200, written.body, EVENT_STREAM if written.streams else JSON)
+
+    def _tell(self, said: str) -> None:
+        """Say once that something is left out."""
+        if said not in self._left_out and len(self._left_out) < MOST_TOLD:
+            self._left_out.add(said)
+            _LOG.warning("%s here: it is left out", said)
 
 
 async def _nothing_recorded() -> Recorded:

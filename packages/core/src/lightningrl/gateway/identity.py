@@ -149,7 +149,7 @@ class AttemptContext:
         self.refusals = 0
         """Requests refused at this gateway that the attempt's log tells of."""
         self.left_out: set[str] = set()
-        """Unknown fields of its requests that its log names."""
+        """What its log says was left out of its requests."""
         self.extended_seconds = 0.0
         """Hold time by which this gateway pushed back the attempt's deadline."""
 

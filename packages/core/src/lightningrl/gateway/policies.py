@@ -23,7 +23,7 @@ from lightningrl.errors import ConfigError, Conflict, NotFound
 from lightningrl.gateway.asgi import Refusal
 from lightningrl.gateway.identity import Contexts
 from lightningrl.gateway.sync import Gate, GateState
-from lightningrl.schema import AttemptId, Policy
+from lightningrl.schema import AttemptId, Policy, names_of
 from lightningrl.store.base import Store
 from lightningrl.user_input.names import suggest
 
@@ -140,18 +140,20 @@ class Policies:
 
     # -- which policy a call means -------------------------------------------------------------
 
-    async def resolve(self, run: str, model: str, agent: str | None) -> Served:
-        """The policy that answers a call for `model` by `agent`.
+    async def resolve(
+        self, run: str, model: str, agent: str | None, within: tuple[str, ...] = ()
+    ) -> Served:
+        """The policy that answers a call for `model` by `agent`, which acts within other agents.
 
         Raises:
             Refusal: 404, no policy of the run declares that it does.
         """
-        found = self._declared(run, model, agent)
+        found = self._declared(run, model, agent, within)
         if found is None:
             await self.load(run)  # another process may have registered it
-            found = self._declared(run, model, agent)
+            found = self._declared(run, model, agent, within)
         if found is None:
-            raise self._undeclared(run, model, agent)
+            raise self._undeclared(run, model, names_of(agent, within))
         return found
 
     def aliases(self, run: str) -> list[str]:
@@ -169,12 +171,14 @@ class Policies:
         found = self._declared(run, model, None)
         return None if found is None else found.policy
 
-    def _declared(self, run: str, model: str, agent: str | None) -> Served | None:
+    def _declared(
+        self, run: str, model: str, agent: str | None, within: tuple[str, ...] = ()
+    ) -> Served | None:
         served = self._served.get(run, {})
         policies = list(served.values())
-        if agent is not None:
+        for name in names_of(agent, within):
             for one in policies:
-                if agent in one.policy.agents:
+                if name in one.policy.agents:
                     return one
         if model in served:
             return served[model]
@@ -185,9 +189,9 @@ class Policies:
             return policies[0]
         return None
 
-    def _undeclared(self, run: str, model: str, agent: str | None) -> Refusal:
+    def _undeclared(self, run: str, model: str, names: list[str]) -> Refusal:
         aliases = self.aliases(run)
-        who = "" if agent is None else f" (asked for by agent {agent!r})"
+        who = f" (asked for by agent {names[0]!r})" if names else ""
         remedy = (
             f"Its policies are {', '.join(map(repr, aliases))}: ask for one of them by name, or list"
             " the model under the policy's `replaces`, or the agent under its `agents`, in the recipe"

@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
+from lightningrl.conversation.parts import unseen
 from lightningrl.conversation.rewriting import Rewritten
+from lightningrl.gateway.dialects.arrays import no_logprob
 from lightningrl.gateway.dialects.base import AgentRequest
 from lightningrl.gateway.dialects.engine_reply import (
     EngineChoice,
@@ -47,6 +49,7 @@ class Call:
         attempt_id: AttemptId,
         step_id: StepId,
         agent: str | None,
+        within: tuple[str, ...] = (),
         state: str | None,
         policy: str,
         dialect: Dialect,
@@ -61,6 +64,7 @@ class Call:
         self.attempt_id = attempt_id
         self.step_id = step_id
         self.agent = agent
+        self.within = within
         self.state = state
         self.policy = policy
         self.dialect = dialect
@@ -128,6 +132,7 @@ class Call:
             at=self.started_at + timedelta(seconds=now - self.started),
             step_id=self.step_id,
             agent=self.agent,
+            within=self.within,
             state=self.state,
             policy=self.policy,
             model=self.request.model,
@@ -169,6 +174,7 @@ def _choice(call: Call, reply: EngineReply, choice: EngineChoice) -> Choice:
         token_ids=tokens.ids,
         logprobs=tokens.logprobs,
         untrainable=untrainable(call, reply, choice, tokens),
+        stop_text=choice.stop_text,
         wrong_format=None
         if call.demand is None
         else call.demand.fault(_MESSAGE.decode(choice.message)),
@@ -186,6 +192,8 @@ def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: To
     if len(tokens.ids) != len(tokens.logprobs):
         ids, logprobs = len(tokens.ids) // _BYTES_PER_ID, len(tokens.logprobs) // _BYTES_PER_ID
         return f"the engine gave {ids} token ids and {logprobs} log-probs"
+    if strange := no_logprob(tokens.logprobs):
+        return f"the engine gave {strange} for a token's log-prob"
     if bytes(reply.prompt_token_ids) in (b"null", b"[]"):
         return "the engine gave no prompt token ids"
     if choice.finish_reason == "abort":
@@ -195,6 +203,8 @@ def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: To
         return f"sampled under a grammar ({constraint})"
     if call.sampling is None and (own := asked.own_sampling()):
         return f"sampled otherwise ({own})"
+    if unread := unseen(asked.fields):
+        return f"the prompt holds {unread}, which the trainer does not see"
     strange = choice.versions() - {call.version_start}
     if strange:
         names = ", ".join(map(str, sorted(strange)))

@@ -1,4 +1,4 @@
-"""Fields of requests that nobody here knows: left out of what the engine gets, or refused, as the recipe says.
+"""What of requests is left out of what the engine gets, or refused, as the recipe says: unknown fields, hosted tools.
 
 Invariant: no field is left out without a line in the attempt's log, one for each field, up to a limit.
 """
@@ -6,6 +6,7 @@ Invariant: no field is left out without a line in the attempt's log, one for eac
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from lightningrl.errors import StoreError
 from lightningrl.gateway.dialects.base import AgentRequest, Spoken
@@ -43,21 +44,33 @@ class UnknownFields:
             raise spoken.unknown(request.unknown[0])
         self._metrics.left_out(len(request.unknown))
         for name in request.unknown:
-            shown = name[:_LONGEST]
-            if shown not in context.left_out and len(context.left_out) < MOST_TOLD:
-                context.left_out.add(shown)
-                await self._tell(context, spoken, shown)
+            said = (
+                f"the field {name[:_LONGEST]!r} of a {spoken.dialect.value} request is unknown here"
+            )
+            await self._tell(context, said, LogTopic.UNKNOWN_FIELD)
 
-    async def _tell(self, context: AttemptContext, spoken: Spoken, name: str) -> None:
+    async def tell_hosted(
+        self, spoken: Spoken, types: Sequence[str], context: AttemptContext
+    ) -> None:
+        """Tell of tools that the service would run, which were left out."""
+        for one in types:
+            said = f"the tool {one[:_LONGEST]!r} of a {spoken.dialect.value} request is run by nobody here"
+            await self._tell(context, said, LogTopic.HOSTED_TOOL)
+
+    async def _tell(self, context: AttemptContext, said: str, topic: LogTopic) -> None:
+        """Leave one line in the attempt's log."""
+        if said in context.left_out or len(context.left_out) >= MOST_TOLD:
+            return
+        context.left_out.add(said)
         event = LogEvent(
             id=EventId(new_id("log")),
             attempt_id=context.id,
             at=self._clock.now(),
             level="info",
-            message=f"the field {name!r} of a {spoken.dialect.value} request is unknown here: it was left out",
-            topic=LogTopic.UNKNOWN_FIELD,
+            message=f"{said}: it was left out",
+            topic=topic,
         )
         try:
             await self._store.append([event])
         except StoreError as error:
-            _LOG.warning("attempt %r: an unknown field could not be noted: %s", context.id, error)
+            _LOG.warning("attempt %r: what was left out could not be noted: %s", context.id, error)

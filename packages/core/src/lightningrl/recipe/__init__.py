@@ -27,6 +27,7 @@ from lightningrl.recipe.loading import (
 from lightningrl.recipe.policy import (
     PolicyRecipe,
     SamplingRecipe,
+    SideCall,
     Validation,
     VllmServers,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "Recipe",
     "Runner",
     "SamplingRecipe",
+    "SideCall",
     "StepReward",
     "Trainer",
     "Validation",

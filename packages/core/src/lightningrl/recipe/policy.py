@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from lightningrl.errors import ConfigError
 from lightningrl.recipe.algorithm import Optimiser
 from lightningrl.recipe.section import Section
 from lightningrl.recipe.warm_start import WarmStart
 from lightningrl.schema import Sampling
+from lightningrl.user_input.patterns import compiled
 
 
 class VllmServers(Section, frozen=True):
@@ -23,6 +26,30 @@ class VllmServers(Section, frozen=True):
     folder, for servers on this machine."""
 
 
+class SideCall(Section, frozen=True):
+    """Which calls a harness makes beside the task: those of which all that is given here is true."""
+
+    model: str | None = None
+    """The model's name that the agent asks for."""
+    max_tokens: int | None = None
+    """The agent asks for no more tokens than that: 1 is a probe."""
+    prompt: str | None = None
+    """Regular expression that a text of the request holds, such as `^Write a short title`."""
+
+    def check(self, key: str) -> None:
+        """Check what types can't say.
+
+        Raises:
+            ConfigError: nothing is given, `max_tokens` is below 1, or `prompt` is no regular expression.
+        """
+        if (self.model, self.max_tokens, self.prompt) == (None, None, None):
+            raise ConfigError(f"{key}: give at least one of 'model', 'max_tokens' and 'prompt'")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(f"{key}.max_tokens: must be at least 1, not {self.max_tokens}")
+        if self.prompt is not None:
+            compiled([self.prompt], key=f"{key}.prompt")
+
+
 class PolicyRecipe(Section, frozen=True):
     """A model under an alias."""
 
@@ -33,6 +60,8 @@ class PolicyRecipe(Section, frozen=True):
     chat_template: str | None = None
     """Instead of the model's own: `hermes`, which is ChatML with tools in the Hermes form, or a Jinja file, relative to
     the recipe. The engine, checkpoints, exports and vLLM use it alike."""
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Variables of the chat template, such as `enable_thinking: false`, in all calls that do not set them themselves."""
     tiny: str | None = None
     """`module:function` that describes a tiny policy to build; instead of `model`."""
     url: str | None = None
@@ -52,9 +81,12 @@ class PolicyRecipe(Section, frozen=True):
     replaces: tuple[str, ...] = ()
     """Model names of the agent that this policy answers for."""
     agents: tuple[str, ...] = ()
-    """Agent names that this policy answers for."""
+    """Agent names that this policy answers for; `team/maths` is the agent `maths` within `team` alone."""
     train_agents: tuple[str, ...] = ()
     """Of the agents that it answers, those whose calls are trained on. Empty: all."""
+    side_calls: tuple[SideCall, ...] = ()
+    """Of the calls that it answers, those that a harness makes beside the task (titles, probes, summaries): a call that
+    fits one of these is answered and shown, and not trained on."""
     tool_parser: str = "none"
     """How tool calls are read from the model's text: `none`, `hermes`, `compact`; of `engine.backend: vllm` one of
     vLLM's own parsers."""
@@ -83,7 +115,7 @@ class PolicyRecipe(Section, frozen=True):
         Raises:
             ConfigError: there is not exactly one place that the policy comes from, one at a URL is to be
                 trained, a chat template is given to something else than a model, one that is not trained has a
-                warm start, or its vLLM servers lack an address or are given what they do not use.
+                warm start, a side call is described by nothing or wrongly, or its vLLM servers lack an address or are given what they do not use.
         """
         places = {"model": self.model, "tiny": self.tiny, "url": self.url}
         given = [key for key, place in places.items() if place is not None]
@@ -114,6 +146,8 @@ class PolicyRecipe(Section, frozen=True):
                     " 'lightningrl sft' first, and name the result by its 'model'"
                 )
             self.warm_start.check(f"policies.{alias}.warm_start")
+        for place, one in enumerate(self.side_calls):
+            one.check(f"policies.{alias}.side_calls.{place}")
         if self.vllm is not None:
             self._check_vllm(alias, self.vllm)
 

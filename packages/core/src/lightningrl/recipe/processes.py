@@ -122,6 +122,12 @@ class GatewayRecipe(Section, frozen=True):
     unknown_fields: Literal["accept", "refuse"] = "accept"
     """Requests with a field that nobody here knows, as clients newer than this version send: `accept` leaves the field
     out of what the engine gets, and says so in the attempt's log; `refuse` answers 400."""
+    hosted_tools: Literal["refuse", "drop"] = "refuse"
+    """Tools that the real service would run (web search, code interpreter), and nobody does here: `refuse` answers 400
+    with the harness's switch; `drop` leaves them out of what the engine gets, and says so in the attempt's log."""
+    reasoning: Literal["restore", "as_sent"] = "restore"
+    """Answers that a client sends back without the model's reasoning: `restore` puts it back from the record, known by the
+    answer's text and the ids of its tool calls, where the policy's chat template reads it; `as_sent` leaves them so."""
     pin: tuple[str, ...] = ()
     """Regular expressions of what changes from call to call though it says the same, such as the time or a nonce in a
     system prompt. Before a conversation's first answer, each text that matches stays in all of an agent's calls

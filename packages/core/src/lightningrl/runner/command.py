@@ -17,7 +17,7 @@ import msgspec
 
 from lightningrl.capture.context import RolloutContext
 from lightningrl.capture.variables import for_attempt
-from lightningrl.errors import AgentError
+from lightningrl.errors import AgentError, CommandFailed
 
 GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL."""
@@ -34,7 +34,8 @@ async def run_command(
     Cancelling sends SIGTERM, and SIGKILL after `GRACE_SECONDS`, to the process group.
 
     Raises:
-        AgentError: it can't be started, or ended with another exit status than 0.
+        AgentError: it can't be started.
+        CommandFailed: it ended with another exit status than 0.
     """
     with tempfile.TemporaryDirectory(prefix="lightningrl-") as temporary:
         files = _Files(Path(temporary))
@@ -43,7 +44,7 @@ async def run_command(
         environment = _environment(context, files)
         tail = await _run(command, environment, folder)
         if tail is not None:
-            raise AgentError(f"{' '.join(command)!r} {tail}")
+            raise CommandFailed(f"{' '.join(command)!r} {tail}")
         if not files.output.exists():
             return None
         return _decode(files.output.read_bytes())

@@ -16,7 +16,8 @@ from typing import Any, cast
 from lightningrl.capture.context import describe_error
 from lightningrl.capture.jsonable import is_scalar, safe_repr, unicode_text
 from lightningrl.capture.rewards import NotFinite, Reward, finite
-from lightningrl.errors import AgentError, NoReward
+from lightningrl.errors import AgentError, CommandFailed, NoReward
+from lightningrl.runner.transport import is_by_gateway, is_in_text
 from lightningrl.schema import (
     FINAL,
     CallEvent,
@@ -31,7 +32,6 @@ from lightningrl.schema import (
 )
 
 _OUR_CODE = str(Path(__file__).resolve().parent.parent) + os.sep
-_INFRASTRUCTURE = frozenset({"APIConnectionError", "APITimeoutError", "InternalServerError"})
 
 
 @dataclass(frozen=True)
@@ -188,26 +188,25 @@ def _show(value: Any) -> str:
 def failure_of(error: BaseException, events: Iterable[Event], server_url: str) -> Failure:
     """Why an attempt failed, for an exception that left the agent.
 
-    It is infrastructure if the last model call failed with a 5xx, or an `openai` connection or server
-    error about the gateway is among the exception's causes; else the reward is missing, or it is the agent's.
+    It is infrastructure if the last model call failed with a 5xx, or a connection to the gateway that failed, or
+    an error of the gateway's, is among the exception's causes or in what a command wrote; else the reward is
+    missing, or it is the agent's.
     """
     calls = [one for one in events if isinstance(one, CallEvent)]
     last = calls[-1] if calls else None
     broken = last is not None and last.status is CallStatus.FAILED and last.http_status >= 500
-    if broken or any(_by_gateway(one, server_url) for one in _causes(error)):
+    hung_up = last is not None and last.status is CallStatus.CANCELLED
+    if broken or any(_by_gateway(one, server_url, hung_up) for one in _causes(error)):
         kind = FailureKind.INFRASTRUCTURE
     else:
         kind = FailureKind.NO_REWARD if isinstance(error, NoReward) else FailureKind.AGENT
     return Failure(kind=kind, message=user_traceback(error))
 
 
-def _by_gateway(error: BaseException, server_url: str) -> bool:
-    if type(error).__name__ not in _INFRASTRUCTURE:
-        return False
-    if not type(error).__module__.startswith("openai"):
-        return False
-    url = getattr(getattr(error, "request", None), "url", "")
-    return str(url).startswith(server_url)
+def _by_gateway(error: BaseException, server_url: str, hung_up: bool) -> bool:
+    if isinstance(error, CommandFailed):
+        return is_in_text(str(error), server_url)
+    return is_by_gateway(error, server_url, hung_up=hung_up)
 
 
 def _causes(error: BaseException) -> Iterable[BaseException]:

@@ -9,6 +9,7 @@ Invariants:
   as the engine gave them; nothing here tokenises.
 """
 
+from lightningrl.schema.agents import is_among, names_of
 from lightningrl.schema.events import (
     AFTER_FINISH,
     FINAL,
@@ -129,6 +130,8 @@ __all__ = [
     "TakenRollout",
     "Worker",
     "group_id",
+    "is_among",
+    "names_of",
     "new_id",
     "rollout_id",
 ]

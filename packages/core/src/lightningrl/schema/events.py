@@ -76,6 +76,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Log-prob of each id in `token_ids` when it was sampled, little-endian float32."""
     untrainable: str | None = None
     """Why these tokens must not be trained. `None`: they may be."""
+    stop_text: str | None = None
+    """The text of the request's that ended the answer: the tokens say it, the message does not. `None`: none did."""
     wrong_format: str | None = None
     """In what the answer is not of the form that was asked of it in words (`constrained: free`). `None`: it is, or
     none was asked so."""
@@ -99,7 +101,9 @@ class CallEvent(EventBase, frozen=True, tag="call", kw_only=True, gc=False):
 
     step_id: StepId
     agent: str | None
-    """The agent's name as the step header said. `None`: nobody said."""
+    """The agent's name as the agent header said. `None`: nobody said."""
+    within: tuple[str, ...] = ()
+    """The agents around it, the outermost first, as that header said."""
     state: str | None = None
     """Key of the state in which the agent called, as it said (`lightningrl.state`). `None`: it said none."""
     policy: str
@@ -190,6 +194,8 @@ class LogTopic(StrEnum):
     """A request of the attempt was refused before it was a call."""
     UNKNOWN_FIELD = "unknown_field"
     """A field of the attempt's requests that nobody knows was left out of what engines got."""
+    HOSTED_TOOL = "hosted_tool"
+    """A tool of the attempt's requests that the service would run was left out of what engines got."""
     REWARD_ERROR = "reward_error"
     """The reward function caught an error of its own."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -46,8 +47,14 @@ class RewriteRules(msgspec.Struct, frozen=True, omit_defaults=True):
     """Places (`conversation.rewriting.Place`) whose messages the template leaves out even so: refused."""
     pin: tuple[str, ...] = ()
     """Regular expressions of what is held still over an attempt: its text at first stays."""
+    drop_hosted: bool = False
+    """Tools that the real service would run are left out. Else they are refused."""
     thinks: bool = False
     """The template lets the model think unless `enable_thinking: false` is said."""
+    put_back: bool = False
+    """The template reads the reasoning of earlier answers, and what clients leave out of it is put back."""
+    variables: dict[str, Any] = {}
+    """Variables of the chat template, where a request does not set them itself."""
     free: bool = False
     """A tool that must be called, or a format, is asked for in words: nothing forces the answer."""
 

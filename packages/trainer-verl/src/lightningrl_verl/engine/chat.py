@@ -1,21 +1,26 @@
 """The chat-completions wire format: what a request may hold, and how a reply is laid out.
 
-Invariant: a field is honoured, or it is harmless, or the request is refused by that field's name;
-nothing that would change the answer is ignored. Field names are OpenAI's and vLLM's.
+Invariant: a field is honoured, or it is harmless, or the request is refused by that field's name; nothing that would
+change vLLM's answer is ignored. Field names are OpenAI's and vLLM's.
 """
 
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
 
+from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.rewriting import Rewriter
+from lightningrl.conversation.rewriting.fields import raw_fields
+from lightningrl.schema import Dialect, RewriteRules
 from lightningrl_verl.engine.errors import SamplingError
 from lightningrl_verl.engine.parsers import ParsedMessage, ToolParser
 from lightningrl_verl.engine.sampling import SamplingParams
 from lightningrl_verl.engine.scheduler import Completion
+from lightningrl_verl.engine.stop_texts import cut_at
 
 
 class BadRequestError(Exception):
@@ -29,8 +34,8 @@ class BadRequestError(Exception):
         self.message, self.param, self.code, self.status = message, param, code, status
 
 
-class SampledRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What any request for answers reads; `Any` fields are checked against `_NEUTRAL`."""
+class SampledRequest(msgspec.Struct, kw_only=True):
+    """What any request for answers reads."""
 
     model: str
     n: int | None = None
@@ -42,109 +47,128 @@ class SampledRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
-    user: Any = None
 
-    stream: Any = None
-    stream_options: Any = None
-    stop: Any = None
-    logit_bias: Any = None
-    min_p: Any = None
-    min_tokens: Any = None
-    repetition_penalty: Any = None
-    ignore_eos: Any = None
-    skip_special_tokens: Any = None
-    include_stop_str_in_output: Any = None
-    echo: Any = None
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class ChatRequest(SampledRequest, forbid_unknown_fields=True, kw_only=True):
+class ChatRequest(SampledRequest, kw_only=True):
     """What `POST /v1/chat/completions` reads."""
 
     messages: msgspec.Raw
     tools: msgspec.Raw = msgspec.Raw(b"null")
+    documents: list[dict[str, Any]] | None = None
+    """Another variable of the template (vLLM)."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the template (vLLM)."""
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    """False: of several calls in an answer the first alone is one, as in vLLM."""
     logprobs: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     """Writes `token_id:ID` for each token of `logprobs` (vLLM)."""
-
-    metadata: Any = None
-    parallel_tool_calls: Any = None
-    service_tier: Any = None
-    prompt_cache_key: Any = None
-    safety_identifier: Any = None
-    reasoning_effort: Any = None
-    """A hint; the models that this engine serves know no degrees of it."""
-
-    store: Any = None
     response_format: Any = None
-    top_logprobs: Any = None
-    add_generation_prompt: Any = None
-    continue_final_message: Any = None
 
 
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "stream": (False,),
     "stream_options": (),
-    "stop": ([],),
-    "store": (False,),
     "response_format": ({"type": "text"},),
     "logit_bias": ({},),
     "top_logprobs": (0,),
     "min_p": (0,),
     "min_tokens": (0,),
     "repetition_penalty": (1,),
+    "length_penalty": (1,),
     "ignore_eos": (False,),
-    "skip_special_tokens": (True,),
-    "include_stop_str_in_output": (False,),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True, False),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
+    "add_special_tokens": (False,),
     "echo": (False,),
+    "suffix": ("",),
+    "best_of": (1,),
+    "chat_template": (),
+    "truncate_prompt_tokens": (),
+    "thinking_token_budget": (),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "logits_processors": ([],),
+    "custom_logit_processor": (),
+    "structured_outputs": ({},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "json_schema": (),
+    "regex": (),
+    "ebnf": (),
+    "structural_tag": (),
 }
-"""Fields that are accepted, besides null, only at values which change nothing."""
+"""Fields that would change the answer and are not served -> the values, beside null, at which they change nothing."""
 
 _REMEDIES: Mapping[str, str] = {
     "stream": "; the engine answers whole, and the gateway re-chunks the answer for clients that stream",
-    "stop": "; end answers by `stop_token_ids` or `max_tokens`",
 }
 
 R = TypeVar("R", bound=SampledRequest)
 
 _DECODER = msgspec.json.Decoder(ChatRequest)
+_ANY: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+_IN_WORDS = Rewriter(RewriteRules(free=True))
 
 
 def read_request(body: bytes) -> ChatRequest:
     """Decodes and checks one request.
 
+    There is no grammar here: a tool that must be called may be called, and a JSON schema is said in words.
+
     Raises:
-        BadRequestError: It is no JSON, a field is unknown or of the wrong type, or has a value that
-            the engine does not honour.
+        BadRequestError: It is no JSON, a field is of the wrong type, or has a value that would change the answer
+            and is not served.
     """
-    request = decoded(_DECODER, body)
+    request = decoded(_DECODER, body, served=("response_format",))
+    plain = request.tool_choice in (None, "auto", "none")
+    if not plain or request.response_format is not None:
+        try:
+            fields = _IN_WORDS.rewrite(raw_fields(body), Dialect.CHAT).fields
+        except Malformed as error:
+            raise BadRequestError(error.message, param=error.param, code=error.code) from error
+        request = decoded(_DECODER, msgspec.json.encode(fields))
     if request.tool_choice not in (None, "auto", "none"):
         raise BadRequestError(
-            f"`tool_choice`={request.tool_choice!r} is not supported; use 'auto' or 'none'",
+            f"`tool_choice`={request.tool_choice!r} is not supported; use 'auto', 'none', 'required' or a function",
             param="tool_choice",
         )
     return request
 
 
-def decoded(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
-    """Decodes one request and checks the fields that any request may have.
+def decoded(decoder: msgspec.json.Decoder[R], body: bytes, served: Sequence[str] = ()) -> R:
+    """Decodes one request and checks the fields that any request may have; what nobody knows is passed over, as in vLLM.
+
+    Args:
+        decoder: Of the kind of request.
+        body: JSON.
+        served: Fields of `NEUTRAL` that the caller looks at itself.
 
     Raises:
         BadRequestError: As `read_request`.
     """
     try:
         request = decoder.decode(body)
+        fields = raw_fields(body)
+        given = {name: _ANY.decode(fields[name]) for name in NEUTRAL if name in fields}
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequestError(str(error), param=_field_in(str(error))) from error
-    for name, neutral in _NEUTRAL.items():
-        value = getattr(request, name, None)
-        if value is not None and value not in neutral:
+    for name, value in given.items():
+        if name not in served and value is not None and value not in NEUTRAL[name]:
             raise BadRequestError(
                 f"`{name}`={value!r} is not supported{_REMEDIES.get(name, '')}", param=name
             )
@@ -174,6 +198,7 @@ def sampling_of(request: SampledRequest) -> list[SamplingParams]:
         "top_k": request.top_k,
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
+        "stop": request.stops,
         "stop_token_ids": None if request.stop_token_ids is None else tuple(request.stop_token_ids),
     }
     given = {name: value for name, value in given.items() if value is not None}
@@ -240,7 +265,9 @@ class ReplyWriter:
         completion: Completion,
         tools: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
-        parsed = self._parsed(completion, tools)
+        parsed = self._parsed(request, completion, tools)
+        if request.parallel_tool_calls is False and len(parsed.tool_calls) > 1:
+            parsed = replace(parsed, tool_calls=parsed.tool_calls[:1])
         message: dict[str, Any] = {"role": "assistant", "content": parsed.content}
         if parsed.tool_calls:
             message["tool_calls"] = [
@@ -255,6 +282,7 @@ class ReplyWriter:
             "index": index,
             "message": message,
             "finish_reason": "tool_calls" if parsed.tool_calls else completion.finish_reason,
+            "stop_reason": self.stop_reason(completion),
             "logprobs": self._logprobs(request, completion) if request.logprobs else None,
             "weight_versions": completion.spans,
         }
@@ -264,13 +292,25 @@ class ReplyWriter:
             choice["tool_parser_error"] = parsed.error
         return choice
 
-    def text(self, completion: Completion) -> str:
-        """The answer as text, without the token that ended it."""
+    def text(self, request: SampledRequest, completion: Completion) -> str:
+        """The answer as text, without the token or the text that ended it."""
         ids = completion.token_ids
-        return self.decode(ids[:-1] if ids[-1] in self.eos_token_ids else ids)
+        text = self.decode(ids[:-1] if ids[-1] in self.eos_token_ids else ids)
+        if completion.stop_text is None:
+            return text
+        return cut_at(text, completion.stop_text, keep=bool(request.include_stop_str_in_output))
 
-    def _parsed(self, completion: Completion, tools: Sequence[Mapping[str, Any]]) -> ParsedMessage:
-        text = self.text(completion)
+    def stop_reason(self, completion: Completion) -> str | int | None:
+        """The text or the token of the request's that ended the answer, as vLLM names it."""
+        last = completion.token_ids[-1]
+        if completion.finish_reason == "length" or last in self.eos_token_ids:
+            return None
+        return last if completion.stop_text is None else completion.stop_text
+
+    def _parsed(
+        self, request: ChatRequest, completion: Completion, tools: Sequence[Mapping[str, Any]]
+    ) -> ParsedMessage:
+        text = self.text(request, completion)
         parsed = self.parser.parse(text, tools)
         cut_off = completion.finish_reason == "length"
         if parsed.tool_calls and cut_off and not self.parser.marks_end:

@@ -18,7 +18,7 @@ _DEFAULT_MAX_TOKENS = 16
 """OpenAI's and vLLM's."""
 
 
-class CompletionRequest(SampledRequest, forbid_unknown_fields=True, kw_only=True):
+class CompletionRequest(SampledRequest, kw_only=True):
     """What `POST /v1/completions` reads."""
 
     prompt: str | list[str | int | list[int]]
@@ -113,8 +113,9 @@ def _choice(
 ) -> dict[str, Any]:
     choice: dict[str, Any] = {
         "index": index,
-        "text": writer.text(completion),
+        "text": writer.text(request, completion),
         "finish_reason": completion.finish_reason,
+        "stop_reason": writer.stop_reason(completion),
         "logprobs": None,
         "weight_versions": completion.spans,
     }

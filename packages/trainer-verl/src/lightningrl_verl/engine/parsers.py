@@ -141,7 +141,10 @@ def _hermes_call(match: re.Match[str]) -> ToolCall:
     body = match.group(1)
     if body is None:
         raise ValueError("it has no </tool_call>")
-    call: object = json.loads(body)
+    try:
+        call: object = json.loads(body)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(call, dict):
         raise ValueError("it is not a JSON object")
     fields = cast("dict[str, object]", call)
@@ -150,7 +153,12 @@ def _hermes_call(match: re.Match[str]) -> ToolCall:
         raise ValueError("`name` is not a string")
     if not isinstance(arguments, dict):
         raise ValueError("`arguments` is not a JSON object")
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+    try:  # what JSON has not, Python reads: whoever sends the call back could not write it
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        (name + written).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half a character") from error
+    return ToolCall(name, written)
 
 
 class CompactParser:

@@ -1,7 +1,7 @@
 """From chat messages to prompt token ids, through the tokenizer's own chat template.
 
 Invariant: equal messages, tools and template variables give equal token ids. Messages reach the template
-as vLLM hands them over: content parts joined to text, tool-call arguments as mappings.
+as vLLM hands them over: content parts joined to text, tool-call arguments as mappings where they are objects.
 """
 
 from collections import OrderedDict
@@ -41,7 +41,13 @@ class PromptRenderer:
             BadRequestError: Messages or tools are malformed, or the template refuses them.
         """
         key = msgspec.json.encode(
-            (request.messages, request.tools, request.chat_template_kwargs, request.tool_choice)
+            (
+                request.messages,
+                request.tools,
+                request.chat_template_kwargs,
+                request.documents,
+                request.tool_choice,
+            )
         )
         prompt = self._cache.get(key)
         if prompt is None:
@@ -63,7 +69,8 @@ class PromptRenderer:
                 raise BadRequestError("every tool must be of type 'function'", param="tools")
             if not isinstance(tool["function"].get("name"), str):
                 raise BadRequestError("a tool has no `function.name`", param="tools")
-        text = self._text(messages, tools, request.chat_template_kwargs or {})
+        documents = {} if request.documents is None else {"documents": request.documents}
+        text = self._text(messages, tools, documents | (request.chat_template_kwargs or {}))
         # The template writes the special tokens itself; adding the tokenizer's would double them.
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return cast("list[int]", ids), [] if request.tool_choice == "none" else tools
@@ -75,13 +82,28 @@ class PromptRenderer:
         variables: Mapping[str, Any],
     ) -> str:
         try:
-            return templated(self._tokenizer, messages, tools, variables)
+            return self._with_unread(messages, tools, variables)
         except (
             Exception
         ) as error:  # a template is a program of the model's author: anything may come
             raise BadRequestError(
                 f"the chat template failed: {type(error).__name__}: {error}", param="messages"
             ) from error
+
+    def _with_unread(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]],
+        variables: Mapping[str, Any],
+    ) -> str:
+        """The prompt's text; arguments that are no object as they are, else, where the template fails at them, in one."""
+        try:
+            return templated(self._tokenizer, messages, tools, variables)
+        except Exception:
+            in_objects = [_with_objects(message) for message in messages]
+            if in_objects == messages:
+                raise
+            return templated(self._tokenizer, in_objects, tools, variables)
 
 
 def templated(
@@ -116,12 +138,15 @@ def template_message(message: Mapping[str, Any]) -> dict[str, Any]:
     """One message in the form that chat templates expect.
 
     Raises:
-        BadRequestError: No role, a content part that is not text, or arguments that are no JSON object.
+        BadRequestError: No role, a content part that is not text, or a tool call without a function.
     """
     if not isinstance(message.get("role"), str):
         raise BadRequestError("a message has no `role`", param="messages")
     rendered = {name: value for name, value in message.items() if value is not None}
     rendered["content"] = _flattened(message.get("content"))
+    reasoning = rendered.get("reasoning") or rendered.get("reasoning_content")
+    if reasoning:  # templates read the one name or the other
+        rendered |= {"reasoning": reasoning, "reasoning_content": reasoning}
     calls = rendered.pop("tool_calls", None)
     if calls:
         rendered["tool_calls"] = [_call_with_mapping(call) for call in calls]
@@ -148,18 +173,35 @@ def _part_text(part: Any) -> str:
 
 
 def _call_with_mapping(call: Any) -> dict[str, Any]:
-    try:
-        function = dict(call["function"])
-        arguments: object = function.get("arguments") or "{}"
-        if isinstance(arguments, str):
-            arguments = msgspec.json.decode(arguments)
-    except (KeyError, TypeError, ValueError, msgspec.DecodeError) as error:
-        raise BadRequestError(
-            f"a message's tool call is malformed: {error}", param="messages"
-        ) from error
-    if not isinstance(arguments, dict):
-        raise BadRequestError(
-            f"the arguments of a message's tool call are {arguments!r}, not a JSON object",
-            param="messages",
-        )
-    return {**call, "function": {**function, "arguments": arguments}}
+    """A tool call with its arguments as an object; what the model wrote and is none stays a text."""
+    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+        raise BadRequestError("a message's tool call has no `function`", param="messages")
+    function = cast("dict[str, Any]", call["function"])
+    return {**call, "function": {**function, "arguments": _arguments(function.get("arguments"))}}
+
+
+def _arguments(given: Any) -> dict[str, Any] | str:
+    if isinstance(given, str) and given:
+        try:
+            read: Any = msgspec.json.decode(given)
+        except (ValueError, RecursionError):
+            return given
+        return cast("dict[str, Any]", read) if isinstance(read, dict) else given
+    if isinstance(given, dict):
+        return cast("dict[str, Any]", given)
+    return msgspec.json.encode(given).decode() if given else {}
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with every text of arguments in an object, for templates that read objects alone."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return {**message, "tool_calls": [_with_object(call) for call in calls]}
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    if not isinstance(arguments, str):
+        return call
+    return {**call, "function": {**call["function"], "arguments": {"arguments": arguments}}}

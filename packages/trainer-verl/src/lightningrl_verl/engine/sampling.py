@@ -40,6 +40,8 @@ class SamplingParams:
     """None = not reproducible."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the answer, besides the model's own end-of-sequence tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer as soon as its tokens say one of them."""
     presence_penalty: float = 0.0
     """Subtracted from the logit of every token that the answer already holds."""
     frequency_penalty: float = 0.0
@@ -55,6 +57,7 @@ class SamplingParams:
         warm = 1e-4 <= self.temperature < math.inf
         _require("temperature", self.temperature == 0 or warm, "0 or a finite number from 1e-4 up")
         _require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+        _require("stop", all(self.stop), "without an empty text")
         _require("top_k", self.top_k >= -1, "-1, 0 or positive")
         for name in ("presence_penalty", "frequency_penalty"):
             _require(name, -2 <= getattr(self, name) <= 2, "between -2 and 2")

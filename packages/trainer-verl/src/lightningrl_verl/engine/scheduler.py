@@ -16,6 +16,7 @@ from lightningrl_verl.engine.errors import EngineError, NonFiniteLogitsError
 from lightningrl_verl.engine.prompt_slots import Seat, SlotPool
 from lightningrl_verl.engine.sampling import SamplingRow, sample
 from lightningrl_verl.engine.slot_model import SlotModel
+from lightningrl_verl.engine.stop_texts import StopTexts
 
 PREFILL_TOKENS = 4096
 """Most tokens, padding included, in one prefill pass (one longer prompt goes alone)."""
@@ -50,6 +51,8 @@ class Completion:
     """Natural log-probs, aligned with `token_ids`, of the distribution each was drawn from."""
     finish_reason: Literal["stop", "length"]
     """`length`: `max_tokens` were drawn, or the context is full."""
+    stop_text: str | None
+    """The text that ended the answer. `None`: a token or the limit did."""
     spans: tuple[WeightSpan, ...]
     """Cover `token_ids` without gaps; more than one only if weights were swapped meanwhile."""
     queue_ms: float
@@ -81,6 +84,8 @@ class Request:
     future: asyncio.Future[Completion]
     """Belongs to `loop`; resolved there alone."""
     loop: asyncio.AbstractEventLoop
+    stop_texts: StopTexts | None = None
+    """Texts that end the answer. `None`: none do."""
     cancelled: bool = False
     """Set by the waiting side; seen at the next turn."""
     tokens: list[int] = field(default_factory=list[int])
@@ -208,16 +213,23 @@ class Scheduler:
                 continue
             request.tokens.append(token)
             request.logprobs.append(logprob)
-            if token in request.stops or len(request.tokens) >= request.limit:
-                self._finish(slot, request)
+            ended = token in request.stops
+            stop_text = None
+            if request.stop_texts is not None and not ended:
+                stop_text = request.stop_texts.found(request.tokens)
+            if ended or stop_text is not None or len(request.tokens) >= request.limit:
+                self._finish(slot, request, stop_text)
 
-    def _finish(self, slot: int, request: Request) -> None:
+    def _finish(self, slot: int, request: Request, stop_text: str | None) -> None:
         request.close_span(self.version)
         now = time.perf_counter()
         completion = Completion(
             token_ids=tuple(request.tokens),
             logprobs=tuple(request.logprobs),
-            finish_reason="stop" if request.tokens[-1] in request.stops else "length",
+            finish_reason="length"
+            if stop_text is None and request.tokens[-1] not in request.stops
+            else "stop",
+            stop_text=stop_text,
             spans=tuple(request.spans),
             queue_ms=(request.admitted - request.created) * 1e3,
             total_ms=(now - request.created) * 1e3,

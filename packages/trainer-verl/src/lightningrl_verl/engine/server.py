@@ -127,20 +127,11 @@ class _Routes:
         self._engine = engine
         self._model_name = model_name
         self._renderer = PromptRenderer(engine.tokenizer)
-
-        def decode(ids: Sequence[int]) -> str:
-            """The text as it was sampled; cleaning up would take spaces away, and warn for BPE."""
-            return str(
-                engine.tokenizer.decode(
-                    list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-                )
-            )
-
         self._writer = ReplyWriter(
             model_name=model_name,
             parser=parser,
-            decode=decode,
-            token_text=functools.cache(lambda token: decode([token])),
+            decode=engine.text_of,
+            token_text=functools.cache(lambda token: engine.text_of([token])),
             eos_token_ids=engine.eos_token_ids,
         )
 

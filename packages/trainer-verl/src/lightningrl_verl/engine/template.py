@@ -22,23 +22,24 @@ class Template(NamedTuple):
     rules: RewriteRules
 
 
-def read_template(model: Path) -> Template:
-    """The chat template of a Hugging Face folder."""
+def read_template(model: Path, variables: Mapping[str, Any] | None = None) -> Template:
+    """The chat template of a Hugging Face folder; `variables` are set in all requests."""
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(model)
     if tokenizer.chat_template is None:
         return Template(None, RewriteRules())
-    return Template(tokenizer.get_chat_template(), rules_of(renderer(tokenizer)))
+    return Template(tokenizer.get_chat_template(), rules_of(renderer(tokenizer, variables)))
 
 
-def renderer(tokenizer: PreTrainedTokenizerBase) -> Render:
-    """The tokenizer's chat template over messages as the embedded engine, and vLLM, hand them to it."""
+def renderer(tokenizer: PreTrainedTokenizerBase, always: Mapping[str, Any] | None = None) -> Render:
+    """The tokenizer's chat template over messages as the embedded engine, and vLLM, hand them to it; `always` are set."""
 
     def render(
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]],
         variables: Mapping[str, Any],
     ) -> str:
-        return templated(tokenizer, [template_message(one) for one in messages], tools, variables)
+        told = {**(always or {}), **variables}
+        return templated(tokenizer, [template_message(one) for one in messages], tools, told)
 
     return render

@@ -30,6 +30,7 @@ from lightningrl_verl.engine.errors import (
 from lightningrl_verl.engine.sampling import SamplingParams, SamplingRow
 from lightningrl_verl.engine.scheduler import Completion, Outcome, Request, Scheduler
 from lightningrl_verl.engine.slot_model import MIN_MODEL_LEN, SlotModel
+from lightningrl_verl.engine.stop_texts import StopTexts
 
 T = TypeVar("T")
 
@@ -118,6 +119,14 @@ class TorchEngine:
         """The policy version of the weights in use."""
         return self._scheduler.version
 
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """The text as it was sampled, special tokens kept; cleaning up would take spaces away, and warn for BPE."""
+        return str(
+            self.tokenizer.decode(
+                list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+
     def start(self) -> None:
         """Starts the worker thread; a second start is an error.
 
@@ -174,6 +183,7 @@ class TorchEngine:
             limit=room if params.max_tokens is None else min(params.max_tokens, room),
             future=loop.create_future(),
             loop=loop,
+            stop_texts=StopTexts(params.stop, self.text_of) if params.stop else None,
         )
         with self._wake:
             self.check_alive()

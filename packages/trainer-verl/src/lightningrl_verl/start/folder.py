@@ -26,21 +26,32 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import yaml
 
 from lightningrl.cli.stored_run import BEGAN_WITH
 from lightningrl.errors import ConfigError, StoreLocked
 from lightningrl.lessons import tokenizer_path
 from lightningrl.machine.durable import write_text
-from lightningrl.recipe import LoadedRecipe, changed_keys, dump_recipe, parse_recipe
+from lightningrl.recipe import (
+    Data,
+    DataSource,
+    LoadedRecipe,
+    Recipe,
+    changed_keys,
+    dump_recipe,
+    parse_recipe,
+)
 from lightningrl_verl.machine.built_folder import file_digest, weights_digest
+from lightningrl_verl.training.batches import Splits, Task
 from lightningrl_verl.training.files import RunFiles
+from lightningrl_verl.training.metrics import MetricsLog
 
 _CHANGEABLE = (
     "guards",
@@ -58,6 +69,9 @@ _CHANGEABLE = (
     "live.key",
 )
 """Keys of a recipe, and what is below them, that a run may change when it goes on."""
+
+_ITERATIONS = "algorithm.iterations"
+"""May change too, to no fewer than the run has."""
 
 _SERVERS = re.compile(r"policies\..+\.(vllm\.(urls|key|folder)|url|url_key)")
 """As `_CHANGEABLE`: where servers of others are, which may move."""
@@ -122,8 +136,8 @@ class RunFolder(RunFiles):
     def adopt(self, loaded: LoadedRecipe) -> None:
         """Write the recipe into a new folder, or check it against the one that is there.
 
-        Guards may change, and the processes that train and serve, and how they are reached: nothing of
-        what is trained.
+        Guards may change, how many iterations there are, and the processes that train and serve, and how they
+        are reached: nothing of what is trained.
 
         Raises:
             ConfigError: the folder belongs to a run of another recipe; the message names the keys.
@@ -147,13 +161,48 @@ class RunFolder(RunFiles):
         changed = [
             key
             for key in changed_keys(there, loaded.recipe)
-            if not key.startswith(_CHANGEABLE) and _SERVERS.fullmatch(key) is None
+            if not key.startswith(_CHANGEABLE)
+            and _SERVERS.fullmatch(key) is None
+            and not (key == _ITERATIONS and self._may_end_after(loaded.recipe))
         ]
         if changed:
             raise ConfigError(
                 f"{str(self.path)!r} holds a run of another recipe: {', '.join(changed)} differ."
                 " Undo the change to resume it, or give the new run another 'name'"
             )
+
+    def _may_end_after(self, recipe: Recipe) -> bool:
+        """Whether the run has no more iterations than a recipe wants."""
+        wanted = recipe.algorithm
+        return wanted is not None and MetricsLog(self.metrics).last_iteration <= wanted.iterations
+
+    def check_tasks(self, data: Data, splits: Splits) -> list[str]:
+        """Remember the tasks of each split, or check that they are still the same.
+
+        Returns:
+            What is to be said: the splits whose function gives other tasks now. They may be drawn anew each time.
+
+        Raises:
+            ConfigError: a file has other tasks than when the run began; the message names it.
+        """
+        origin = json.loads(self.info.read_text(encoding="utf-8"))
+        known: dict[str, str] = origin.setdefault("tasks", {})
+        said: list[str] = []
+        for split in ("train", "val", "test"):
+            source: DataSource | None = getattr(data, split)
+            digest = _tasks_digest(getattr(splits, split))
+            if source is None or known.setdefault(split, digest) == digest:
+                continue
+            told = (
+                f"data.{split}: {source.source!r} has other tasks than when the run in"
+                f" {str(self.path)!r} began (digest {digest[:12]}, then {known[split][:12]})"
+            )
+            if source.source.endswith(".jsonl"):
+                raise ConfigError(f"{told}; bring those back, or give the new run another 'name'")
+            said.append(f"{told}; what is trained on from here on are these")
+            known[split] = digest
+        write_text(self.info, json.dumps(origin, indent=2) + "\n")
+        return said
 
     def check_base(self, models: Mapping[str, Path]) -> None:
         """Remember the weights and chat templates that the run starts from, or check that they are still the same.
@@ -218,6 +267,13 @@ class RunFolder(RunFiles):
                 " ones under another chat template; bring those back, or give the new run another 'name'"
             )
         write_text(self.info, json.dumps(origin, indent=2) + "\n")
+
+
+def _tasks_digest(tasks: Sequence[Task]) -> str:
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(msgspec.json.encode(task, order="deterministic") + b"\n")
+    return digest.hexdigest()
 
 
 def _template_digest(model: Path) -> str:

@@ -131,7 +131,7 @@ async def _served(
 def _rules(loaded: LoadedRecipe, alias: str, model: Path) -> RewriteRules:
     """What the model's chat template needs; kept in the run's folder for whoever serves it later."""
     settings = loaded.recipe.policies[alias]
-    template = read_template(model)
+    template = read_template(model, settings.chat_template_kwargs)
     rules = _with_recipe(template.rules, loaded.recipe, alias)
     if settings.accepts_unread:
         rules = msgspec.structs.replace(rules, lost=())
@@ -142,5 +142,12 @@ def _rules(loaded: LoadedRecipe, alias: str, model: Path) -> RewriteRules:
 
 def _with_recipe(rules: RewriteRules, recipe: Recipe, alias: str) -> RewriteRules:
     """What a template needs, with what the recipe says."""
-    free = recipe.policies[alias].constrained == "free"
-    return msgspec.structs.replace(rules, pin=recipe.gateway.pin, free=free)
+    settings = recipe.policies[alias]
+    return msgspec.structs.replace(
+        rules,
+        pin=recipe.gateway.pin,
+        free=settings.constrained == "free",
+        variables=settings.chat_template_kwargs,
+        put_back=rules.put_back and recipe.gateway.reasoning == "restore",
+        drop_hosted=recipe.gateway.hosted_tools == "drop",
+    )

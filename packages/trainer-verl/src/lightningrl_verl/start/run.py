@@ -15,6 +15,7 @@ from rich.console import Console
 from lightningrl.cli import terminal
 from lightningrl.curve import draw_curve
 from lightningrl.machine.clock import SystemClock
+from lightningrl.recipe import Data
 from lightningrl_verl.engine import tool_parser
 from lightningrl_verl.serving.probe import ProbeResult
 from lightningrl_verl.start.folder import RunFolder
@@ -73,11 +74,14 @@ async def iterate(
     """Do the iterations that the run's folder lacks; False: a signal has stopped them.
 
     Raises:
+        ConfigError: a file of tasks is another than when the run began.
         RunError: the run can't go on.
     """
     loaded, precision = settle(plan.loaded)
     if precision is not None:
         console.print(precision, highlight=False)
+    for told in folder.check_tasks(plan.recipe.data or Data(), plan.splits):
+        console.print(told, highlight=False)
     work = _train(replace(plan, loaded=loaded), overrides, folder, console)
     try:
         with noted_start(folder.path):

@@ -44,7 +44,9 @@ def prepare(
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(base)
     try:
-        scribe = Scribe(tokenizer, settings.tool_parser or policy.tool_parser)
+        scribe = Scribe(
+            tokenizer, settings.tool_parser or policy.tool_parser, policy.chat_template_kwargs
+        )
     except (UnfitError, UnknownToolParserError) as error:
         raise ConfigError(f"policies.{alias}.warm_start: {error}") from error
     examples = [

@@ -27,8 +27,13 @@ class UnfitError(ValueError):
 class Scribe:
     """Writes dialogues as one policy's engine does. For one thread."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, parser: str) -> None:
-        """`parser` is the policy's `tool_parser`.
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        parser: str,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`parser` and `variables` are the policy's `tool_parser` and `chat_template_kwargs`.
 
         Raises:
             UnfitError: the tokenizer has no end token or no chat template.
@@ -41,6 +46,7 @@ class Scribe:
         self._end = end
         self._prompts = PromptRenderer(tokenizer)
         self._parser = tool_parser(parser)
+        self._variables = dict(variables or {})
 
     def prompt(
         self,
@@ -57,7 +63,7 @@ class Scribe:
             model="",
             messages=_raw(list(messages)),
             tools=_raw(list(tools) or None),
-            chat_template_kwargs=dict(variables) if variables else None,
+            chat_template_kwargs={**self._variables, **(variables or {})} or None,
         )
         try:
             ids, _ = self._prompts.render(request)
@@ -110,7 +116,16 @@ class Scribe:
 
 
 def _parsed(message: Mapping[str, Any]) -> ParsedMessage:
-    """A message in the form that templates expect, as a parser would have read it."""
+    """A message in the form that templates expect, as a parser would have read it.
+
+    Raises:
+        UnfitError: the arguments of a tool call are no JSON object.
+    """
+    for call in message.get("tool_calls") or ():
+        if isinstance(call["function"]["arguments"], str):
+            raise UnfitError(
+                f"the arguments of a tool call are malformed: {call['function']['arguments']!r:.200} is no JSON object"
+            )
     calls = tuple(
         ToolCall(
             str(call["function"].get("name")),

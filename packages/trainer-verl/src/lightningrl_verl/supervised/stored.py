@@ -19,8 +19,9 @@ from lightningrl.cli.stored_run import StoredRun, open_runs
 from lightningrl.conversation import Recorded
 from lightningrl.conversation.recorded import MESSAGES, whole_requests
 from lightningrl.errors import ConfigError
+from lightningrl.experience.side_calls import is_side_call
 from lightningrl.experience.tokens import ids_from_bytes
-from lightningrl.experience.trained_calls import UNTRAINED_AGENT
+from lightningrl.experience.trained_calls import SIDE_CALL, UNTRAINED_AGENT
 from lightningrl.experience.transition import Transition
 from lightningrl.gateway.asgi import Refusal
 from lightningrl.gateway.dialects import SPOKEN
@@ -34,6 +35,7 @@ from lightningrl.schema import (
     Rollout,
     RolloutState,
     StepKind,
+    is_among,
 )
 from lightningrl.store.base import RolloutQuery
 from lightningrl.traces import AttemptRecord, read_attempts
@@ -187,7 +189,7 @@ def stored_example(
     """What a rollout gives to a policy.
 
     Where some of its calls were answered by a policy of the same alias those alone are imitated; else all are. Of
-    agents that `train_agents` leaves out none is.
+    agents that `train_agents` leaves out, and of side calls, none is.
     """
     own = any(one.call is not None and one.call.policy == alias for one in stored.calls)
     found: list[Transition] = []
@@ -196,8 +198,12 @@ def stored_example(
         if own and (one.call is None or one.call.policy != alias):
             found.append(_without(one, ANOTHER_POLICY))
             continue
-        if policy.train_agents and one.agent not in policy.train_agents:
+        within = one.call.within if one.call is not None else ()
+        if policy.train_agents and not is_among(policy.train_agents, one.agent, within):
             found.append(_without(one, UNTRAINED_AGENT))
+            continue
+        if one.call is not None and is_side_call(one.call, policy.side_calls):
+            found.append(_without(one, SIDE_CALL))
             continue
         call, recorded = _tokens(one, stored.asked[one.step_id], scribe, policy.max_model_len)
         if not recorded:

@@ -25,7 +25,7 @@ from lightningrl.schema import (
 )
 from lightningrl.store import RolloutQuery, Store
 from lightningrl.store.records import GroupQuery, GroupSummary
-from lightningrl.store.urls import Kind, kind_of
+from lightningrl.store.urls import Kind, kind_of, path_of
 from lightningrl_ui.sources import Run
 
 MOST = 200
@@ -185,8 +185,10 @@ async def _statuses(run: Run, key: str | None) -> tuple[dict[str, PolicyStatus],
     """What the gateway does for each of the run's policies, and why that is not known."""
     url = run.store_url or ""
     if kind_of(url) is not Kind.HTTP:
+        last = _last_server(url)
+        where = f" (last at {last})" if last else ""
         return {}, (
-            "Calls in flight are known to the run's server alone: give `lightningrl ui` its URL, and its"
+            f"Calls in flight are known to the run's server alone{where}: give `lightningrl ui` its URL, and its"
             " admin key in LIGHTNINGRL_KEY."
         )
     try:
@@ -197,6 +199,16 @@ async def _statuses(run: Run, key: str | None) -> tuple[dict[str, PolicyStatus],
     except LightningError as error:
         return {}, f"The gateway does not say what it is doing: {error}"
     return {one.name: one for one in found if one.run == run.name}, ""
+
+
+def _last_server(url: str) -> str | None:
+    """Where a store was last served from. It is said and not asked: the folder may be somebody else's."""
+    if kind_of(url) is not Kind.SQLITE:
+        return None
+    # Only now: servers and PostgreSQL need no apsw.
+    from lightningrl.store.sqlite.lock import announced_url
+
+    return announced_url(path_of(url))
 
 
 def _waits(

@@ -14,16 +14,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lightningrl.conversation.rewriting import free, pins, values
+from lightningrl.conversation.rewriting import free, hosted, pins, values
 from lightningrl.conversation.rewriting import roles as places
 from lightningrl.conversation.rewriting.fields import MESSAGES, Fields, raw, roles_of
+from lightningrl.conversation.rewriting.thoughts import Thoughts, may_lack
 from lightningrl.schema import Dialect, Rewrite, RewriteRules
 from lightningrl.user_input.patterns import compiled
 
+HOSTED_TOOLS = "hosted_tools"
+"""Tools that the service would run are left out; `by` has their types."""
 LEFT_OUT = "left_out"
 """Fields that say nothing are left out; `by` names them."""
 NO_THINKING = "no_thinking"
 """`enable_thinking: false`, the service's default, is said to a template that thinks by its own."""
+TEMPLATE_VARIABLES = "template_variables"
+"""Variables of the chat template are set that the request does not set; `by` has them."""
+REASONING_PUT_BACK = "reasoning_put_back"
+"""Answers that were sent back without their reasoning have it again; `by` counts the agent's recorded thoughts then."""
 HELD_STILL = "held_still"
 """Texts that match a pattern are what they were at first; `by` has them, pattern -> texts."""
 FREE_CHOICE = "free_choice"
@@ -44,14 +51,17 @@ LATER_AS_USER = "later_as_user"
 
 def _without_thinking(fields: Fields, by: Any = None) -> Fields:
     del by
-    return {**fields, _VARIABLES: raw({"enable_thinking": False})}
+    return {**fields, _VARIABLES: raw({_THINKING: False})}
 
 
-_VARIABLES = "chat_template_kwargs"
+_VARIABLES = values.VARIABLES
+_THINKING = "enable_thinking"
 
 _STEPS: Mapping[str, Callable[[Fields, Any], Fields]] = {
+    HOSTED_TOOLS: hosted.without,
     LEFT_OUT: values.without,
     NO_THINKING: _without_thinking,
+    TEMPLATE_VARIABLES: values.with_variables,
     HELD_STILL: pins.hold,
     FREE_CHOICE: free.with_free_choice,
     FORMAT_IN_WORDS: free.with_format_in_words,
@@ -85,42 +95,63 @@ class Rewriter:
         self.rules = rules
         self._pins = compiled(rules.pin, key=pins.PIN)
         self._reads_roles = rules != RewriteRules(
-            thinks=rules.thinks, pin=rules.pin, free=rules.free
+            thinks=rules.thinks,
+            pin=rules.pin,
+            free=rules.free,
+            drop_hosted=rules.drop_hosted,
+            variables=rules.variables,
+            put_back=rules.put_back,
         )
         self._settled = frozenset(places.TURNS).difference(rules.lost, rules.roles)
         self._first = frozenset({"system"}).difference(rules.lost, rules.roles)
 
-    @property
-    def remembers(self) -> bool:
+    def remembers(self, asked: Fields) -> bool:
         """Whether a request's rewrites depend on the agent's calls before, in the same attempt."""
-        return bool(self._pins)
+        return bool(self._pins) or (self.rules.put_back and may_lack(asked))
 
-    def rewrite(self, asked: Fields, dialect: Dialect, held: pins.Held | None = None) -> Rewritten:
+    def rewrite(
+        self,
+        asked: Fields,
+        dialect: Dialect,
+        held: pins.Held | None = None,
+        thoughts: Thoughts | None = None,
+    ) -> Rewritten:
         """A chat request, which was read from `dialect`, as the engine is to get it.
 
         Args:
             asked: the request.
             dialect: what the agent speaks.
             held: what the agent's calls before held still (`hold_also`). `None`: there were none.
+            thoughts: the reasoning of the answers that it got. `None`: there is none.
 
         Raises:
-            Malformed: the template would leave out a message, a tool must be chosen and there is none, or what is
-                asked of the answer can't be read.
+            Malformed: the template would leave out a message, a tool must be chosen and there is none, nobody here
+                runs a tool, or what is asked of the answer can't be read.
         """
-        demand = free.demanded(asked) if self.rules.free and MESSAGES in asked else None
-        rewrites = self._decided(asked, dialect, held or {}, demand)
-        return Rewritten(as_sent(asked, rewrites), rewrites, demand)
+        types, kept = hosted.kinds(asked), asked
+        if types:
+            if not self.rules.drop_hosted:
+                raise hosted.refusal(asked)
+            kept = hosted.without(asked, types)
+        demand = free.demanded(kept) if self.rules.free and MESSAGES in kept else None
+        rewrites = self._decided(kept, dialect, held or {}, thoughts, demand)
+        if types:
+            rewrites = (Rewrite(HOSTED_TOOLS, types), *rewrites)
+        return Rewritten(as_sent(asked, rewrites, thoughts), rewrites, demand)
 
     def _decided(
-        self, asked: Fields, dialect: Dialect, held: pins.Held, demand: free.Demand | None
+        self,
+        asked: Fields,
+        dialect: Dialect,
+        held: pins.Held,
+        thoughts: Thoughts | None,
+        demand: free.Demand | None,
     ) -> tuple[Rewrite, ...]:
         found: list[Rewrite] = []
         if idle := values.idle(asked):
             found.append(Rewrite(LEFT_OUT, idle))
-        if self.rules.thinks and dialect is Dialect.ANTHROPIC and _VARIABLES not in asked:
-            found.append(Rewrite(NO_THINKING))
-        if self._pins and (texts := pins.held(asked, self._pins, held)):
-            found.append(Rewrite(HELD_STILL, texts))
+        found += self._variables_of(asked, dialect)
+        found += self._remembered(asked, held, thoughts)
         if demand is not None and demand.tools is not None:
             found.append(Rewrite(FREE_CHOICE))
         in_words = demand is not None and demand.format is not None and roles_of(asked) is not None
@@ -132,6 +163,31 @@ class Rewriter:
         if roles is not None and not self._is_settled(roles):
             found += self._placed(roles)
         return tuple(found)
+
+    def _variables_of(self, asked: Fields, dialect: Dialect) -> list[Rewrite]:
+        """The rewrites of the chat template's variables."""
+        rules, found = self.rules, list[Rewrite]()
+        unsaid = dialect is Dialect.ANTHROPIC and _VARIABLES not in asked
+        if rules.thinks and unsaid and _THINKING not in rules.variables:
+            found.append(Rewrite(NO_THINKING))
+        if rules.variables and MESSAGES in asked:
+            unset = values.unset(asked, rules.variables)
+            if unset:
+                found.append(Rewrite(TEMPLATE_VARIABLES, unset))
+        return found
+
+    def _remembered(
+        self, asked: Fields, held: pins.Held, thoughts: Thoughts | None
+    ) -> list[Rewrite]:
+        """The rewrites by what the agent's calls before were."""
+        found: list[Rewrite] = []
+        if thoughts and self.rules.put_back:
+            count = len(thoughts)
+            if thoughts.put_back(asked, count) is not asked:
+                found.append(Rewrite(REASONING_PUT_BACK, count))
+        if self._pins and (texts := pins.held(asked, self._pins, held)):
+            found.append(Rewrite(HELD_STILL, texts))
+        return found
 
     def _is_settled(self, roles: list[str]) -> bool:
         """Whether no rule is for these: perhaps a system message, a user's, then turns. Most calls' are such."""
@@ -167,13 +223,16 @@ def hold_also(held: pins.Held, rewrites: Iterable[Rewrite]) -> None:
                 kept += texts[len(kept) :]
 
 
-def as_sent(asked: Fields, rewrites: Iterable[Rewrite]) -> Fields:
-    """A chat request with its recorded rewrites done again.
+def as_sent(asked: Fields, rewrites: Iterable[Rewrite], thoughts: Thoughts | None = None) -> Fields:
+    """A chat request with its recorded rewrites done again; `thoughts` are of the agent's calls before.
 
     Raises:
         ValueError: a rewrite is of a later version of LightningRL.
     """
     for rewrite in rewrites:
+        if rewrite.name == REASONING_PUT_BACK:
+            asked = thoughts.put_back(asked, rewrite.by) if thoughts else asked
+            continue
         step = _STEPS.get(rewrite.name)
         if step is None:
             raise ValueError(

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from lightningrl.conversation.rewriting import Rewriter
 from lightningrl.conversation.rewriting.fields import raw_fields
 from lightningrl.conversation.rewriting.roles import OTHER, places
+from lightningrl.conversation.rewriting.thoughts import KEYS
 from lightningrl.schema import Dialect, RewriteRules
 
 Message = dict[str, Any]
@@ -107,7 +108,7 @@ def rules_of(render: Render) -> RewriteRules:
     """The rules of a policy with this template; empty where it can't even render a user's message."""
     if _fate(render, RewriteRules(), "user") != SHOWN:
         return RewriteRules()
-    rules = RewriteRules(thinks=_thinks(render))
+    rules = RewriteRules(thinks=_thinks(render), put_back=_reads_thoughts(render))
     if _fate(render, rules, "system") == SHOWN:
         if not _has_developer(render):
             rules = replace(rules, roles={"developer": "system"})
@@ -149,6 +150,17 @@ def _thinks(render: Render) -> bool:
     messages = _conversation(("user",))
     try:
         return _text(render, messages) != _text(render, messages, {"enable_thinking": False})
+    except _Refused:
+        return False
+
+
+def _reads_thoughts(render: Render) -> bool:
+    """Whether the reasoning of an answer within a tool loop is shown."""
+    messages = _conversation(("user", "assistant", "tool"))
+    word = _WORD.format(len(messages))
+    messages[1] |= dict.fromkeys(KEYS, word)
+    try:
+        return word in _text(render, messages)
     except _Refused:
         return False
 

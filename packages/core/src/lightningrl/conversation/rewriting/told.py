@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from lightningrl.schema import RewriteRules
 
 
@@ -23,10 +25,20 @@ def told(rules: RewriteRules) -> list[str]:
         said.append(
             "Requests of Anthropic's clients without `thinking` were sent with `enable_thinking: false`."
         )
+    if rules.put_back:
+        said.append(
+            "Reasoning that a client left out of earlier answers was put back from the record."
+        )
+    if rules.variables:
+        said.append(
+            f"Requests were sent with `chat_template_kwargs` {json.dumps(rules.variables)}."
+        )
     if rules.free:
         said.append(
             "JSON formats were asked for at the end of the system message and forced calls of tools were free: an"
             " engine that forces them by a grammar samples otherwise."
         )
+    if rules.drop_hosted:
+        said.append("Tools that a service would run itself (web search) were left out.")
     said += [f"Texts that match `{one}` were held still over an attempt." for one in rules.pin]
     return said

@@ -1,17 +1,20 @@
-"""Values that say nothing are left out: engines differ in which of them they refuse.
+"""Values that say nothing are left out, since engines differ in which they refuse, and template variables are set.
 
 Invariant: what is left out changes no answer of an engine that takes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from lightningrl.conversation.malformed import Malformed
-from lightningrl.conversation.rewriting.fields import Fields
+from lightningrl.conversation.rewriting.fields import Fields, raw
 
+VARIABLES = "chat_template_kwargs"
+"""The field that has variables of the chat template (vLLM)."""
 _CHOICE = "tool_choice"
 _NULL = b"null"
 _IDLE_CHOICES = frozenset({b'"auto"', b'"none"'})
@@ -43,6 +46,30 @@ def idle(fields: Fields) -> list[str]:
 def without(fields: Fields, names: Sequence[str]) -> Fields:
     """The request without the fields that say nothing."""
     return {name: value for name, value in fields.items() if name not in names}
+
+
+def unset(fields: Fields, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the chat template's variables that a request does not set; none where it can't be read what it sets."""
+    given = _variables(fields)
+    if given is None:
+        return {}
+    return {name: value for name, value in variables.items() if name not in given}
+
+
+def with_variables(fields: Fields, variables: Mapping[str, Any]) -> Fields:
+    """The request with these variables of the chat template, beside its own."""
+    return {**fields, VARIABLES: raw({**variables, **(_variables(fields) or {})})}
+
+
+def _variables(fields: Fields) -> dict[str, Any] | None:
+    """`None`: it is no object, which the engine refuses."""
+    try:
+        return _OBJECT.decode(fields[VARIABLES]) or {} if VARIABLES in fields else {}
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+_OBJECT: msgspec.json.Decoder[dict[str, Any] | None] = msgspec.json.Decoder(dict[str, Any] | None)
 
 
 def _is_null(value: msgspec.Raw) -> bool:

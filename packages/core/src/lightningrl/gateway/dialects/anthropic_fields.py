@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from lightningrl.conversation.tools.anthropic import READ
 from lightningrl.gateway.dialects.engine_fields import rows_of_every_dialect
 from lightningrl.gateway.dialects.fields import (
     OTHERS,
@@ -38,16 +39,20 @@ _IDLE_EDITS = ({"type": "clear_thinking_20251015", "keep": "all"},)
 ANTHROPIC_FIELDS = FieldTable(
     (
         passed("model", "the policy that answers for it; the reply names the model asked for"),
-        passed("messages", "text, images, documents, thinking, tool uses and their results; of a failed one the model reads `Error: `"),
-        refused("messages", "search results, server tools' blocks, uploaded files",
+        passed("messages", "text, images, documents, search results, thinking, tool uses and their results; of a failed one the model"
+               " reads `Error: `"),
+        refused("messages", "server tools' blocks, uploaded files",
                 "other blocks", code=_INVALID),
         refused("messages", "an answer is never begun by the agent", "an assistant's at the end",
                 code=_INVALID),
         passed("system", "as a `system` message before all others"),
         passed("max_tokens", "the lower of it, the rollout's and what the context still holds; required"),
         passed("tools", "as `tools`", "custom"),
-        refused("tools", "tools whose schema or work is the service's own", "other tool types",
+        passed("tools", "as functions with the service's fields",
+               "bash, text_editor, memory, computer of a known date"),
+        refused("tools", "tools that the service runs itself; `gateway.hosted_tools: drop` leaves them out", "other tool types",
                 code=_INVALID),
+        accepted("tools", "a hint; arguments are streamed as all answers are", "eager_input_streaming"),
         left_out("tools", "the tool itself is as if it had none of them", "unknown keys of a definition"),
         passed("tool_choice", "as `tool_choice`; `disable_parallel_tool_use` as"
                " `parallel_tool_calls: false`"),
@@ -82,7 +87,7 @@ ANTHROPIC_FIELDS = FieldTable(
         *rows_of_every_dialect(("top_k",)),
         OTHERS,
     ),
-    tool_keys=("type", "name", "description", "input_schema", "strict", "cache_control"),
+    tool_keys=("type", "name", "description", "input_schema", "strict", "cache_control", "eager_input_streaming", *READ),
     idle={"container": _is_empty, "context_management": _cuts_nothing},
     unknown="{name}: Extra inputs are not permitted",
 )  # fmt: skip

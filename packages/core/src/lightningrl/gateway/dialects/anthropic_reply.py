@@ -69,8 +69,8 @@ def _stop(choice: EngineChoice, refused: bool) -> tuple[str, str | None]:
     """Why the answer ended, and the stop sequence that ended it."""
     if refused:
         return "refusal", None
-    if choice.finish_reason == "stop" and isinstance(choice.stop_reason, str):
-        return "stop_sequence", choice.stop_reason
+    if choice.finish_reason == "stop" and choice.stop_text is not None:
+        return "stop_sequence", choice.stop_text
     return _REASONS.get(choice.finish_reason or "", "end_turn"), None
 
 

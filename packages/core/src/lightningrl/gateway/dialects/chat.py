@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import msgspec
 
+from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.tools import chat as tools
 from lightningrl.gateway.asgi import Refusal, to_json
 from lightningrl.gateway.dialects.base import Recall, Spoken, Written, data_event
 from lightningrl.gateway.dialects.chat_fields import CHAT_FIELDS
-from lightningrl.gateway.dialects.chat_reply import AgentChoice, AgentReply, event, event_stream
+from lightningrl.gateway.dialects.chat_reply import (
+    AgentChoice,
+    AgentReply,
+    event,
+    event_stream,
+    with_custom_calls,
+)
 from lightningrl.gateway.dialects.engine_reply import NULL, EngineReply
 from lightningrl.gateway.dialects.engine_request import EngineRequest, engine_request
+from lightningrl.gateway.dialects.reading import refusal_of
 from lightningrl.schema import Dialect, StepId
 
 
@@ -24,6 +33,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
     engine: EngineRequest
     unknown: tuple[str, ...] = ()
     """Paths of what no row of the dialect's table knows: left out."""
+    customs: frozenset[str] = frozenset()
+    """Names of the functions that are custom tools of the agent's."""
 
     @property
     def model(self) -> str:
@@ -45,7 +56,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
             choices=[
                 AgentChoice(
                     one.index,
-                    one.message,
+                    with_custom_calls(one.message, self.customs) if self.customs else one.message,
                     one.finish_reason,
                     one.logprobs if wanted.logprobs else NULL,
                 )
@@ -68,7 +79,14 @@ async def _read(body: bytes, recall: Recall) -> ChatRequest:
     unknown = CHAT_FIELDS.check(asked.fields)
     for name in (*CHAT_FIELDS.accepted, *CHAT_FIELDS.never, *unknown):
         asked.fields.pop(name, None)
-    return ChatRequest(body, asked, unknown)
+    try:
+        read = tools.chat_request(asked.fields)
+        customs = tools.custom_names(asked.fields)
+    except Malformed as error:
+        raise refusal_of(error) from error
+    if read is not asked.fields:
+        asked = msgspec.structs.replace(asked, fields=read)
+    return ChatRequest(body, asked, unknown, customs)
 
 
 def _waiting(model: str, step_id: StepId) -> bytes:

@@ -19,13 +19,31 @@ _UNLESS_FREE = "(`constrained: free` of the policy: it is asked for in words, an
 
 _OWN = (
     passed("model", "the policy that answers for it; the reply names the model asked for"),
-    passed("messages", "but for roles and places that the model's chat template lacks"),
+    passed(
+        "messages",
+        "but for roles and places that the model's chat template lacks; with an image, audio, a video or a file"
+        f" {_UNTRAINED}",
+    ),
+    refused(
+        "messages",
+        "an engine could leave out what they say",
+        "content parts of unknown types",
+        code="invalid_value",
+    ),
     passed("tools", "as they are; an empty list is left out"),
+    passed("tools", "as functions, and their calls come back in their own form", "custom"),
+    refused(
+        "tools",
+        "nobody runs them here; `gateway.hosted_tools: drop` leaves them out",
+        "other tool types",
+        code="unsupported_value",
+    ),
     passed(
         "tool_choice",
         f"`required` or a function: {_UNTRAINED} {_UNLESS_FREE}, and without tools it is refused; others are left out"
         " then",
     ),
+    passed("tool_choice", "the allowed tools alone are declared", "allowed_tools"),
     passed("parallel_tool_calls", "left out without tools"),
     passed("response_format", f"but for `text` {_UNTRAINED} {_UNLESS_FREE}"),
     passed("max_tokens", "the lower of it, the rollout's and what the context still holds"),

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from lightningrl.conversation.tools.chat import custom_call
+
 _NULL = b"null"
 _ENCODER = msgspec.json.Encoder()
 _MESSAGE = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -61,6 +63,15 @@ def event_stream(reply: AgentReply, *, include_usage: bool) -> bytes:
     return b"".join(event(chunk) for chunk in chunks) + b"data: [DONE]\n\n"
 
 
+def with_custom_calls(message: msgspec.Raw, names: frozenset[str]) -> msgspec.Raw:
+    """An answer in which calls of these functions are calls of custom tools."""
+    fields = _MESSAGE.decode(message)
+    if "tool_calls" not in fields or bytes(fields["tool_calls"]) == _NULL:
+        return message
+    calls = [custom_call(call, names) for call in _TOOL_CALLS.decode(fields["tool_calls"])]
+    return msgspec.Raw(_ENCODER.encode({**fields, "tool_calls": calls}))
+
+
 def event(chunk: dict[str, Any]) -> bytes:
     """A chunk in its stream."""
     return b"data: %s\n\n" % _ENCODER.encode(chunk)
@@ -87,10 +98,11 @@ def _parts(choice: AgentChoice) -> list[dict[str, Any]]:
 
 def _call_deltas(index: int, call: dict[str, Any]) -> list[dict[str, Any]]:
     """A tool call as two chunks: what it is, then its arguments (clients append those)."""
-    function: dict[str, Any] = dict(call.get("function") or {})
-    arguments = function.pop("arguments", "")
-    opening = {**call, "index": index, "function": {**function, "arguments": ""}}
+    kind, name = ("custom", "input") if "custom" in call else ("function", "arguments")
+    inside: dict[str, Any] = dict(call.get(kind) or {})
+    arguments = inside.pop(name, "")
+    opening = {**call, "index": index, kind: {**inside, name: ""}}
     return [
         {"tool_calls": [opening]},
-        {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]},
+        {"tool_calls": [{"index": index, kind: {name: arguments}}]},
     ]

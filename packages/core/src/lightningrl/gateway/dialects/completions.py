@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from lightningrl.gateway.asgi import Refusal, to_json
+from lightningrl.gateway.dialects.arrays import decoded
 from lightningrl.gateway.dialects.base import Recall, Spoken, Written, data_event
 from lightningrl.gateway.dialects.completions_fields import COMPLETIONS_FIELDS
 from lightningrl.gateway.dialects.engine_reply import NULL, EngineChoice, EngineReply
@@ -55,7 +56,7 @@ _SHARED = (
 
 
 class _Logprobs(msgspec.Struct, frozen=True):
-    token_logprobs: list[float] = []
+    token_logprobs: list[float | None] = []
 
 
 class _Choice(msgspec.Struct, frozen=True):
@@ -111,7 +112,7 @@ class CompletionAsk(EngineRequest, frozen=True):
         Raises:
             msgspec.DecodeError: it is not a completion.
         """
-        reply = _REPLY.decode(answer)
+        reply = decoded(_REPLY, answer)
         return EngineReply(
             choices=[_engine_choice(one) for one in reply.choices],
             created=reply.created,
@@ -122,7 +123,7 @@ class CompletionAsk(EngineRequest, frozen=True):
 
 
 def _engine_choice(one: _Choice) -> EngineChoice:
-    found = _LOGPROBS.decode(one.logprobs)
+    found = decoded(_LOGPROBS, bytes(one.logprobs))
     entries = [{"logprob": value} for value in found.token_logprobs] if found else None
     as_chat = {
         "index": one.index,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from lightningrl.gateway.dialects.arrays import ids_from_json, logprobs_from_json
+from lightningrl.gateway.dialects.arrays import decoded, ids_from_json, logprobs_from_json
 
 NULL = msgspec.Raw(b"null")
 """An absent value, undecoded."""
@@ -42,6 +42,12 @@ class EngineChoice(msgspec.Struct, frozen=True):
     token_ids: msgspec.Raw = NULL
     weight_versions: list[_WeightVersion] | None = None
     tool_parser_error: str | None = None
+
+    @property
+    def stop_text(self) -> str | None:
+        """The text that ended it. `None`: a token or a limit did."""
+        ended = self.finish_reason in ("stop", "tool_calls")
+        return self.stop_reason if ended and isinstance(self.stop_reason, str) else None
 
     def logprob_entries(self) -> msgspec.Raw:
         """The log-prob of each token as OpenAI's objects, undecoded; an empty list without any."""
@@ -100,7 +106,7 @@ def parse_reply(body: bytes) -> EngineReply:
     Raises:
         msgspec.DecodeError: it is not a chat completion.
     """
-    return _REPLY.decode(body)
+    return decoded(_REPLY, body)
 
 
 def usage_of(reply: EngineReply) -> Usage | None:

@@ -36,6 +36,23 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise _no_json(error) from error
 
 
+_ESCAPE = re.compile(
+    rb"\\(?:(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+"""An escape of JSON: of a whole character in two halves, of half a character, or any other."""
+
+
+def without_halves(body: bytes) -> bytes:
+    """JSON whose escaped halves of characters, which are no text, are U+FFFD.
+
+    Models write them, and Python's `json` reads and writes them.
+    """
+    if b"\\ud" not in body and b"\\uD" not in body:
+        return body
+    return _ESCAPE.sub(lambda found: rb"\ufffd" if found[2] else found[0], body)
+
+
 def raw_fields(body: bytes) -> dict[str, msgspec.Raw]:
     """The top-level fields, undecoded, of a body that is UTF-8 throughout.
 

@@ -7,12 +7,14 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from lightningrl.conversation import Recorded, responses
 from lightningrl.conversation.malformed import Malformed, unknown_value
+from lightningrl.conversation.tools.responses import Form
 from lightningrl.gateway.asgi import Refusal, to_json
 from lightningrl.gateway.dialects.base import Recall, Spoken, Written, error_event
 from lightningrl.gateway.dialects.engine_reply import EngineReply
@@ -88,6 +90,8 @@ class ResponsesRequest(msgspec.Struct, frozen=True):
     """As the agent sent them; the reply repeats some."""
     wanted: Wanted
     engine: EngineRequest
+    forms: Mapping[str, Form]
+    """Of the tools that are no plain functions: how their calls come back."""
     unknown: tuple[str, ...] = ()
     """Paths of what no row of the dialect's table knows: left out."""
 
@@ -104,7 +108,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True):
     def write(self, reply: EngineReply, step_id: StepId) -> Written:
         """The response; its id is the step's, prefixed as the service does."""
         logprobs = responses.LOGPROBS in (self.wanted.include or ())
-        whole = response(self.fields, reply, step_id, logprobs=logprobs)
+        whole = response(self.fields, reply, step_id, logprobs=logprobs, forms=self.forms)
         if self.wanted.stream:
             return Written(event_stream(whole), streams=True)
         return Written(to_json(whole), streams=False)
@@ -131,10 +135,11 @@ async def _read(body: bytes, recall: Recall) -> ResponsesRequest:
     try:
         earlier = await recall() if _refers(wanted) else Recorded()
         asked = responses.chat_request(fields, earlier.responses)
+        forms = responses.declared_tools(fields, earlier.responses).forms
         _check_include(wanted.include or [])
     except Malformed as error:
         raise refusal_of(error) from error
-    return ResponsesRequest(body, fields, wanted, engine_request(to_json(asked)), unknown)
+    return ResponsesRequest(body, fields, wanted, engine_request(to_json(asked)), forms, unknown)
 
 
 def _refers(wanted: Wanted) -> bool:

@@ -19,11 +19,11 @@ _BAD_VALUE = "unsupported_value"
 RESPONSES_FIELDS = FieldTable(
     (
         passed("model", "the policy that answers for it; the reply names the model asked for"),
-        passed("input", "as `messages`; text, images, files, function calls and their outputs"),
+        passed("input", "as `messages`; text, images, files, calls and their outputs, tools that are declared later"),
         emulated("input", "an item of an earlier response of the attempt", "item_reference"),
         refused(
             "input",
-            "hosted tools' items, custom tools' items and others",
+            "hosted tools' items and others",
             "other item types",
             code="invalid_value",
         ),
@@ -36,14 +36,20 @@ RESPONSES_FIELDS = FieldTable(
             code="previous_response_not_found",
         ),
         passed("tools", "as `tools`", "function"),
+        passed(
+            "tools",
+            "as functions, and their calls come back in their own form",
+            "custom, namespace, local_shell, shell, apply_patch, tool_search of the client",
+        ),
         refused(
             "tools",
-            "tools that the service runs itself, and `custom` tools",
+            "tools that the service runs itself; `gateway.hosted_tools: drop` leaves them out",
             "other tool types",
             code=_BAD_VALUE,
         ),
         left_out("tools", "the function itself is as if it had none of them", "unknown keys of a definition"),
-        passed("tool_choice", "as `tool_choice`; without tools left out, or refused", "auto, none, required, a function"),
+        passed("tool_choice", "as `tool_choice`; without tools left out, or refused", "auto, none, required, a tool"),
+        passed("tool_choice", "the allowed tools alone are declared", "allowed_tools"),
         refused("tool_choice", "a tool that can't be declared", "other tools", code=_BAD_VALUE),
         passed("parallel_tool_calls", "as `parallel_tool_calls`; left out without tools"),
         passed("text.format", "as `response_format` of chat completions"),
@@ -91,5 +97,7 @@ RESPONSES_FIELDS = FieldTable(
         *rows_of_every_dialect(()),
         OTHERS,
     ),
-    tool_keys=("type", "name", "description", "parameters", "strict"),
+    tool_keys=(
+        "type", "name", "description", "parameters", "strict", "format", "tools", "environment", "execution",
+    ),
 )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from lightningrl.conversation.responses import output_items, response_id
+from lightningrl.conversation.tools.responses import Form
 from lightningrl.gateway.dialects.engine_reply import EngineReply, Usage, usage_of
 
 _MESSAGE = msgspec.json.Decoder(dict[str, Any])
@@ -40,7 +41,12 @@ _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"
 
 
 def response(
-    request: Mapping[str, Any], reply: EngineReply, step_id: str, *, logprobs: bool
+    request: Mapping[str, Any],
+    reply: EngineReply,
+    step_id: str,
+    *,
+    logprobs: bool,
+    forms: Mapping[str, Form],
 ) -> dict[str, Any]:
     """The response to a request.
 
@@ -49,6 +55,7 @@ def response(
         reply: The engine's answer; its first choice counts.
         step_id: Of the call.
         logprobs: Whether the agent gets the log-probs of its text.
+        forms: How calls of tools that are no plain functions come back.
 
     Raises:
         ValueError: the engine's message is no message.
@@ -59,7 +66,7 @@ def response(
     try:
         message = _MESSAGE.decode(choice.message)
         entries = choice.logprob_entries() if logprobs else ()
-        output = output_items(message, step_id, status=status, logprobs=entries)
+        output = output_items(message, step_id, status=status, logprobs=entries, forms=forms)
     except (AttributeError, TypeError) as error:
         raise ValueError(f"its message is none: {error}") from error
     given = {name: request[name] for name in _DEFAULTS if request.get(name) is not None}

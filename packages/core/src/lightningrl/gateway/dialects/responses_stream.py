@@ -53,7 +53,10 @@ def _item_events(index: int, item: Mapping[str, Any]) -> Iterator[Event]:
         arguments = {"arguments": item["arguments"], "name": item["name"]}
         yield "response.function_call_arguments.delta", {**inside, "delta": item["arguments"]}
         yield "response.function_call_arguments.done", {**inside, **arguments}
-    else:
+    elif item["type"] == "custom_tool_call":
+        yield "response.custom_tool_call_input.delta", {**inside, "delta": item["input"]}
+        yield "response.custom_tool_call_input.done", {**inside, "input": item["input"]}
+    elif "content" in item:
         for place, part in enumerate(item["content"]):
             yield from _part_events({**inside, "content_index": place}, part)
     yield "response.output_item.done", {**at, "item": item}

@@ -84,6 +84,19 @@ class WriterLock:
         os.write(self._descriptor, msgspec.json.encode(holder))
 
 
+def announced_url(store_path: Path) -> str | None:
+    """Where the process that took the store last said that it serves it; that may have ended. `None`: it didn't say."""
+    try:
+        descriptor = os.open(store_path.with_name(store_path.name + ".lock"), os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        holder = _read(descriptor)
+    finally:
+        os.close(descriptor)
+    return None if holder is None else holder.url
+
+
 def _read(descriptor: int) -> _Holder | None:
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:

@@ -13,10 +13,11 @@ from lightningrl.credit import assign, assign_with, find_assigner
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.decisions import Decisions
 from lightningrl.credit.observation import RULES, normaliser
+from lightningrl.credit.per_agent import per_agent
 from lightningrl.credit.state_keys import KeyRules
 from lightningrl.credit.turns import Conversations
 from lightningrl.errors import ConfigError
-from lightningrl.experience.transition import Group, Transition
+from lightningrl.experience.transition import Group, Trace, Transition
 from lightningrl.schema import StepKind
 from lightningrl_testkit.traces import Did, group, trace
 
@@ -377,6 +378,34 @@ def test_a_group_of_one_and_one_without_differences_learn_nothing(name: str) -> 
     assigner: Any = find_assigner(name, {})
     for found in assign(assigner, [alone, equal], {}):
         assert all(value == 0.0 for credit_T in found for value in credit_T)
+
+
+def test_agents_of_one_name_within_others_are_roles_of_their_own() -> None:
+    def member(number: int, maths: float, news: float) -> Trace:
+        return trace(
+            0.0,
+            Did("s", agent="writer", within=("team", "maths"), reward=maths),
+            Did("s", agent="writer", within=("team", "news"), reward=news),
+            member=number,
+        )
+
+    made = group(member(0, 1.0, 5.0), member(1, 0.0, 9.0))
+    both: list[list[float]] = [[0.5, -2.0], [-0.5, 2.0]]
+    assert per_agent([made])[0] == both
+    assert per_agent([made], train=["writer"])[0] == both
+    for name in ("maths/writer", "team/maths/writer"):
+        assert per_agent([made], train=[name])[0] == [[0.5, 0.0], [-0.5, 0.0]]
+    unfit = per_agent([made], train=["maths"]).unfit
+    assert unfit is not None
+    assert "team/maths/writer" in unfit
+
+    running = find_assigner("running_baseline", {"decay": 0.5})
+    found = assign_with(running, [group(made.traces[0])], {}, state={})
+    baselines = {"team/maths/writer": 0.5, "team/news/writer": 2.5}
+    assert found.state == {"baselines": baselines}
+
+    keyed = read_decisions([made], keys=KeyRules())
+    assert keyed.states[0].tolist() == [0, 1, 0, 1]  # told the same, and not in one state
 
 
 def test_only_the_named_agents_are_trained() -> None:

@@ -144,6 +144,41 @@ def test_an_edited_history_begins_a_conversation_and_is_counted() -> None:
     assert found.rewritten == 0.5
 
 
+def answered(one: Transition, call: dict[str, Any]) -> Transition:
+    """The call, answered by a tool call."""
+    assert one.call is not None
+    message = json.dumps({"role": "assistant", "content": None, "tool_calls": [call]}).encode()
+    choice = msgspec.structs.replace(one.call.choices[0], message=message)
+    return msgspec.structs.replace(one, call=msgspec.structs.replace(one.call, choices=(choice,)))
+
+
+AS_CUSTOM = {"id": "c", "type": "custom", "custom": {"name": "shell", "input": "ls"}}
+AS_FUNCTION = {"id": "c", "function": {"name": "shell", "arguments": '{"input":"ls"}'}}
+
+
+@pytest.mark.parametrize("by_model", [AS_FUNCTION, AS_CUSTOM])
+@pytest.mark.parametrize("sent_back", [AS_FUNCTION, AS_CUSTOM])
+def test_a_custom_call_is_the_function_call_that_the_engine_made(
+    by_model: dict[str, Any], sent_back: dict[str, Any]
+) -> None:
+    """A model's service makes custom calls itself; an engine makes functions of them."""
+    result = {"role": "tool", "tool_call_id": "c", "content": "a.py"}
+    then = chat(USER, {"role": "assistant", "tool_calls": [sent_back]}, result)
+    first, second = Conversations().read([answered(chat(USER), by_model), then])
+    assert (second.continues, second.rewritten) == (0, False)
+    assert [one.tool for one in second.observed] == [("shell", '{"input":"ls"}')]
+    (plain,) = Conversations().read([answered(chat(USER), AS_FUNCTION)])
+    assert first.action == plain.action
+
+
+def test_an_empty_answer_at_the_end_is_not_among_the_messages() -> None:
+    empty = {"role": "assistant", "content": ""}
+    (turn,) = Conversations().read([chat(USER, empty)])
+    assert not turn.rewritten
+    begun, then = Conversations().read([chat(USER), chat(USER, empty, USER)])
+    assert (begun.continues, then.rewritten) == (None, True)  # one that stands within was asked
+
+
 def test_a_branch_is_two_calls_that_continue_the_same_one() -> None:
     first = chat(USER)
     answer = {"role": "assistant", "content": "done"}

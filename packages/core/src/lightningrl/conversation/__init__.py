@@ -56,9 +56,9 @@ class Recorded:
             Malformed: it refers to a response that was not added.
         """
         if call.rewrites:
-            hold_also(self.held.setdefault(_asker(call), {}), call.rewrites)
+            hold_also(self.held.setdefault(asker_of(call), {}), call.rewrites)
         if call.choices and _REASONING in call.choices[0].message:
-            self.thoughts.setdefault(_asker(call), Thoughts()).add(answer_of(call))
+            self.thoughts.setdefault(asker_of(call), Thoughts()).add(answer_of(call))
         if call.dialect is Dialect.RESPONSES and call.status is CallStatus.DELIVERED:
             self.responses.add(call.step_id, json.loads(call.request), answer_of(call))
 
@@ -90,7 +90,7 @@ class Recorded:
         return json.loads(bytes(sent[MESSAGES])) or []
 
     def _sent(self, asked: Fields, call: CallEvent) -> Fields:
-        return as_sent(asked, call.rewrites, self.thoughts.get(_asker(call)))
+        return as_sent(asked, call.rewrites, self.thoughts.get(asker_of(call)))
 
     def _asked(self, call: CallEvent) -> Fields:
         """The chat request as the agent's own body says it."""
@@ -118,7 +118,8 @@ class Recorded:
                 return chat.messages_in(request.get("messages") or [])
 
 
-def _asker(call: CallEvent) -> Asker:
+def asker_of(call: CallEvent) -> Asker:
+    """Whose call it is."""
     return Asker(call.policy, call.within, call.agent)
 
 

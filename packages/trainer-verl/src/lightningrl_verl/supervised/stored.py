@@ -198,8 +198,7 @@ def stored_example(
         if own and (one.call is None or one.call.policy != alias):
             found.append(_without(one, ANOTHER_POLICY))
             continue
-        within = one.call.within if one.call is not None else ()
-        if policy.train_agents and not is_among(policy.train_agents, one.agent, within):
+        if policy.train_agents and not is_among(policy.train_agents, one.agent, one.within):
             found.append(_without(one, UNTRAINED_AGENT))
             continue
         if one.call is not None and is_side_call(one.call, policy.side_calls):

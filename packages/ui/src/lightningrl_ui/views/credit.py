@@ -159,7 +159,7 @@ async def _methods(
                 _method(name, name == given.own, found, g, i, decided)
                 for name, found in given.found.items()
             )
-            return methods, {t: trace.transitions[t].agent or NOBODY for t in decided}
+            return methods, {t: trace.transitions[t].agent_path or NOBODY for t in decided}
     raise ConfigError(f"iteration {lesson.iteration} left the rollout out: nothing can be compared")
 
 

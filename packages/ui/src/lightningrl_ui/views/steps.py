@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from lightningrl.cli.tree import answer_parts, as_text
-from lightningrl.conversation import Message, Recorded
+from lightningrl.conversation import Asker, Message, Recorded, asker_of
 from lightningrl.experience.transition import Transition, unjoined_rewards
 from lightningrl.schema import (
     CallEvent,
@@ -147,7 +147,7 @@ class _Reader:
         self._calls: dict[StepId, list[CallEvent]] = {}
         self._messages: dict[str, list[Message] | str] = {}
         self._before: dict[str, int] = {}
-        recorded, latest = Recorded(), dict[tuple[str, str | None], list[Message]]()
+        recorded, latest = Recorded(), dict[Asker, list[Message]]()
         for event in record.events:
             if isinstance(event, StepEndEvent):
                 self._ended.setdefault(event.step_id, event.at)
@@ -160,7 +160,7 @@ class _Reader:
     def _read(
         self,
         recorded: Recorded,
-        latest: dict[tuple[str, str | None], list[Message]],
+        latest: dict[Asker, list[Message]],
         call: CallEvent,
     ) -> None:
         try:
@@ -170,7 +170,7 @@ class _Reader:
             self._messages[call.id] = str(error)
             return
         self._messages[call.id] = messages
-        who = (call.policy, call.agent)
+        who = asker_of(call)
         self._before[call.id] = _shared(latest.get(who, []), messages)
         latest[who] = messages
 

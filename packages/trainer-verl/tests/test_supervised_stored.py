@@ -13,8 +13,8 @@ from lightningrl.conversation import Recorded
 from lightningrl.conversation.rewriting import Rewriter
 from lightningrl.conversation.rewriting.fields import raw_fields
 from lightningrl.errors import ConfigError
-from lightningrl.experience.trained_calls import UNTRAINED_AGENT
-from lightningrl.recipe import PolicyRecipe, WarmStart
+from lightningrl.experience.trained_calls import SIDE_CALL, UNTRAINED_AGENT
+from lightningrl.recipe import PolicyRecipe, SideCall, WarmStart
 from lightningrl.schema import (
     AttemptId,
     AttemptState,
@@ -236,11 +236,14 @@ async def test_a_prompt_with_an_image_is_left_out_though_its_tokens_were_recorde
     assert left_out == [{image: 1}, {image: 1}, {audio: 1}]
 
 
-def _client_step(inputs: Any, output: Any) -> list[Event]:
+def _client_step(
+    inputs: Any, output: Any, *, parent: str | None = None, agent: str | None = None
+) -> list[Event]:
     step = StepId("s")
     start = StepStartEvent(
-        id=EventId("start"), attempt_id=ANY, at=AT, step_id=step, parent_id=None,
-        kind=StepKind.LLM, name="gpt", agent=None, inputs=inputs,
+        id=EventId("start"), attempt_id=ANY, at=AT, step_id=step,
+        parent_id=None if parent is None else StepId(parent),
+        kind=StepKind.LLM, name="gpt", agent=agent, inputs=inputs,
     )  # fmt: skip
     end = StepEndEvent(id=EventId("end"), attempt_id=ANY, at=AT, step_id=step, output=output)
     return [start, end]
@@ -255,6 +258,29 @@ async def test_recorded_traffic_is_tokenised_from_what_its_steps_keep(tmp_path: 
     assert _texts(_example(chat)) == ["<ans>7<end>"]
     assert _example(chat).drift.rendered == 3
     assert _example(other).left_out == {NO_CHAT: 1}
+
+
+async def test_recorded_traffic_is_chosen_by_the_agents_around_it_and_by_what_it_asks(
+    tmp_path: Path,
+) -> None:
+    around = [
+        StepStartEvent(
+            id=EventId(name), attempt_id=ANY, at=AT, step_id=StepId(name),
+            parent_id=None if parent is None else StepId(parent),
+            kind=StepKind.AGENT, name=name, agent=name,
+        )
+        for name, parent in (("team", None), ("maths", "team"))
+    ]  # fmt: skip
+    asked = {"model": "gpt-mini", "messages": [ASK]}
+    (stored,) = await _rollouts(
+        tmp_path, [*around, *_client_step(asked, SAY, parent="maths", agent="maths")]
+    )
+    for named in ("team/maths", "maths"):
+        assert _texts(_example(stored, train_agents=(named,))) == ["<ans>7<end>"]
+    for other in ("team", "other/maths"):
+        assert _example(stored, train_agents=(other,)).left_out == {UNTRAINED_AGENT: 1}
+    aside = _example(stored, side_calls=(SideCall(model="gpt-mini"),))
+    assert (aside.rows, aside.left_out) == ((), {SIDE_CALL: 1})
 
 
 async def test_an_answer_that_was_cut_off_gets_no_end_token(tmp_path: Path) -> None:

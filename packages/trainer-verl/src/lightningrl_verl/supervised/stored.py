@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from lightningrl.conversation.rewriting import set_variables
 from lightningrl.conversation.rewriting.fields import Fields, raw_fields
 from lightningrl.conversation.rewriting.values import VARIABLES
 from lightningrl.errors import ConfigError
-from lightningrl.experience.side_calls import is_side_call
+from lightningrl.experience.side_calls import is_side_call, is_side_request
 from lightningrl.experience.tokens import ids_from_bytes
 from lightningrl.experience.trained_calls import SIDE_CALL, UNTRAINED_AGENT
 from lightningrl.experience.transition import Transition
@@ -42,7 +42,7 @@ from lightningrl.schema import (
     is_among,
 )
 from lightningrl.store.base import RolloutQuery
-from lightningrl.traces import AttemptRecord, read_attempts
+from lightningrl.traces import AttemptRecord, agent_path, read_attempts
 from lightningrl_verl.supervised.rows import Example, call_transition, merged, with_tokens
 from lightningrl_verl.supervised.scribe import Scribe, UnfitError
 
@@ -79,6 +79,16 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Ungated:
+    """What is known of an `llm` step that no gateway recorded."""
+
+    agents: Sequence[str]
+    """Those around it, the outermost first, and its own last; empty where nobody said."""
+    request: Mapping[str, Any]
+    """As the client made it; empty where it was not kept."""
+
+
+@dataclass(frozen=True)
 class StoredRollout:
     """One rollout that is worth imitating."""
 
@@ -88,6 +98,8 @@ class StoredRollout:
     """Its `llm` steps, in order of their start."""
     asked: Mapping[str, Asked | str]
     """Step id -> what was asked, or why it can't be said."""
+    ungated: Mapping[str, Ungated] = field(default_factory=dict[str, Ungated])
+    """Step id -> what is known of each of `calls` without a call."""
 
 
 async def read_rollouts(run: Path, settings: WarmStart, alias: str) -> list[StoredRollout]:
@@ -139,13 +151,18 @@ def _stored(attempts: Sequence[AttemptRecord]) -> StoredRollout:
         if event.id in counting:
             by_step[event.step_id] = _asked_of_engine(event, counting[event.id], earlier)
         earlier.add(event)
+    steps = {one.step_id: one for one in record.transitions}
+    ungated: dict[str, Ungated] = {}
     requests = whole_requests({one.step_id: one.inputs for one in calls if one.call is None})
     for one in calls:
         if one.call is None:
-            said = _asked_by_client(requests[one.step_id], one.output)
+            request = requests[one.step_id]
+            said = _asked_by_client(request, one.output)
             # Of a call that failed at the gateway its step has no request.
             by_step[one.step_id] = said if one.inputs is not None else one.untrainable or NO_CHAT
-    return StoredRollout(record.rollout.spec.task_id, calls, by_step)
+            known = request if isinstance(request, dict) else {}
+            ungated[one.step_id] = Ungated(agent_path(one, steps), known)
+    return StoredRollout(record.rollout.spec.task_id, calls, by_step, ungated)
 
 
 def _asked_of_engine(call: CallEvent, step: Transition, earlier: Recorded) -> Asked | str:
@@ -220,18 +237,28 @@ def stored_example(
         if own and (one.call is None or one.call.policy != alias):
             found.append(_without(one, ANOTHER_POLICY))
             continue
-        within = one.call.within if one.call is not None else ()
-        if policy.train_agents and not is_among(policy.train_agents, one.agent, within):
-            found.append(_without(one, UNTRAINED_AGENT))
-            continue
-        if one.call is not None and is_side_call(one.call, policy.side_calls):
-            found.append(_without(one, SIDE_CALL))
+        if beside := _why_beside(one, stored, policy):
+            found.append(_without(one, beside))
             continue
         call, recorded = _tokens(one, stored.asked[one.step_id], scribe, policy.max_model_len)
         if not recorded:
             from_text.append(len(found))
         found.append(call)
     return merged(stored.key, alias, found, from_text)
+
+
+def _why_beside(one: Transition, stored: StoredRollout, policy: PolicyRecipe) -> str | None:
+    """Why the recipe leaves a call out. `None`: it does not."""
+    if one.call is not None:
+        within, agent = one.call.within, one.agent
+        aside = is_side_call(one.call, policy.side_calls)
+    else:
+        known = stored.ungated[one.step_id]
+        *within, agent = known.agents or (None,)
+        aside = is_side_request(known.request, policy.side_calls)
+    if policy.train_agents and not is_among(policy.train_agents, agent, within):
+        return UNTRAINED_AGENT
+    return SIDE_CALL if aside else None
 
 
 def _tokens(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,16 +26,26 @@ Message = dict[str, Any]
 """A message as chat completions have it: `role`, `content`, `tool_calls`, ..."""
 
 
+class Asker(NamedTuple):
+    """Whose calls share what is remembered within an attempt."""
+
+    policy: str
+    within: tuple[str, ...]
+    """The agents around it, the outermost first."""
+    agent: str | None
+    """`None`: nobody said."""
+
+
 class Recorded:
     """The calls of one attempt in order of arrival, to read the conversation of a later one."""
 
     def __init__(self, calls: Iterable[CallEvent] = ()) -> None:
         self.responses = responses.Responses()
         """Those among them that a Responses request can refer to."""
-        self.held: dict[tuple[str, str | None], Held] = {}
-        """Policy and agent -> what their calls hold still."""
-        self.thoughts: dict[tuple[str, str | None], Thoughts] = {}
-        """Policy and agent -> the reasoning of their answers."""
+        self.held: dict[Asker, Held] = {}
+        """Asker -> what its calls hold still."""
+        self.thoughts: dict[Asker, Thoughts] = {}
+        """Asker -> the reasoning of its answers."""
         for call in calls:
             self.add(call)
 
@@ -46,9 +56,9 @@ class Recorded:
             Malformed: it refers to a response that was not added.
         """
         if call.rewrites:
-            hold_also(self.held.setdefault((call.policy, call.agent), {}), call.rewrites)
+            hold_also(self.held.setdefault(_asker(call), {}), call.rewrites)
         if call.choices and _REASONING in call.choices[0].message:
-            self.thoughts.setdefault((call.policy, call.agent), Thoughts()).add(answer_of(call))
+            self.thoughts.setdefault(_asker(call), Thoughts()).add(answer_of(call))
         if call.dialect is Dialect.RESPONSES and call.status is CallStatus.DELIVERED:
             self.responses.add(call.step_id, json.loads(call.request), answer_of(call))
 
@@ -80,7 +90,7 @@ class Recorded:
         return json.loads(bytes(sent[MESSAGES])) or []
 
     def _sent(self, asked: Fields, call: CallEvent) -> Fields:
-        return as_sent(asked, call.rewrites, self.thoughts.get((call.policy, call.agent)))
+        return as_sent(asked, call.rewrites, self.thoughts.get(_asker(call)))
 
     def _asked(self, call: CallEvent) -> Fields:
         """The chat request as the agent's own body says it."""
@@ -106,6 +116,10 @@ class Recorded:
                 return [{"role": "user", "content": request.get("prompt")}]
             case Dialect.CHAT:
                 return chat.messages_in(request.get("messages") or [])
+
+
+def _asker(call: CallEvent) -> Asker:
+    return Asker(call.policy, call.within, call.agent)
 
 
 def messages_of(call: CallEvent, earlier: Iterable[CallEvent] = ()) -> list[Message]:

@@ -233,7 +233,7 @@ def thinking(text: str, thought: str, call_id: str = "") -> Answer:
 
 
 async def test_reasoning_that_a_client_left_out_is_put_back(tmp_path: Path) -> None:
-    """By tool call id and content, in order where answers are alike, and from the record after a restart."""
+    """Where the conversation goes on, and from the record after a restart."""
     answers = [thinking("", "t1", "c1"), thinking("Yes", "t2"), thinking("Yes", "t3"), "End"]
     left_out: list[Any] = [
         *HI,
@@ -272,11 +272,12 @@ async def test_reasoning_that_a_client_left_out_is_put_back(tmp_path: Path) -> N
     ]
     whole = [None, "t1", None, "t2", None, "t3", None, None]
     assert sent == [whole[:1], whole[:3], whole[:5], whole, [None] * 8, [None] * 8]
+    first, second, third, *_ = (call.id for call in calls)
     assert [[(one.name, one.by) for one in call.rewrites] for call in calls] == [
         [],
-        [("reasoning_put_back", 1)],
-        [("reasoning_put_back", 2)],
-        [("reasoning_put_back", 3)],
+        [("reasoning_restored", {"more": [[0, first, 0]]})],
+        [("reasoning_restored", {"as": second, "more": [[1, second, 0]]})],
+        [("reasoning_restored", {"as": third, "more": [[2, third, 0]]})],
         [],
         [],
     ]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from lightningrl.conversation import anthropic, responses
-from lightningrl.conversation.rewriting import FORMAT_IN_WORDS, as_sent, hold_also
+from lightningrl.conversation.rewriting import FORMAT_IN_WORDS, as_held, as_sent, hold_also
 from lightningrl.conversation.rewriting.fields import MESSAGES, Fields, raw_fields
 from lightningrl.conversation.rewriting.pins import Held
 from lightningrl.conversation.rewriting.thoughts import Thoughts
@@ -39,7 +39,22 @@ class Asker(NamedTuple):
 class Recorded:
     """The calls of one attempt in order of arrival, to read the conversation of a later one."""
 
-    def __init__(self, calls: Iterable[CallEvent] = ()) -> None:
+    def __init__(self, calls: Iterable[CallEvent] = (), *, to_rewrite: bool = False) -> None:
+        """Take up calls.
+
+        Args:
+            calls: in order of arrival.
+            to_rewrite: whether later requests are still to be rewritten by what was answered. It costs a reading of
+                each request whose answer has reasoning.
+
+        Raises:
+            Malformed: one of them refers to a response that was not added.
+        """
+        self.count = 0
+        """Calls that were added."""
+        self.size = 0
+        """About how many bytes of them are held."""
+        self._to_rewrite = to_rewrite
         self.responses = responses.Responses()
         """Those among them that a Responses request can refer to."""
         self.held: dict[Asker, Held] = {}
@@ -55,12 +70,22 @@ class Recorded:
         Raises:
             Malformed: it refers to a response that was not added.
         """
+        self.count += 1
         if call.rewrites:
             hold_also(self.held.setdefault(_asker(call), {}), call.rewrites)
-        if call.choices and _REASONING in call.choices[0].message:
-            self.thoughts.setdefault(_asker(call), Thoughts()).add(answer_of(call))
+        if any(_REASONING in choice.message for choice in call.choices):
+            asked = self._followed(call)
+            self.size += sum(len(choice.message) for choice in call.choices)
+            self.thoughts.setdefault(_asker(call), Thoughts()).add(call, asked)
         if call.dialect is Dialect.RESPONSES and call.status is CallStatus.DELIVERED:
             self.responses.add(call.step_id, json.loads(call.request), answer_of(call))
+            self.size += len(call.request)
+
+    def _followed(self, call: CallEvent) -> Fields | None:
+        """What a request must begin with to follow the call's answer. `None`: none will, for all that is asked here."""
+        if not self._to_rewrite or call.status is not CallStatus.DELIVERED:
+            return None
+        return as_held(self._asked(call), call.rewrites)
 
     def request(self, call: CallEvent) -> Fields:
         """What the engine was asked in `call`, which comes next, as a chat request.
@@ -69,7 +94,7 @@ class Recorded:
         not among it.
 
         Raises:
-            Malformed: it refers to a response that was not added, or was refused as malformed.
+            Malformed: it refers to a response or to reasoning that was not added, or was refused as malformed.
         """
         return self._sent(self._asked(call), call)
 
@@ -77,7 +102,7 @@ class Recorded:
         """The messages that the engine was asked to continue in `call`, which comes next.
 
         Raises:
-            Malformed: it refers to a response that was not added, or was refused as malformed.
+            Malformed: it refers to a response or to reasoning that was not added, or was refused as malformed.
         """
         if not call.rewrites or call.dialect is Dialect.COMPLETIONS:
             return self._asked_messages(call)
@@ -128,7 +153,7 @@ def messages_of(call: CallEvent, earlier: Iterable[CallEvent] = ()) -> list[Mess
     Args:
         call: Any call.
         earlier: The attempt's calls before it, in order of arrival. Only a Responses request that
-            refers to an earlier response needs them.
+            refers to an earlier response, and one in which reasoning was restored, need them.
 
     Raises:
         Malformed: the request is not whole without `earlier`, or it was refused as malformed.

@@ -183,7 +183,7 @@ async def test_a_format_is_asked_for_in_words_and_a_wrong_answer_is_delivered_tr
         "the answer: $.n: '1' is not of type 'integer'",
     ]
     found = await rig.store.attempt(claim.attempt.id)
-    assert count_formats(assemble(*found, calls)) == (3, 1)
+    assert count_formats(assemble(*found, calls)) == (3, 1, 0)
 
 
 async def test_a_forced_call_is_free_and_is_trained(rig: GatewayRig) -> None:
@@ -203,6 +203,28 @@ async def test_a_forced_call_is_free_and_is_trained(rig: GatewayRig) -> None:
         (None, "no tool was called, and one had to be"),
         (None, None),
     ]
+
+
+async def test_an_answer_that_cannot_be_judged_is_delivered_recorded_and_trained(
+    rig: GatewayRig,
+) -> None:
+    cents = {"type": "number", "multipleOf": 0.01}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": cents}}
+    with ModelServer(one_by_one("1" * 311)) as engine:
+        await rig.register(engine.url, rules=FREE)
+        claim = await rig.claim()
+        async with agent(rig, claim) as client:
+            reply = await client.chat.completions.create(
+                model="m", messages=HI, response_format=form
+            )
+    assert reply.choices[0].message.content == "1" * 311
+    calls = await rig.calls(claim)
+    [choice] = calls[0].choices
+    assert (choice.wrong_format or "").startswith("could not be judged: OverflowError")
+    assert choice.untrainable is None
+    found = await rig.store.attempt(claim.attempt.id)
+    counted = count_formats(assemble(*found, calls))
+    assert (counted, counted.rate) == ((0, 0, 1), None)
 
 
 async def test_without_the_rule_the_engine_forces_the_form_and_the_call_is_not_trained(

@@ -7,7 +7,6 @@ match, or were sampled otherwise than the rollout says, the choice carries the r
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
 
 import msgspec
 
@@ -36,7 +35,6 @@ from lightningrl.schema import (
 )
 
 _BYTES_PER_ID = 4
-_MESSAGE = msgspec.json.Decoder(dict[str, Any])
 
 
 class Call:
@@ -175,9 +173,7 @@ def _choice(call: Call, reply: EngineReply, choice: EngineChoice) -> Choice:
         logprobs=tokens.logprobs,
         untrainable=untrainable(call, reply, choice, tokens),
         stop_text=choice.stop_text,
-        wrong_format=None
-        if call.demand is None
-        else call.demand.fault(_MESSAGE.decode(choice.message)),
+        wrong_format=call.demand.fault(bytes(choice.message)) if call.demand else None,
     )
 
 

@@ -511,7 +511,7 @@ def trees(draw: st.DrawFn) -> Decisions:
         slot=np.arange(size), group=none, member=none, turn=np.arange(size),
         parent=np.array(parent), reward=np.zeros(size), rewarded=np.zeros(size, np.bool_),
         agent=none, tokens=none + 1, final=np.array([draw(rewards)]),
-        member_group=none[:1], agents=(None,),
+        member_group=none[:1], agents=((None, ()),),
     )  # fmt: skip
 
 

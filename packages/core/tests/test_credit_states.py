@@ -13,10 +13,11 @@ from lightningrl.credit import assign, assign_with, find_assigner
 from lightningrl.credit.columns import read_decisions
 from lightningrl.credit.decisions import Decisions
 from lightningrl.credit.observation import RULES, normaliser
+from lightningrl.credit.per_agent import per_agent
 from lightningrl.credit.state_keys import KeyRules
 from lightningrl.credit.turns import Conversations
 from lightningrl.errors import ConfigError
-from lightningrl.experience.transition import Group, Transition
+from lightningrl.experience.transition import Group, Trace, Transition
 from lightningrl.schema import StepKind
 from lightningrl_testkit.traces import Did, group, trace
 
@@ -141,6 +142,41 @@ def test_an_edited_history_begins_a_conversation_and_is_counted() -> None:
     edited = chat(USER, {"role": "assistant", "content": "a summary"}, USER)
     found = decisions(group(replace(base, transitions=(base.transitions[0], edited))))
     assert found.rewritten == 0.5
+
+
+def answered(one: Transition, call: dict[str, Any]) -> Transition:
+    """The call, answered by a tool call."""
+    assert one.call is not None
+    message = json.dumps({"role": "assistant", "content": None, "tool_calls": [call]}).encode()
+    choice = msgspec.structs.replace(one.call.choices[0], message=message)
+    return msgspec.structs.replace(one, call=msgspec.structs.replace(one.call, choices=(choice,)))
+
+
+AS_CUSTOM = {"id": "c", "type": "custom", "custom": {"name": "shell", "input": "ls"}}
+AS_FUNCTION = {"id": "c", "function": {"name": "shell", "arguments": '{"input":"ls"}'}}
+
+
+@pytest.mark.parametrize("by_model", [AS_FUNCTION, AS_CUSTOM])
+@pytest.mark.parametrize("sent_back", [AS_FUNCTION, AS_CUSTOM])
+def test_a_custom_call_is_the_function_call_that_the_engine_made(
+    by_model: dict[str, Any], sent_back: dict[str, Any]
+) -> None:
+    """A model's service makes custom calls itself; an engine makes functions of them."""
+    result = {"role": "tool", "tool_call_id": "c", "content": "a.py"}
+    then = chat(USER, {"role": "assistant", "tool_calls": [sent_back]}, result)
+    first, second = Conversations().read([answered(chat(USER), by_model), then])
+    assert (second.continues, second.rewritten) == (0, False)
+    assert [one.tool for one in second.observed] == [("shell", '{"input":"ls"}')]
+    (plain,) = Conversations().read([answered(chat(USER), AS_FUNCTION)])
+    assert first.action == plain.action
+
+
+def test_an_empty_answer_at_the_end_is_not_among_the_messages() -> None:
+    empty = {"role": "assistant", "content": ""}
+    (turn,) = Conversations().read([chat(USER, empty)])
+    assert not turn.rewritten
+    begun, then = Conversations().read([chat(USER), chat(USER, empty, USER)])
+    assert (begun.continues, then.rewritten) == (None, True)  # one that stands within was asked
 
 
 def test_a_branch_is_two_calls_that_continue_the_same_one() -> None:
@@ -377,6 +413,34 @@ def test_a_group_of_one_and_one_without_differences_learn_nothing(name: str) -> 
     assigner: Any = find_assigner(name, {})
     for found in assign(assigner, [alone, equal], {}):
         assert all(value == 0.0 for credit_T in found for value in credit_T)
+
+
+def test_agents_of_one_name_within_others_are_roles_of_their_own() -> None:
+    def member(number: int, maths: float, news: float) -> Trace:
+        return trace(
+            0.0,
+            Did("s", agent="writer", within=("team", "maths"), reward=maths),
+            Did("s", agent="writer", within=("team", "news"), reward=news),
+            member=number,
+        )
+
+    made = group(member(0, 1.0, 5.0), member(1, 0.0, 9.0))
+    both: list[list[float]] = [[0.5, -2.0], [-0.5, 2.0]]
+    assert per_agent([made])[0] == both
+    assert per_agent([made], train=["writer"])[0] == both
+    for name in ("maths/writer", "team/maths/writer"):
+        assert per_agent([made], train=[name])[0] == [[0.5, 0.0], [-0.5, 0.0]]
+    unfit = per_agent([made], train=["maths"]).unfit
+    assert unfit is not None
+    assert "team/maths/writer" in unfit
+
+    running = find_assigner("running_baseline", {"decay": 0.5})
+    found = assign_with(running, [group(made.traces[0])], {}, state={})
+    baselines = {"team/maths/writer": 0.5, "team/news/writer": 2.5}
+    assert found.state == {"baselines": baselines}
+
+    keyed = read_decisions([made], keys=KeyRules())
+    assert keyed.states[0].tolist() == [0, 1, 0, 1]  # told the same, and not in one state
 
 
 def test_only_the_named_agents_are_trained() -> None:

@@ -97,15 +97,32 @@ async def test_what_changes_from_call_to_call_is_held_still_and_the_turns_contin
             await ask(rig, claim, "b", "2")
         async with open_rig(tmp_path) as rig:
             await ask(rig, claim, "a", "3", answer, *HI)
+            await ask(rig, claim, "team/a", "4")  # another one of that name
             calls = await rig.calls(claim)
             found = await rig.store.attempt(claim.attempt.id)
     systems = [one.body["messages"][0]["content"] for one in engine.arrivals]
-    assert systems == ["Be. nonce=1", "Be. nonce=2", "Be. nonce=1"]
+    assert systems == [f"Be. nonce={nonce}" for nonce in (1, 2, 1, 4)]
     assert [messages_of(call)[0]["content"] for call in calls] == systems
-    one, _, three = calls
+    one, _, three, _ = calls
     assert three.prompt_ids.startswith(one.prompt_ids + one.choices[0].token_ids)
     turns = Conversations().read(assemble(*found, calls))
-    assert [turn.continues for turn in turns] == [None, None, 0]
+    assert [turn.continues for turn in turns] == [None, None, 0, None]
+
+
+async def test_a_prompt_is_counted_with_what_its_own_agent_holds_still(rig: GatewayRig) -> None:
+    with ModelServer() as engine:
+        await rig.register(engine.url, rules=RewriteRules(pin=(r"nonce=\w+",)))
+        claim = await rig.claim()
+        counted: list[int] = []
+        answered: list[int] = []
+        for name, nonce in (("a", "1"), ("team/a", "12345"), ("team/a", "9")):
+            asked: Any = {"model": "m", "input": f"nonce={nonce}"}
+            async with agent(rig, claim, name) as client:
+                counted.append((await client.responses.input_tokens.count(**asked)).input_tokens)
+                usage = (await client.responses.create(**asked)).usage
+                answered.append(usage.input_tokens if usage is not None else 0)
+    assert counted == answered
+    assert [tokens - answered[0] for tokens in answered] == [0, 4, 4]
 
 
 async def test_a_policy_with_a_pattern_that_cannot_be_matched_is_refused(rig: GatewayRig) -> None:
@@ -239,7 +256,7 @@ async def test_reasoning_that_a_client_left_out_is_put_back(tmp_path: Path) -> N
         async with agent(rig, claim, who) as client:
             await client.chat.completions.create(model="m", messages=messages)
 
-    with ModelServer(one_by_one(*answers, "Other")) as engine:
+    with ModelServer(one_by_one(*answers, "Other", "Other")) as engine:
         async with open_rig(tmp_path) as rig:
             await rig.register(engine.url, rules=RewriteRules(put_back=True))
             claim = await rig.claim()
@@ -247,19 +264,21 @@ async def test_reasoning_that_a_client_left_out_is_put_back(tmp_path: Path) -> N
                 await ask(rig, claim, "a", left_out[:count])
         async with open_rig(tmp_path) as rig:
             await ask(rig, claim, "a", left_out)
-            await ask(rig, claim, "b", left_out)  # another agent, who was answered nothing
+            for other in ("b", "team/a"):
+                await ask(rig, claim, other, left_out)  # another agent, who was answered nothing
             calls = await rig.calls(claim)
     sent = [
         [one.get("reasoning") for one in arrival.body["messages"]] for arrival in engine.arrivals
     ]
     whole = [None, "t1", None, "t2", None, "t3", None, None]
-    assert sent == [whole[:1], whole[:3], whole[:5], whole, [None] * 8]
+    assert sent == [whole[:1], whole[:3], whole[:5], whole, [None] * 8, [None] * 8]
     first, second, third, *_ = (call.id for call in calls)
     assert [[(one.name, one.by) for one in call.rewrites] for call in calls] == [
         [],
         [("reasoning_restored", {"more": [[0, first, 0]]})],
         [("reasoning_restored", {"as": second, "more": [[1, second, 0]]})],
         [("reasoning_restored", {"as": third, "more": [[2, third, 0]]})],
+        [],
         [],
     ]
     read = [messages_of(call, calls[:place]) for place, call in enumerate(calls)]

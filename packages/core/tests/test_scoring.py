@@ -83,6 +83,14 @@ def test_a_rule_says_what_it_is_named_for(
     assert RULES[rule](of(*steps), **args) == values
 
 
+def test_an_agent_of_the_same_name_within_another_one_has_its_own_calls() -> None:
+    steps = [
+        msgspec.structs.replace(asking("{}", within=within), agent="a")
+        for within in (("maths",), ("news",), ("maths",))
+    ]
+    assert RULES["repeated_call"](of(*steps)) == [0, 0, 1]
+
+
 async def score(made: Trace, folder: Path, *rewards: StepReward) -> tuple[Trace, dict[str, float]]:
     scored = await Scorer(rewards, run_folder=folder).score([group(made)])
     return scored.groups[0].traces[0], scored.metrics

@@ -222,6 +222,29 @@ def test_of_two_answers_the_one_in_later_messages_is_the_action_where_tokens_dif
     assert (first.chosen, first.token_ids.tolist(), first.untrainable) == (0, [7], None)
 
 
+def test_of_two_answers_a_custom_call_that_was_sent_back_is_the_action() -> None:
+    """The engine made function calls of what the agent knows as custom calls."""
+    answers = [
+        choice(
+            [7 + index],
+            index=index,
+            message={
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "c", "function": {"name": "shell", "arguments": f'{{"input":"{text}"}}'}}
+                ],
+            },
+        )
+        for index, text in enumerate(("pwd", "ls"))
+    ]
+    custom = {"id": "c", "type": "custom", "custom": {"name": "shell", "input": "ls"}}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [custom]}]
+    then = call("s2", 3, [5], request=json.dumps({"messages": messages}).encode())
+    first, _ = assemble(ROLLOUT, ATTEMPT, [call("s1", 1, [], choices=tuple(answers)), then])
+    assert (first.chosen, first.untrainable) == (1, None)
+
+
 def test_two_answers_that_are_both_gone_on_with_are_not_trained() -> None:
     left = call("s2", 3, [5], prompt_ids=np.array([1, 2, 7, 3], "<i4").tobytes())
     right = call("s3", 5, [5], prompt_ids=np.array([1, 2, 8, 9, 3], "<i4").tobytes())

@@ -64,7 +64,7 @@ def decisions_of(
         tokens=np.ones(len(rows), np.int64),
         final=episodes.rewards.sum(1),
         member_group=episodes.group,
-        agents=("planner", "solver"),
+        agents=(("planner", ()), ("solver", ())),
         states=(states,),
         action=episodes.actions[member, turn],
     )

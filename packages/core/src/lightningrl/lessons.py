@@ -60,6 +60,7 @@ class LessonCall:
     place: int
     """Index among the steps of its rollout, in order of their start."""
     agent: str | None
+    """With the agents around it in front: `team/maths`. `None`: nobody said."""
     policy: str
     """Alias of the policy that answered."""
     version: int

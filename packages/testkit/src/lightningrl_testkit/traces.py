@@ -38,6 +38,8 @@ class Did:
     tokens: int = 1
     """Sampled tokens, all equal."""
     kind: StepKind = StepKind.LLM
+    within: tuple[str, ...] = ()
+    """The agents around it; of a model's step alone."""
 
 
 def trace(reward: float, *steps: Did, conversation: bool = False, member: int = 0) -> Trace:
@@ -102,7 +104,9 @@ def _transition(
         agent=step.agent,
         parent_id=None,
         started_at=AT,
-        call=msgspec.structs.replace(record, choices=(choice,)) if model else None,
+        call=msgspec.structs.replace(record, choices=(choice,), within=step.within)
+        if model
+        else None,
         token_bytes=ids([zlib.crc32(step.action.encode()) >> 1] * step.tokens) if model else b"",
         output=None if model else step.action,
         reward=step.reward,

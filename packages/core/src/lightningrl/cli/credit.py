@@ -127,5 +127,5 @@ def _steps(
         if is_decision(one):
             reward = "" if one.reward is None else f"{one.reward:g}"
             numbers = [f"{credit[g][i][place]:+.3f}" for credit in given.values()]
-            table.add_row(str(place), one.agent or one.name, reward, *numbers)
+            table.add_row(str(place), one.agent_path or one.name, reward, *numbers)
     return table

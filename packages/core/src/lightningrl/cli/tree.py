@@ -24,7 +24,6 @@ from lightningrl.schema import (
     RolloutState,
     StepId,
     StepKind,
-    names_of,
 )
 from lightningrl.traces import AttemptRecord, outline
 
@@ -171,8 +170,7 @@ def _step_text(one: Transition, credit: float | None, limit: int | None) -> Text
 def _call_text(one: Transition, credit: float | None, limit: int | None) -> Text:
     text = Text()
     text.append("call ", "cyan")
-    within = one.call.within if one.call is not None else ()
-    text.append((names_of(one.agent, within) or [one.name])[0], "bold")
+    text.append(one.agent_path or one.name, "bold")
     for part in answer_parts(one):
         text.append(f" {short(part, limit)}")
     text.append(f"\n{_numbers(one, credit)}", "dim")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,16 @@ _REASONING = b'"reasoning'
 
 Message = dict[str, Any]
 """A message as chat completions have it: `role`, `content`, `tool_calls`, ..."""
+
+
+class Asker(NamedTuple):
+    """Whose calls share what is remembered within an attempt."""
+
+    policy: str
+    within: tuple[str, ...]
+    """The agents around it, the outermost first."""
+    agent: str | None
+    """`None`: nobody said."""
 
 
 class Recorded:
@@ -47,10 +57,10 @@ class Recorded:
         self._to_rewrite = to_rewrite
         self.responses = responses.Responses()
         """Those among them that a Responses request can refer to."""
-        self.held: dict[tuple[str, str | None], Held] = {}
-        """Policy and agent -> what their calls hold still."""
-        self.thoughts: dict[tuple[str, str | None], Thoughts] = {}
-        """Policy and agent -> the reasoning of their answers."""
+        self.held: dict[Asker, Held] = {}
+        """Asker -> what its calls hold still."""
+        self.thoughts: dict[Asker, Thoughts] = {}
+        """Asker -> the reasoning of its answers."""
         for call in calls:
             self.add(call)
 
@@ -62,11 +72,11 @@ class Recorded:
         """
         self.count += 1
         if call.rewrites:
-            hold_also(self.held.setdefault((call.policy, call.agent), {}), call.rewrites)
+            hold_also(self.held.setdefault(_asker(call), {}), call.rewrites)
         if any(_REASONING in choice.message for choice in call.choices):
             asked = self._followed(call)
             self.size += sum(len(choice.message) for choice in call.choices)
-            self.thoughts.setdefault((call.policy, call.agent), Thoughts()).add(call, asked)
+            self.thoughts.setdefault(_asker(call), Thoughts()).add(call, asked)
         if call.dialect is Dialect.RESPONSES and call.status is CallStatus.DELIVERED:
             self.responses.add(call.step_id, json.loads(call.request), answer_of(call))
             self.size += len(call.request)
@@ -105,7 +115,7 @@ class Recorded:
         return json.loads(bytes(sent[MESSAGES])) or []
 
     def _sent(self, asked: Fields, call: CallEvent) -> Fields:
-        return as_sent(asked, call.rewrites, self.thoughts.get((call.policy, call.agent)))
+        return as_sent(asked, call.rewrites, self.thoughts.get(_asker(call)))
 
     def _asked(self, call: CallEvent) -> Fields:
         """The chat request as the agent's own body says it."""
@@ -131,6 +141,10 @@ class Recorded:
                 return [{"role": "user", "content": request.get("prompt")}]
             case Dialect.CHAT:
                 return chat.messages_in(request.get("messages") or [])
+
+
+def _asker(call: CallEvent) -> Asker:
+    return Asker(call.policy, call.within, call.agent)
 
 
 def messages_of(call: CallEvent, earlier: Iterable[CallEvent] = ()) -> list[Message]:

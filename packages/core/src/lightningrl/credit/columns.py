@@ -55,7 +55,7 @@ class _Columns:
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, int, int, int, float, bool, int, int]] = []
-        self._agents: dict[str | None, int] = {}
+        self._agents: dict[tuple[str | None, tuple[str, ...]], int] = {}
 
     def add(
         self,
@@ -78,7 +78,7 @@ class _Columns:
                     first + parent if parent >= 0 else -1,
                     one.reward if given and one.reward is not None else 0.0,
                     given,
-                    self._agents.setdefault(one.agent, len(self._agents)),
+                    self._agents.setdefault((one.agent, one.within), len(self._agents)),
                     len(one.token_ids) if one.untrainable is None else 0,
                 )
             )

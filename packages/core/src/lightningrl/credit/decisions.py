@@ -45,15 +45,15 @@ class Decisions:
     rewarded: NDArray[np.bool_]
     """[n] whether it has a step reward."""
     agent: Labels
-    """[n] who took it; equal names are equal numbers in all groups."""
+    """[n] who took it; equal agents within equal agents are equal numbers in all groups."""
     tokens: Labels
     """[n] sampled tokens that may be trained; 0 where none."""
     final: Floats
     """[M] final reward of each member."""
     member_group: Labels
     """[M] which group."""
-    agents: tuple[str | None, ...]
-    """Names behind `agent`."""
+    agents: tuple[tuple[str | None, tuple[str, ...]], ...]
+    """Behind `agent`: the agent's own name, `None` where nobody said, and the agents around it, the outermost first."""
     states: tuple[Labels, ...] = ()
     """Per history level [n]: equal numbers are equal states of one group and agent; -1 where a decision
     has no history that long. Empty where states were not asked for."""

@@ -10,8 +10,9 @@ b_u <- decay b_u + (1 - decay) q, b_u = 0 at first; it needs no group. Members a
 
 Degenerate cases: a role that only one member of the group took, and equal rewards, give 0. A member whose role
 has no step reward while the same role of another member has one is left out of that role's comparison. With
-one role and no step rewards this is `broadcast` with `mean`. Without agent names all decisions are one role. Where no
-agent of `train` took a step all credit is 0, which is reported as `Credit.unfit`.
+one role and no step rewards this is `broadcast` with `mean`. Roles are told apart by the agents around them, too:
+`maths/writer` is another one than `news/writer`. Without agent names all decisions are one role. Where no agent of
+`train` took a step all credit is 0, which is reported as `Credit.unfit`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from lightningrl.credit.result import Credit
 from lightningrl.credit.stateful import Outcome, State, StatefulAssigner, Values
 from lightningrl.errors import ConfigError
 from lightningrl.experience.transition import Group
+from lightningrl.schema import is_among, names_of
 from lightningrl.user_input.names import suggest
 
 
@@ -44,7 +46,7 @@ def per_agent(
     Args:
         groups: any number, of any sizes.
         normalise: `std` divides by the role's sample deviation in the group.
-        train: names of the agents whose decisions get credit; the others get 0. `None`: all.
+        train: names of the agents whose decisions get credit, as in `train_agents`; the others get 0. `None`: all.
 
     Raises:
         ConfigError: `normalise` has no such value.
@@ -98,15 +100,16 @@ class RunningBaseline(StatefulAssigner):
         values: Values | None,
         ends: Values | None = None,
     ) -> Outcome:
-        """See `StatefulAssigner.assign`; the state is `{"baselines": {agent: b}}`."""
+        """See `StatefulAssigner.assign`; the state is `{"baselines": {agent: b}}`, the agent as `team/maths`."""
         del values, ends  # no critic
         decisions = read_decisions(groups)
         part, first, q = _roles(decisions)
+        names = _names(decisions)
         baselines: dict[str, float] = dict(state.get("baselines", {}))
         apart, before = np.zeros(len(q)), np.full(len(q), np.nan)
         for row in np.argsort(first):
             if np.isfinite(q[row]):
-                name = decisions.agents[decisions.agent[first[row]]] or ""
+                name = names[decisions.agent[first[row]]]
                 baseline = baselines.get(name, 0.0)
                 apart[row], before[row] = q[row] - baseline, baseline
                 baselines[name] = self.decay * baseline + (1.0 - self.decay) * float(q[row])
@@ -141,15 +144,24 @@ def _roles(decisions: Decisions) -> tuple[Labels, Labels, Floats]:
 def _trained(decisions: Decisions, train: Sequence[str] | None) -> np.ndarray:
     if train is None:
         return np.ones(len(decisions), np.bool_)
-    named = [index for index, name in enumerate(decisions.agents) if (name or "") in train]
-    return np.isin(decisions.agent, named)
+    return np.isin(decisions.agent, np.flatnonzero(_meant(decisions, train)))
+
+
+def _meant(decisions: Decisions, train: Sequence[str]) -> list[bool]:
+    """Of each of the agents whether `train` names it, alone or with those around it."""
+    return [is_among(train, agent or "", within) for agent, within in decisions.agents]
+
+
+def _names(decisions: Decisions) -> list[str]:
+    """Of each of the agents its name, with those around it in front; empty where nobody said."""
+    return [names_of(agent or "", within)[0] for agent, within in decisions.agents]
 
 
 def _without(decisions: Decisions, train: Sequence[str] | None) -> str | None:
     """Why decisions of which none is by an agent of `train` don't suit the method."""
-    known = [name or "" for name in decisions.agents]
-    if train is None or not len(decisions) or set(train) & set(known):
+    if train is None or not len(decisions) or any(_meant(decisions, train)):
         return None
+    known = _names(decisions)
     return (
         f"none of the agents {list(train)} took a step.{suggest(train[0] if train else '', known)}"
     )

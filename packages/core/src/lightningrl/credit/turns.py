@@ -16,6 +16,8 @@ import msgspec
 
 from lightningrl.conversation import Recorded
 from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.order import is_empty_answer
+from lightningrl.conversation.tools.freeform import called
 from lightningrl.experience.transition import Transition
 from lightningrl.schema import Dialect
 
@@ -117,12 +119,21 @@ def _raw_messages(one: Transition, recorded: Recorded) -> tuple[list[bytes], byt
         request = _request.decode(call.request)
         if call.dialect is Dialect.CHAT and not call.rewrites:
             recorded.add(call)
-            return [bytes(raw) for raw in request.messages], bytes(request.tools)
+            return _without_empty_end([bytes(raw) for raw in request.messages]), bytes(
+                request.tools
+            )
         plain = recorded.messages(call)
         recorded.add(call)
     except (msgspec.DecodeError, Malformed):
         return [], _NOTHING
     return [msgspec.json.encode(message) for message in plain], bytes(request.tools)
+
+
+def _without_empty_end(raw: list[bytes]) -> list[bytes]:
+    """As `order.without_empty_end`, which engines were asked by; the rest is not decoded for it."""
+    if len(raw) > 1 and b'"assistant"' in raw[-1] and is_empty_answer(msgspec.json.decode(raw[-1])):
+        return raw[:-1]
+    return raw
 
 
 def _follow(messages: Sequence[Message], ends: dict[bytes, int]) -> tuple[int | None, int, bytes]:
@@ -175,9 +186,8 @@ def _action(one: Transition) -> bytes:
 
 def _tool_call(call: dict[str, Any]) -> tuple[str, str]:
     """Name and canonical arguments; arguments that are no JSON stay as they are."""
-    function = call.get("function") or call.get("custom") or {}
-    arguments = function.get("arguments", function.get("input", ""))
-    return str(function.get("name")), canonical_json(arguments)
+    name, arguments = called(call)
+    return str(name), canonical_json(arguments)
 
 
 def canonical_json(text: Any) -> str:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lightningrl.conversation.tools.freeform import called
 from lightningrl.schema import CallEvent, EventId
 
 
@@ -52,4 +53,6 @@ def _assistant_messages(call: CallEvent) -> Iterator[str]:
 
 def _said(message: dict[str, Any]) -> str:
     """What makes an answer this answer, whatever else a client adds to it."""
-    return json.dumps([message.get("content"), message.get("tool_calls")], sort_keys=True)
+    calls = message.get("tool_calls") or ()
+    said = [(one.get("id"), *called(one)) if isinstance(one, dict) else one for one in calls]
+    return json.dumps([message.get("content"), said], sort_keys=True)

@@ -49,7 +49,7 @@ class Lens:
             return one
         if one.call.policy != self.alias:
             return msgspec.structs.replace(one, prompt_bytes=b"", token_bytes=b"")
-        if self.agents and not is_among(self.agents, one.agent, one.call.within):
+        if self.agents and not is_among(self.agents, one.agent, one.within):
             return msgspec.structs.replace(one, untrainable=UNTRAINED_AGENT)
         if is_side_call(one.call, self.side_calls):
             return msgspec.structs.replace(one, untrainable=SIDE_CALL)

@@ -70,6 +70,10 @@ class Row:
         return int(self.mask.sum())
 
 
+CAUSES = ("retokenised", "stopped", "template", "edited", "truncated")
+"""All that `Break.cause` may say."""
+
+
 @dataclass(frozen=True)
 class Break:
     """A later call whose prompt did not continue an earlier one."""

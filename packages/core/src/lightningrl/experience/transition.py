@@ -35,6 +35,7 @@ from lightningrl.schema import (
     StepId,
     StepKind,
     StepStartEvent,
+    names_of,
 )
 
 NO_CALL = "no call of this step reached the gateway"
@@ -77,6 +78,16 @@ class Transition(msgspec.Struct, frozen=True, eq=False, kw_only=True, gc=False):
     """Sum of the step's own rewards (and, on `llm` steps, of the tools that it asked for)."""
     untrainable: str | None = None
     """Why no token of it may be trained. `None`: they may."""
+
+    @property
+    def within(self) -> tuple[str, ...]:
+        """The agents around the one that took the step, the outermost first; empty for other kinds than `llm`."""
+        return () if self.call is None else self.call.within
+
+    @property
+    def agent_path(self) -> str | None:
+        """The agent with those around it in front: `team/maths`. `None`: nobody said."""
+        return next(iter(names_of(self.agent, self.within)), None)
 
     @property
     def prompt_ids(self) -> TokenIds:

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from lightningrl.conversation import Asker
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.rewriting import HOSTED_TOOLS, Rewritten
 from lightningrl.errors import LimitReached, StaleAttempt, StoreUnavailable
@@ -103,7 +104,8 @@ class Calls:
         served = await self._policies.resolve(context.rollout.run, request.model, agent, within)
         if request.unknown:
             await self._unknown_fields.judge(spoken, request, served.policy, context)
-        rewritten = await self._rewritten(served, context, agent, request, spoken.dialect)
+        asker = Asker(served.policy.name, within, agent)
+        rewritten = await self._rewritten(served, context, asker, request, spoken.dialect)
         if rewritten.rewrites and rewritten.rewrites[0].name == HOSTED_TOOLS:
             await self._unknown_fields.tell_hosted(spoken, rewritten.rewrites[0].by, context)
         event_id = new_id("call")
@@ -138,15 +140,15 @@ class Calls:
         self,
         served: Served,
         context: AttemptContext,
-        agent: str | None,
+        asker: Asker,
         request: AgentRequest,
         dialect: Dialect,
     ) -> Rewritten:
         asked, held, thoughts = request.engine.fields, None, None
         if served.rewriter.remembers(asked):
             recorded = await self.recollection.of(context.id)
-            held = recorded.held.get((served.policy.name, agent))
-            thoughts = recorded.thoughts.get((served.policy.name, agent))
+            held = recorded.held.get(asker)
+            thoughts = recorded.thoughts.get(asker)
         try:
             return served.rewriter.rewrite(asked, dialect, held, thoughts)
         except Malformed as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from lightningrl.conversation import Asker
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.gateway.asgi import Answer, Refusal, to_json
 from lightningrl.gateway.dialects.anthropic import ANTHROPIC
@@ -70,8 +71,8 @@ class Counting:
         fields, held, thoughts = request.engine.fields, None, None
         if served.rewriter.remembers(fields):
             recorded = await self._recollection.of(context.id)
-            held = recorded.held.get((served.policy.name, agent))
-            thoughts = recorded.thoughts.get((served.policy.name, agent))
+            asker = Asker(served.policy.name, within, agent)
+            held, thoughts = recorded.held.get(asker), recorded.thoughts.get(asker)
         try:
             sent = served.rewriter.rewrite(fields, spoken.dialect, held, thoughts).fields
         except Malformed as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from lightningrl.conversation.parts import unseen
+from lightningrl.conversation.parts import why_unseen
 from lightningrl.conversation.rewriting import Rewritten
 from lightningrl.gateway.dialects.arrays import no_logprob
 from lightningrl.gateway.dialects.base import AgentRequest
@@ -203,8 +203,8 @@ def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: To
         return f"sampled under a grammar ({constraint})"
     if call.sampling is None and (own := asked.own_sampling()):
         return f"sampled otherwise ({own})"
-    if unread := unseen(asked.fields):
-        return f"the prompt holds {unread}, which the trainer does not see"
+    if unread := why_unseen(asked.fields):
+        return unread
     strange = choice.versions() - {call.version_start}
     if strange:
         names = ", ".join(map(str, sorted(strange)))

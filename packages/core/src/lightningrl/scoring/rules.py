@@ -39,7 +39,7 @@ def repeated_call(trace: Trace) -> Values:
     seen: set[tuple[str | None, str, str]] = set()
     values: Values = []
     for one in trace.transitions:
-        asked = [(one.agent, name, _canonical(arguments)) for name, arguments in _asked(one)]
+        asked = [(one.agent_path, name, _canonical(arguments)) for name, arguments in _asked(one)]
         values.append(float(any(call in seen for call in asked)) if asked else None)
         seen.update(asked)
     return values

@@ -82,7 +82,7 @@ def lesson_calls(credited: Credited, updates: Mapping[str, Updated]) -> Iterator
                     step_id=one.step_id,
                     call_id=one.call.id,
                     place=t,
-                    agent=one.agent,
+                    agent=one.agent_path,
                     policy=one.call.policy,
                     version=one.call.version_end,
                     reward=trace.reward,

@@ -222,6 +222,17 @@ def hold_also(held: pins.Held, rewrites: Iterable[Rewrite]) -> None:
                 kept += texts[len(kept) :]
 
 
+def set_variables(rewrites: Iterable[Rewrite]) -> frozenset[str]:
+    """The chat template's variables that the gateway set where the agent's request had none."""
+    names: set[str] = set()
+    for rewrite in rewrites:
+        if rewrite.name == NO_THINKING:
+            names.add(_THINKING)
+        elif rewrite.name == TEMPLATE_VARIABLES:
+            names |= rewrite.by.keys()
+    return frozenset(names)
+
+
 def as_sent(asked: Fields, rewrites: Iterable[Rewrite], thoughts: Thoughts | None = None) -> Fields:
     """A chat request with its recorded rewrites done again; `thoughts` are of the agent's calls before.
 

@@ -67,6 +67,21 @@ def input_of(arguments: Any) -> str | None:
     return found[_INPUT]
 
 
+def called(call: Object) -> tuple[Any, Any]:
+    """Name and arguments of a tool call: a custom call's are those of the function call that it is to engines.
+
+    Arguments that are one text are spelt in one way, so that a call and what a client made of it are equal.
+    """
+    custom, function = call.get("custom"), call.get("function")
+    if isinstance(custom, dict) and not function:
+        name, text = (cast("Object", custom).get(key) for key in ("name", _INPUT))
+        return name, arguments_of(text if isinstance(text, str) else "")
+    known = cast("Object", function) if isinstance(function, dict) else {}
+    arguments = known.get("arguments", "")
+    one_text = input_of(arguments)
+    return known.get("name"), arguments if one_text is None else arguments_of(one_text)
+
+
 def object_in(arguments: Any) -> dict[str, Any] | None:
     """The object that a model wrote as arguments. `None`: it wrote none, or one that can't be sent on."""
     try:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from lightningrl.conversation import Recorded
+from lightningrl.conversation import Asker, Recorded
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.rewriting import Rewriter
 from lightningrl.conversation.rewriting.fields import raw_fields
@@ -17,7 +17,7 @@ from lightningrl.schema import AttemptId, CallEvent, CallStatus, Dialect, Rewrit
 from lightningrl_testkit.records import call
 
 Message = dict[str, Any]
-WHO = ("policy", None)
+WHO = Asker("policy", (), None)
 RESTORE = RewriteRules(put_back=True)
 
 

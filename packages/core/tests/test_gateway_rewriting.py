@@ -307,6 +307,35 @@ async def test_reasoning_that_a_client_left_out_is_put_back(tmp_path: Path) -> N
     assert read == [arrival.body["messages"] for arrival in engine.arrivals]
 
 
+async def test_clients_of_every_dialect_may_leave_reasoning_out(rig: GatewayRig) -> None:
+    with ModelServer(one_by_one(thinking("", "t1", "c1"), "End")) as engine:
+        await rig.register(engine.url, rules=RewriteRules(put_back=True))
+        claim = await rig.claim()
+        async with anthropic_client(rig, claim) as client:
+            use: Any = {"type": "tool_use", "id": "c1", "name": "count", "input": {}}
+            result: Any = {"type": "tool_result", "tool_use_id": "c1", "content": "1"}
+            talk: list[Any] = [
+                *HI,
+                {"role": "assistant", "content": [use]},
+                {"role": "user", "content": [result]},
+            ]
+            for count in (1, 3):
+                await client.messages.create(model="m", max_tokens=50, messages=talk[:count])
+    with ModelServer(one_by_one(thinking("", "t1", "c1"), "End")) as responding:
+        await rig.register(responding.url, rules=RewriteRules(put_back=True), version=1)
+        claim = await rig.claim()
+        async with agent(rig, claim) as client:
+            items: list[Any] = [
+                *HI,
+                {"type": "function_call", "call_id": "c1", "name": "count", "arguments": "{ }"},
+                {"type": "function_call_output", "call_id": "c1", "output": "1"},
+            ]
+            for count in (1, 3):
+                await client.responses.create(model="m", input=items[:count])
+    for arrivals in (engine.arrivals, responding.arrivals):
+        assert [one.get("reasoning") for one in arrivals[1].body["messages"]] == [None, "t1", None]
+
+
 async def test_reasoning_that_was_sent_back_stays(rig: GatewayRig) -> None:
     with ModelServer(one_by_one(thinking("Yes", "t1"), "End")) as engine:
         await rig.register(engine.url, rules=RewriteRules(put_back=True))

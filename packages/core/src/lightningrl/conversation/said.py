@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lightningrl.conversation.tools.freeform import called
 from lightningrl.schema import CallEvent
 
 
@@ -50,11 +51,10 @@ def sign(message: Mapping[str, Any]) -> bytes:
     """
     calls = message.get("tool_calls")
     made = [
-        (one.get("id"), str(function.get("name")), _plain(function.get("arguments")))
+        (one.get("id"), name, _plain(arguments))
         for one in (calls if isinstance(calls, list) else ())
         if isinstance(one, dict)
-        for function in (one.get("function"),)
-        if isinstance(function, dict)
+        for name, arguments in (called(one),)
     ]
     text = _text(message.get("content")).strip()
     said = (str(message.get("role")), text, made, message.get("tool_call_id"))

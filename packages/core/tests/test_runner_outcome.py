@@ -243,6 +243,96 @@ GO = '2026/01/01 Post "http://127.0.0.1:1/v1/chat": dial tcp 127.0.0.1:1: connec
 CAUSE = f"{PYTHON}\nDuring handling of the above exception, another exception occurred:\n\nValueError: no"
 
 
+CHAINED = "\nDuring handling of the above exception, another exception occurred:\n\n"
+
+
+def python(*errors: str) -> str:
+    """What Python writes of exceptions of which each followed from the one before."""
+    frame = 'Traceback (most recent call last):\n  File "agent.py", line 3, in <module>\n'
+    return CHAINED.join(f"{frame}{error}\n" for error in errors)
+
+
+REFUSED = "ConnectionRefusedError: [Errno 111] Connection refused"
+POSTGRES = """psycopg.OperationalError: connection to server at "10.0.0.5", port 5432 failed: Connection refused
+\tIs the server running on that host and accepting TCP/IP connections?"""
+REDIS = "redis.exceptions.ConnectionError: Error 111 connecting to redis.internal:6379. Connection refused."
+MYSQL = (
+    "pymysql.err.OperationalError: (2003, \"Can't connect to MySQL server on '10.0.0.5'"
+    ' ([Errno 111] Connection refused)")'
+)
+ASYNCIO = "ConnectionRefusedError: [Errno 111] Connect call failed ('%s', %s)"
+PYDANTIC = """pydantic_core._pydantic_core.ValidationError: 1 validation error for Answer
+city
+  Field required [type=missing, input_value='Connection refused', input_type=str]
+    For further information visit https://errors.pydantic.dev/2.9/v/missing"""
+SQLITE = 'sqlite3.OperationalError: near "ReadTimeout": syntax error'
+LITELLM = "litellm.APIConnectionError: 'NoneType' object is not iterable"
+QUOTING = "ValueError: no answer in:\nhttpx.ConnectError: Connection refused"
+NODE_THROWN = """file:///agent.mjs:3
+      throw new Error(answer)
+            ^
+
+Error: socket hang up
+    at file:///agent.mjs:3:13"""
+
+
+@pytest.mark.parametrize(
+    ("error", "infrastructure"),
+    [
+        # What another server refused.
+        (python(POSTGRES), False),
+        (python(REFUSED, REDIS), False),
+        (python(REFUSED, MYSQL), False),
+        (python(ASYNCIO % ("10.0.0.5", 5432)), False),
+        # What the policy wrote.
+        (python(PYDANTIC), False),
+        (python(SQLITE), False),
+        (python(LITELLM), False),
+        (python(QUOTING), False),
+        (NODE_THROWN, False),
+        # An error that was logged, chained, before another one.
+        (python("httpx.ConnectError: no", "RuntimeError: no") + python("ValueError: no"), False),
+        # The way to the gateway.
+        (python("httpx.ConnectError: [Errno 111] Connection refused", "openai.APIConnectionError: Connection error."), True),
+        (python(REFUSED, "urllib.error.URLError: <urlopen error [Errno 111] Connection refused>"), True),
+        (python(ASYNCIO % ("127.0.0.1", 1)), True),
+        (python(ASYNCIO % ("::1", 1), "openai.APIConnectionError: Connection error."), True),
+        (python(REFUSED, REDIS) + python("httpx.ReadError"), True),
+        ("curl: (7) Failed to connect to 127.0.0.1 port 1 after 0 ms: Couldn't connect", True),
+        ('Exception in thread "main" java.net.ConnectException: Connection refused', True),
+    ],
+)  # fmt: skip
+def test_words_of_a_failed_connection_count_only_in_an_error_of_transport(
+    error: str, infrastructure: bool
+) -> None:
+    failed = CommandFailed(f"'./agent' ended with status 1; it wrote last:\n{error}")
+    kind = failure_of(failed, (), SERVER).kind
+    assert (kind is FailureKind.INFRASTRUCTURE) == infrastructure
+
+
+def test_words_without_a_host_count_where_the_last_call_ended_without_its_client() -> None:
+    failed = CommandFailed("it wrote last:\nagent: giving up: connection reset by peer")
+    for status, kind in (
+        (CallStatus.CANCELLED, FailureKind.INFRASTRUCTURE),
+        (CallStatus.DELIVERED, FailureKind.AGENT),
+    ):
+        assert failure_of(failed, [call(status, 200)], SERVER).kind is kind
+    postgres = CommandFailed(python(POSTGRES))
+    broken = [call(CallStatus.CANCELLED, 499)]
+    assert failure_of(postgres, broken, SERVER).kind is FailureKind.AGENT
+
+
+@pytest.mark.parametrize(
+    ("address", "infrastructure"), [(("10.0.0.5", 80), True), (("10.0.0.5", 5432), False)]
+)
+def test_an_address_may_be_what_the_servers_name_stands_for(
+    address: tuple[str, int], infrastructure: bool
+) -> None:
+    failed = CommandFailed(python(ASYNCIO % address))
+    kind = failure_of(failed, (), "http://gateway.internal").kind
+    assert (kind is FailureKind.INFRASTRUCTURE) == infrastructure
+
+
 @pytest.mark.parametrize(
     ("written", "infrastructure"),
     [

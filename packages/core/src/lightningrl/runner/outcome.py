@@ -205,7 +205,7 @@ def failure_of(error: BaseException, events: Iterable[Event], server_url: str) -
 
 def _by_gateway(error: BaseException, server_url: str, hung_up: bool) -> bool:
     if isinstance(error, CommandFailed):
-        return is_in_text(str(error), server_url)
+        return is_in_text(str(error), server_url, hung_up=hung_up)
     return is_by_gateway(error, server_url, hung_up=hung_up)
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from lightningrl.conversation import Asker, Recorded
+from lightningrl.conversation.history import Asker, Recorded
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.rewriting import Rewriter
 from lightningrl.conversation.rewriting.fields import raw_fields

@@ -11,7 +11,7 @@ import openai
 import pydantic
 import pytest
 
-from lightningrl.conversation import messages_of
+from lightningrl.conversation.history import messages_of
 from lightningrl.schema import AttemptId, CallEvent, CallStatus, Claim, Dialect, Sampling
 from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.model_server import (

@@ -10,7 +10,7 @@ import anthropic
 import openai
 import pytest
 
-from lightningrl.conversation import messages_of
+from lightningrl.conversation.history import messages_of
 from lightningrl.credit.turns import Conversations
 from lightningrl.errors import ConfigError
 from lightningrl.experience.formats import count_formats

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
 from lightningrl.conversation.rewriting import Rewriter
 from lightningrl.conversation.rewriting.fields import raw_fields
 from lightningrl.errors import ConfigError

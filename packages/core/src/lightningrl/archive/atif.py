@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from lightningrl.archive import whole_file
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
 from lightningrl.conversation.recorded import MESSAGES, whole_requests
 from lightningrl.conversation.responses import reasoning_of
 from lightningrl.conversation.tools.freeform import object_in

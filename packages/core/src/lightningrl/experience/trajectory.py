@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lightningrl.conversation import Message, Recorded, answer_of, is_continuation
+from lightningrl.conversation.history import Message, Recorded, answer_of, is_continuation
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.rewriting.thoughts import KEYS
 from lightningrl.conversation.said import goes_on, tools_of

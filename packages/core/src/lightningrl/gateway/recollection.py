@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
 from lightningrl.schema import AttemptId, CallEvent
 from lightningrl.store.base import Store
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 import msgspec
 
 from lightningrl.cli.stored_run import StoredRun, open_runs
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
 from lightningrl.conversation.parts import why_unseen
 from lightningrl.conversation.recorded import MESSAGES, whole_requests
 from lightningrl.conversation.rewriting import set_variables

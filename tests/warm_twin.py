@@ -10,6 +10,7 @@ start so from nothing is what `test_cli.py` and `test_cli_serve.py` show, which 
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 import subprocess
@@ -38,6 +39,8 @@ class Twin:
         self.process = subprocess.Popen(
             [sys.executable, __file__, str(twins.fileno()), ROOM_FOR_COMMAND],
             pass_fds=[twins.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            # NumPy's threads would be missing in what is forked, which waits for them then.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )  # fmt: skip
         twins.close()
 

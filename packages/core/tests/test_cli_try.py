@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from msgspec import structs
 
 from lightningrl.cli import commands
 from lightningrl.cli.trial import trial_policies
 from lightningrl.errors import ConfigError
-from lightningrl.recipe import Recipe, parse_recipe
-from lightningrl.schema import Endpoint
+from lightningrl.recipe import Recipe, parse_recipe, rewrite_rules
+from lightningrl.schema import Endpoint, RewriteRules
 from lightningrl_testkit.model_server import ModelServer
 
 pytest.importorskip("openai")
@@ -183,6 +184,31 @@ def test_a_model_name_takes_the_place_of_the_alias() -> None:
     # One that declares nothing answers every call as long as it replaces nothing.
     (policy,) = trial_policies(recipe_with({"policy": {"model": "m"}}), ENDPOINT, "big")
     assert (policy.name, policy.replaces) == ("big", ())
+
+
+def test_requests_are_rewritten_as_in_training() -> None:
+    """As for a policy at a URL, whose chat template nobody sees either."""
+    said = {
+        "name": "trial",
+        "agent": "m:f",
+        "gateway": {"pin": ["nonce=\\w+"], "hosted_tools": "drop"},
+    }
+    policy = {
+        "model": "m",
+        "constrained": "free",
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    recipe = parse_recipe({**said, "policies": {"policy": policy}})
+    (one,) = trial_policies(recipe, ENDPOINT, "big")
+    both = RewriteRules(pin=("nonce=\\w+",), drop_hosted=True)
+    variables = {"enable_thinking": False}
+    assert one.rules == structs.replace(both, free=True, variables=variables)
+    (one,) = trial_policies(parse_recipe({**said, "policies": {}}), ENDPOINT, None)
+    assert one.rules == both
+    seen = RewriteRules(put_back=True, lost=("tool",))
+    assert rewrite_rules(recipe, "policy", seen) == structs.replace(
+        one.rules, free=True, variables=variables, put_back=True, lost=("tool",)
+    )
 
 
 def test_one_model_name_is_not_two_policies() -> None:

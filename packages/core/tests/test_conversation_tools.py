@@ -10,7 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from lightningrl.conversation import Recorded, anthropic, messages_of, responses
+from lightningrl.conversation import anthropic, responses
+from lightningrl.conversation.history import Recorded, messages_of
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.rewriting.fields import raw_fields
 from lightningrl.conversation.tools import chat

@@ -373,7 +373,7 @@ def _apart(parts: Mapping[str, float], of: str = "reward") -> float:
         ("gigpo", {"gate": 1.0}, None, lambda p: _apart(p)),
         ("rtmc", {"normalise": False}, None, lambda p: p["action_mean"] - p["state_mean"]),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )  # fmt: skip
 def test_credit_is_made_of_its_parts(
     name: str,

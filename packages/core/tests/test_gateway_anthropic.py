@@ -12,7 +12,7 @@ import anthropic
 import pydantic
 import pytest
 
-from lightningrl.conversation import messages_of
+from lightningrl.conversation.history import messages_of
 from lightningrl.schema import CallStatus, Claim, Dialect, RewriteRules, Sampling
 from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.model_server import (

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from lightningrl.conversation import messages_of
+from lightningrl.conversation.history import messages_of
 from lightningrl.schema import CallStatus, Claim, Dialect, Sampling
 from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.model_server import ModelServer, in_turn

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightningrl.conversation import Recorded, is_continuation
+from lightningrl.conversation.history import Recorded, is_continuation
 from lightningrl.schema import CallStatus, Claim, RewriteRules
 from lightningrl_testkit.gateway import GatewayRig, open_rig, serve
 

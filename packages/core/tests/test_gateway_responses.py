@@ -11,7 +11,7 @@ import openai
 import pydantic
 import pytest
 
-from lightningrl.conversation import messages_of
+from lightningrl.conversation.history import messages_of
 from lightningrl.schema import AttemptId, CallEvent, CallStatus, Claim, Dialect, Sampling
 from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.model_server import (
@@ -307,9 +307,9 @@ async def test_a_conversation_that_goes_on_by_id_is_read_from_the_store_once(
     read: list[str] = []
     calls = rig.store.calls
 
-    async def counted(attempt_id: AttemptId) -> list[CallEvent]:
+    async def counted(attempt_id: AttemptId, *, above: int = 0) -> list[CallEvent]:
         read.append(attempt_id)
-        return await calls(attempt_id)
+        return await calls(attempt_id, above=above)
 
     monkeypatch.setattr(rig.store, "calls", counted)
     with ModelServer(in_turn("one", "two", "three", "four")) as engine:

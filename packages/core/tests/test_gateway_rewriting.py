@@ -10,7 +10,7 @@ import anthropic
 import openai
 import pytest
 
-from lightningrl.conversation import messages_of
+from lightningrl.conversation.history import messages_of
 from lightningrl.credit.turns import Conversations
 from lightningrl.errors import ConfigError
 from lightningrl.experience.formats import count_formats
@@ -183,7 +183,7 @@ async def test_a_format_is_asked_for_in_words_and_a_wrong_answer_is_delivered_tr
         "the answer: $.n: '1' is not of type 'integer'",
     ]
     found = await rig.store.attempt(claim.attempt.id)
-    assert count_formats(assemble(*found, calls)) == (3, 1)
+    assert count_formats(assemble(*found, calls)) == (3, 1, 0)
 
 
 async def test_a_forced_call_is_free_and_is_trained(rig: GatewayRig) -> None:
@@ -203,6 +203,28 @@ async def test_a_forced_call_is_free_and_is_trained(rig: GatewayRig) -> None:
         (None, "no tool was called, and one had to be"),
         (None, None),
     ]
+
+
+async def test_an_answer_that_cannot_be_judged_is_delivered_recorded_and_trained(
+    rig: GatewayRig,
+) -> None:
+    cents = {"type": "number", "multipleOf": 0.01}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": cents}}
+    with ModelServer(one_by_one("1" * 311)) as engine:
+        await rig.register(engine.url, rules=FREE)
+        claim = await rig.claim()
+        async with agent(rig, claim) as client:
+            reply = await client.chat.completions.create(
+                model="m", messages=HI, response_format=form
+            )
+    assert reply.choices[0].message.content == "1" * 311
+    calls = await rig.calls(claim)
+    [choice] = calls[0].choices
+    assert (choice.wrong_format or "").startswith("could not be judged: OverflowError")
+    assert choice.untrainable is None
+    found = await rig.store.attempt(claim.attempt.id)
+    counted = count_formats(assemble(*found, calls))
+    assert (counted, counted.rate) == ((0, 0, 1), None)
 
 
 async def test_without_the_rule_the_engine_forces_the_form_and_the_call_is_not_trained(
@@ -233,7 +255,7 @@ def thinking(text: str, thought: str, call_id: str = "") -> Answer:
 
 
 async def test_reasoning_that_a_client_left_out_is_put_back(tmp_path: Path) -> None:
-    """By tool call id and content, in order where answers are alike, and from the record after a restart."""
+    """Where the conversation goes on, and from the record after a restart."""
     answers = [thinking("", "t1", "c1"), thinking("Yes", "t2"), thinking("Yes", "t3"), "End"]
     left_out: list[Any] = [
         *HI,
@@ -272,16 +294,46 @@ async def test_reasoning_that_a_client_left_out_is_put_back(tmp_path: Path) -> N
     ]
     whole = [None, "t1", None, "t2", None, "t3", None, None]
     assert sent == [whole[:1], whole[:3], whole[:5], whole, [None] * 8, [None] * 8]
+    first, second, third, *_ = (call.id for call in calls)
     assert [[(one.name, one.by) for one in call.rewrites] for call in calls] == [
         [],
-        [("reasoning_put_back", 1)],
-        [("reasoning_put_back", 2)],
-        [("reasoning_put_back", 3)],
+        [("reasoning_restored", {"more": [[0, first, 0]]})],
+        [("reasoning_restored", {"as": second, "more": [[1, second, 0]]})],
+        [("reasoning_restored", {"as": third, "more": [[2, third, 0]]})],
         [],
         [],
     ]
     read = [messages_of(call, calls[:place]) for place, call in enumerate(calls)]
     assert read == [arrival.body["messages"] for arrival in engine.arrivals]
+
+
+async def test_clients_of_every_dialect_may_leave_reasoning_out(rig: GatewayRig) -> None:
+    with ModelServer(one_by_one(thinking("", "t1", "c1"), "End")) as engine:
+        await rig.register(engine.url, rules=RewriteRules(put_back=True))
+        claim = await rig.claim()
+        async with anthropic_client(rig, claim) as client:
+            use: Any = {"type": "tool_use", "id": "c1", "name": "count", "input": {}}
+            result: Any = {"type": "tool_result", "tool_use_id": "c1", "content": "1"}
+            talk: list[Any] = [
+                *HI,
+                {"role": "assistant", "content": [use]},
+                {"role": "user", "content": [result]},
+            ]
+            for count in (1, 3):
+                await client.messages.create(model="m", max_tokens=50, messages=talk[:count])
+    with ModelServer(one_by_one(thinking("", "t1", "c1"), "End")) as responding:
+        await rig.register(responding.url, rules=RewriteRules(put_back=True), version=1)
+        claim = await rig.claim()
+        async with agent(rig, claim) as client:
+            items: list[Any] = [
+                *HI,
+                {"type": "function_call", "call_id": "c1", "name": "count", "arguments": "{ }"},
+                {"type": "function_call_output", "call_id": "c1", "output": "1"},
+            ]
+            for count in (1, 3):
+                await client.responses.create(model="m", input=items[:count])
+    for arrivals in (engine.arrivals, responding.arrivals):
+        assert [one.get("reasoning") for one in arrivals[1].body["messages"]] == [None, "t1", None]
 
 
 async def test_reasoning_that_was_sent_back_stays(rig: GatewayRig) -> None:

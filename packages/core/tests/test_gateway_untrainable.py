@@ -77,7 +77,6 @@ def cases() -> Iterator[tuple[tuple[str, dict[str, Any]], str | None]]:
     yield in_chat({"type": "audio_url", "audio_url": {"url": DATA}}), AUDIO
     yield in_chat({"type": "video_url", "video_url": {"url": DATA}}), VIDEO
     yield in_chat({"type": "file", "file": {"file_data": "AAAA"}}), FILE
-    yield in_chat({"type": "hologram"}), "a part of type 'hologram'"
     yield chat({"role": "tool", "tool_call_id": "c", "content": [{"type": "image"}]}), IMAGE
     yield (
         chat({"role": "assistant", "content": None, "audio": {"id": "a"}}, TEXT | {"role": "user"}),

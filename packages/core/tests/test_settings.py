@@ -142,3 +142,12 @@ def test_a_limit_that_is_none_is_refused(
     monkeypatch.setenv(f"LIGHTNINGRL_GATEWAY_{name}", text)
     with pytest.raises(ConfigError, match=f"LIGHTNINGRL_GATEWAY_{name} can't be '{text}'"):
         limits_of_environment()
+
+
+def test_viewers_keys_stand_one_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNINGRL_VIEWER_KEY", "key-of-all\nkey-of-two sql rag\n")
+    assert settings.viewer_keys() == ("key-of-all", "key-of-two sql rag")
+    # `rag` would be a key that shows every run.
+    monkeypatch.setenv("LIGHTNINGRL_VIEWER_KEY", "key-of-two sql,rag")
+    with pytest.raises(ConfigError, match="one key a line"):
+        settings.viewer_keys()

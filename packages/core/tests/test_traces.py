@@ -24,6 +24,7 @@ from lightningrl.schema import (
 from lightningrl.store import RolloutQuery
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl.traces import (
+    agent_path,
     late_rewards,
     outline,
     read_attempts,
@@ -198,19 +199,20 @@ async def test_no_rollouts_have_no_attempts(store: SqliteStore) -> None:
     assert await read_attempts(store, []) == []
 
 
-def test_steps_are_outlined_from_the_top_down_whatever_their_parents_are() -> None:
-    def step(ident: str, parent: str | None) -> Transition:
-        return Transition(
-            step_id=StepId(ident),
-            rollout_id=RolloutId("r"),
-            attempt_id=AttemptId("a"),
-            kind=StepKind.TOOL,
-            name=ident,
-            agent=None,
-            parent_id=None if parent is None else StepId(parent),
-            started_at=AT,
-        )
+def step(ident: str, parent: str | None, agent: str | None = None) -> Transition:
+    return Transition(
+        step_id=StepId(ident),
+        rollout_id=RolloutId("r"),
+        attempt_id=AttemptId("a"),
+        kind=StepKind.TOOL,
+        name=ident,
+        agent=agent,
+        parent_id=None if parent is None else StepId(parent),
+        started_at=AT,
+    )
 
+
+def test_steps_are_outlined_from_the_top_down_whatever_their_parents_are() -> None:
     steps = [step("b", "a"), step("a", None), step("c", "a"), step("d", "b")]
     # one whose parent nobody knows, and a circle
     steps += [step("lost", "nobody"), step("x", "y"), step("y", "x")]
@@ -218,3 +220,17 @@ def test_steps_are_outlined_from_the_top_down_whatever_their_parents_are() -> No
     assert drawn == [
         (0, "a"), (1, "b"), (2, "d"), (1, "c"), (0, "lost"), (0, "x"), (1, "y")
     ]  # fmt: skip
+
+
+def test_the_agents_around_a_step_are_told_from_the_outermost_to_its_own() -> None:
+    steps = [
+        step("a", None, "team"), step("b", "a"), step("c", "b", "maths"), step("d", "c", "maths"),
+        step("e", "lost", "alone"), step("f", "e"),
+        step("x", "y", "one"), step("y", "x", "two"), step("z", None),
+    ]  # fmt: skip
+    known = {one.step_id: one for one in steps}
+    assert {one.name: agent_path(one, known) for one in steps} == {
+        "a": ["team"], "b": ["team"], "c": ["team", "maths"], "d": ["team", "maths"],
+        "e": ["alone"], "f": ["alone"],
+        "x": ["two", "one"], "y": ["one", "two"], "z": [],
+    }  # fmt: skip

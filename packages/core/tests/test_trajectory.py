@@ -349,3 +349,26 @@ def test_a_template_that_writes_an_answer_otherwise_is_told(
     first = turn("s1", [1, 5], [7, 8], answer, USER)
     (broken,) = merge([first, turn("s2", second, [4], YO, USER, sent_back, USER)]).breaks
     assert broken.cause == cause
+
+
+class Watched(list[Any]):
+    """Counts how often its items are taken."""
+
+    taken = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        self.taken += len(found) if isinstance(place, slice) else 1
+        return found
+
+
+def test_breaks_are_explained_by_one_reading_of_the_calls_before() -> None:
+    """A template that drops the empty thought breaks each of 20 turns."""
+    talk, turns = [USER], Watched()
+    for place in range(20):
+        turns.append(turn(f"s{place}", [1, 5 + place], [7], YO, *talk))
+        talk += [YO, USER]
+    found = merge(turns)
+    assert [one.cause for one in found.breaks] == ["template"] * 19
+    # 20 rows take the first transition for its rollout, and the 19 before the last break are read.
+    assert turns.taken == 20 + 19

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_rows import sequences, write_model
 
+from lightningrl.credit import Credit
 from lightningrl.experience.trainable import TrainableCalls
 from lightningrl.experience.trajectory import Row, Span
 from lightningrl.recipe import Algorithm, Critic, Optimiser, parse_recipe
@@ -200,7 +201,8 @@ async def test_only_the_rows_of_a_policy_change_its_weights(config: BackendConfi
         before = [await _weights(one) for one in trainees]
         study = Study(recipe, lambda groups: [], trainees, Scorer((), run_folder=Path()))
         rows = {"one": tuple(two_calls(2)), "two": ()}
-        credited = Credited(Lesson(rows, {}, (), TrainableCalls(4, {}, {})), {}, None, None, {})
+        lesson = Lesson(rows, {}, (), TrainableCalls(4, {}, {}))
+        credited = Credited(lesson, (), Credit([]), {}, None, None, {})
         metrics = [(await study.train(one, credited, 1))[0] for one in trainees]
         after = [await _weights(one) for one in trainees]
     assert [one.version for one in trainees] == [1, 0]

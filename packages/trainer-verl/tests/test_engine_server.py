@@ -15,7 +15,7 @@ import torch
 from learnt_engine import HERMES, config, learnt_engine, learnt_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lightningrl.conversation import messages_of
+from lightningrl.conversation.history import messages_of
 from lightningrl.schema import Claim, Sampling
 from lightningrl_testkit.engine_fields import ENGINE_FIELDS, Does, EngineField, is_refused
 from lightningrl_testkit.gateway import GatewayRig, open_rig

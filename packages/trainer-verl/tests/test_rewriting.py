@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
 from lightningrl.conversation.rewriting.template import rules_of
 from lightningrl.schema import CallEvent, CallStatus, Claim, Dialect, RewriteRules
 from lightningrl_testkit.gateway import GatewayRig, open_rig

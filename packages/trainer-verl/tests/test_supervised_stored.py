@@ -9,9 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from lightningrl.conversation.history import Recorded
+from lightningrl.conversation.rewriting import Rewriter
+from lightningrl.conversation.rewriting.fields import raw_fields
 from lightningrl.errors import ConfigError
-from lightningrl.experience.trained_calls import UNTRAINED_AGENT
-from lightningrl.recipe import PolicyRecipe, WarmStart
+from lightningrl.experience.trained_calls import SIDE_CALL, UNTRAINED_AGENT
+from lightningrl.recipe import PolicyRecipe, SideCall, WarmStart
 from lightningrl.schema import (
     AttemptId,
     AttemptState,
@@ -21,6 +24,8 @@ from lightningrl.schema import (
     Event,
     EventId,
     Mode,
+    Rewrite,
+    RewriteRules,
     StepEndEvent,
     StepId,
     StepKind,
@@ -34,6 +39,7 @@ from lightningrl_verl.supervised.stored import (
     ANOTHER_POLICY,
     COMPLETION,
     NO_CHAT,
+    Asked,
     StoredRollout,
     read_rollouts,
     stored_example,
@@ -138,11 +144,106 @@ async def test_other_dialects_are_read_as_the_gateway_reads_them(tmp_path: Path)
     assert _example(second).left_out == {COMPLETION: 1}
 
 
-def _client_step(inputs: Any, output: Any) -> list[Event]:
+RULES = RewriteRules(
+    roles={"developer": "system"},
+    pin=(r"day \d",),
+    drop_hosted=True,
+    put_back=True,
+    variables={"style": "brief"},
+    free=True,
+)
+ADD = {"type": "function", "function": {"name": "add", "parameters": {}}}
+
+
+def _served(ident: str, request: dict[str, Any], said: Any, earlier: Recorded) -> CallEvent:
+    """A call by another tokenizer, as the gateway rewrites and records it."""
+    place = ("policy", None)
+    found = Rewriter(RULES).rewrite(
+        raw_fields(request), Dialect.CHAT, earlier.held.get(place), earlier.thoughts.get(place)
+    )
+    made = _call(ANY, ident, PROMPT, "<ans>7<end>", said=said, rewrites=found.rewrites)
+    served = msgspec.structs.replace(
+        made, request=json.dumps(request).encode(), prompt_ids=ids([90, 91, 92, 93])
+    )
+    earlier.add(served)
+    return served
+
+
+async def test_what_was_asked_is_what_the_engine_was_asked_after_all_rewrites(
+    tmp_path: Path,
+) -> None:
+    earlier = Recorded()
+    one = {"messages": [{"role": "developer", "content": "On day 1."}, ASK]}
+    first = _served("1", one, {**SAY, "reasoning": "3 + 4"}, earlier)
+    two = {
+        "messages": [{"role": "developer", "content": "On day 2."}, *TURNS],
+        "tools": [ADD, {"type": "web_search"}],
+        "response_format": {"type": "json_object"},
+        "chat_template_kwargs": {"depth": 1},
+        "documents": [{"text": "pens"}],
+    }
+    second = _served("2", two, SAY, earlier)
+    (stored,) = await _rollouts(tmp_path, [first, second])
+    words = "On day 1.\n\nAnswer with one JSON object and nothing else."
+    assert stored.asked["step-2"] == Asked(
+        messages=[
+            {"role": "system", "content": words}, ASK, {**SAY, "reasoning": "3 + 4"}, ASK,
+        ],
+        tools=[ADD],
+        variables={"documents": [{"text": "pens"}], "depth": 1},
+        defaults={"style": "brief"},
+        answer=SAY,
+        ends=True,
+    )  # fmt: skip
+    example = _example(stored)  # the hosted tool, which no engine saw, makes nothing unfit
+    assert (_texts(example), example.left_out) == (["<ans>7<end><ans>7<end>"], {})
+
+
+async def test_a_record_that_cannot_be_read_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    later = _call(ANY, "1", PROMPT, "<ans>7<end>", rewrites=(Rewrite("tomorrow"),))
+    (stored,) = await _rollouts(tmp_path, [later])
+    assert _example(stored).left_out == {
+        "its request can't be read: the rewrite 'tomorrow' is unknown here; read this record with a newer"
+        " LightningRL": 1
+    }
+
+
+def test_the_policys_variables_stand_between_what_the_agent_and_what_the_gateway_set() -> None:
+    tokenizer = build_tokenizer((" tom",), context=64)
+    tokenizer.chat_template = "{{ a ~ b ~ c }}"
+    scribe = Scribe(tokenizer, "compact", {"a": 2, "b": 2})
+    ids_ = scribe.prompt([ASK], [], {"a": 1}, {"a": 3, "b": 3, "c": 3})
+    assert tokenizer.decode(ids_) == "123"
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+
+
+async def test_a_prompt_with_an_image_is_left_out_though_its_tokens_were_recorded(
+    tmp_path: Path,
+) -> None:
+    seen = {"role": "user", "content": [IMAGE]}
+    one = _call(ANY, "1", PROMPT, "<ans>7<end>", messages=[seen, SAY, ASK])
+    spoken = {**SAY, "audio": {"id": "a"}}
+    found = await _rollouts(
+        tmp_path, [one], _client_step({"messages": [seen, SAY, ASK]}, SAY),
+        _client_step({"messages": [ASK, spoken, ASK]}, SAY),
+    )  # fmt: skip
+    left_out = [_example(stored).left_out for stored in found]
+    image, audio = (
+        f"the prompt holds {what}, which the trainer does not see" for what in ("an image", "audio")
+    )
+    assert left_out == [{image: 1}, {image: 1}, {audio: 1}]
+
+
+def _client_step(
+    inputs: Any, output: Any, *, parent: str | None = None, agent: str | None = None
+) -> list[Event]:
     step = StepId("s")
     start = StepStartEvent(
-        id=EventId("start"), attempt_id=ANY, at=AT, step_id=step, parent_id=None,
-        kind=StepKind.LLM, name="gpt", agent=None, inputs=inputs,
+        id=EventId("start"), attempt_id=ANY, at=AT, step_id=step,
+        parent_id=None if parent is None else StepId(parent),
+        kind=StepKind.LLM, name="gpt", agent=agent, inputs=inputs,
     )  # fmt: skip
     end = StepEndEvent(id=EventId("end"), attempt_id=ANY, at=AT, step_id=step, output=output)
     return [start, end]
@@ -157,6 +258,29 @@ async def test_recorded_traffic_is_tokenised_from_what_its_steps_keep(tmp_path: 
     assert _texts(_example(chat)) == ["<ans>7<end>"]
     assert _example(chat).drift.rendered == 3
     assert _example(other).left_out == {NO_CHAT: 1}
+
+
+async def test_recorded_traffic_is_chosen_by_the_agents_around_it_and_by_what_it_asks(
+    tmp_path: Path,
+) -> None:
+    around = [
+        StepStartEvent(
+            id=EventId(name), attempt_id=ANY, at=AT, step_id=StepId(name),
+            parent_id=None if parent is None else StepId(parent),
+            kind=StepKind.AGENT, name=name, agent=name,
+        )
+        for name, parent in (("team", None), ("maths", "team"))
+    ]  # fmt: skip
+    asked = {"model": "gpt-mini", "messages": [ASK]}
+    (stored,) = await _rollouts(
+        tmp_path, [*around, *_client_step(asked, SAY, parent="maths", agent="maths")]
+    )
+    for named in ("team/maths", "maths"):
+        assert _texts(_example(stored, train_agents=(named,))) == ["<ans>7<end>"]
+    for other in ("team", "other/maths"):
+        assert _example(stored, train_agents=(other,)).left_out == {UNTRAINED_AGENT: 1}
+    aside = _example(stored, side_calls=(SideCall(model="gpt-mini"),))
+    assert (aside.rows, aside.left_out) == ((), {SIDE_CALL: 1})
 
 
 async def test_an_answer_that_was_cut_off_gets_no_end_token(tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from test_ui_screens import Page, links, told
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lightningrl.cli.run_starts import How, Start, write_starts
+from lightningrl.experience import trajectory
 from lightningrl.lessons import LessonCall, LessonHeader, tokenizer_path, write_lesson
 from lightningrl.schema import AttemptState, Mode
 from lightningrl.store import RolloutQuery, open_store
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl.traces import read_attempts
 from lightningrl_testkit.records import call, group, reward
+from lightningrl_ui.views import tokens
 
 WORDS = ["<pad>", "a", "b", "c", HOSTILE, "Ã", "©", "Ċ"]
 """Ids 0 to 7 of the lab's tokenizer; 5 and 6 are the two bytes of é, 7 ends a line."""
@@ -170,6 +172,10 @@ async def test_what_was_not_trained_and_what_broke_is_said(page: Page) -> None:
     assert f"up to there abc the row goes on {HOSTILE}" in text
     assert "begins row 0" in text
     assert "has no rollout" in await page.get("/tokens?run=run&id=none", 404)
+
+
+def test_every_cause_of_a_break_has_its_words() -> None:
+    assert set(tokens.CAUSES) == set(trajectory.CAUSES)
 
 
 async def test_credit_is_a_bar_with_its_parts_and_links_to_its_state(page: Page) -> None:

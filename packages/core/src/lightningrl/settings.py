@@ -54,7 +54,7 @@ SETTINGS = (
         "LIGHTNINGRL_VIEWER_KEY",
         "`serve`, `ui`",
         "none",
-        "what they demand of those who look; one a line or with commas; `KEY RUN RUN` shows these runs alone",
+        "what they demand of those who look; one a line; `KEY RUN RUN` shows these runs alone",
         secret=True,
     ),
     Setting("LIGHTNINGRL_HOST", "`serve`", "`127.0.0.1`", "the address to listen on"),
@@ -316,8 +316,18 @@ def runner_keys() -> tuple[str, ...]:
 
 
 def viewer_keys() -> tuple[str, ...]:
-    """`LIGHTNINGRL_VIEWER_KEY`: see the table; each with the runs that it names behind it."""
-    return _keys("LIGHTNINGRL_VIEWER_KEY")
+    """`LIGHTNINGRL_VIEWER_KEY`: see the table; each with the runs that it names behind it.
+
+    Raises:
+        ConfigError: there is a comma. Between keys or runs it would make a run's name a key that shows all.
+    """
+    name = "LIGHTNINGRL_VIEWER_KEY"
+    lines = [line.strip() for line in _secret(name).splitlines()]
+    if any("," in line for line in lines):
+        raise ConfigError(
+            f"{name}: write one key a line, and the runs behind it with spaces, not commas"
+        )
+    return tuple(line for line in lines if line)
 
 
 def client_key() -> str | None:
@@ -400,6 +410,12 @@ def _number(name: str, default: float) -> float:
 
 def _keys(name: str) -> tuple[str, ...]:
     """The keys of one variable, or of the file that `NAME_FILE` names; in the order given."""
+    parts = _secret(name).replace(",", "\n").splitlines()
+    return tuple(key for key in (part.strip() for part in parts) if key)
+
+
+def _secret(name: str) -> str:
+    """The text of one variable, or of the file that `NAME_FILE` names."""
     text, path = os.environ.get(name, ""), os.environ.get(f"{name}_FILE", "")
     if text and path:
         raise ConfigError(f"both {name} and {name}_FILE are set; set one of them")
@@ -407,9 +423,7 @@ def _keys(name: str) -> tuple[str, ...]:
         text = _secret_file(f"{name}_FILE", Path(path))
         if not text.strip():
             raise ConfigError(f"the file {path!r}, which {name}_FILE names, holds no key")
-    return tuple(
-        key for key in (part.strip() for part in text.replace(",", "\n").splitlines()) if key
-    )
+    return text
 
 
 def _secret_file(variable: str, path: Path) -> str:

@@ -7,7 +7,7 @@ Invariant: these functions only read. The same stored events give the same group
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -132,6 +132,24 @@ def outline(transitions: Sequence[Transition]) -> list[tuple[int, Transition]]:
                 drawn[one.step_id] = (depth, one)
                 waiting += [(depth + 1, child) for child in reversed(children[one.step_id])]
     return list(drawn.values())
+
+
+def agent_path(step: Transition, steps: Mapping[StepId, Transition]) -> list[str]:
+    """The agents around a step, the outermost first, and its own last, as `capture.context.agent_path` says them live.
+
+    Args:
+        step: one of the attempt's.
+        steps: all of the attempt's that are known, by id; the path ends above where a parent is not among them.
+    """
+    names: list[str] = []
+    seen: set[StepId] = set()
+    one: Transition | None = step
+    while one is not None and one.step_id not in seen:
+        seen.add(one.step_id)
+        if one.agent is not None and one.agent != (names or [None])[-1]:
+            names.append(one.agent)
+        one = None if one.parent_id is None else steps.get(one.parent_id)
+    return names[::-1]
 
 
 async def read_attempts(store: Store, rollouts: Sequence[Rollout]) -> list[list[AttemptRecord]]:

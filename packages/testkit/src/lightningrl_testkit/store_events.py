@@ -89,6 +89,8 @@ class EventClaims:
         await store.append([log(attempt, "line"), first, reward(attempt, 1.0)])
         await store.append([second])
         assert await store.calls(attempt) == [first, second]
+        assert await store.calls(attempt, above=1) == [first, second]
+        assert await store.calls(attempt, above=2) == []
         with pytest.raises(NotFound, match="a-unknown"):
             await store.calls(AttemptId("a-unknown"))
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from lightningrl.archive import whole_file
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
 from lightningrl.conversation.recorded import MESSAGES, whole_requests
 from lightningrl.conversation.responses import reasoning_of
 from lightningrl.conversation.tools.freeform import object_in
@@ -83,7 +83,9 @@ def trajectory(record: AttemptRecord) -> dict[str, Any]:
 
 def _asked(record: AttemptRecord) -> dict[str, list[Message]]:
     """Step id -> the messages that its model was asked to continue."""
-    kept = {one.step_id: one.inputs for one in record.transitions if one.kind is StepKind.LLM}
+    kept: dict[str, Any] = {
+        one.step_id: one.inputs for one in record.transitions if one.kind is StepKind.LLM
+    }
     asked = {
         step_id: list(request.get(MESSAGES) or [])
         for step_id, request in whole_requests(kept).items()

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightningrl.checks.differences import Difference, difference, messages_in
 from lightningrl.checks.evidence import Evidence, Finding, Level, counted, delivered
-from lightningrl.conversation import Message, answer_of, is_continuation
+from lightningrl.conversation.history import Message, answer_of, is_continuation
 from lightningrl.experience.trajectory import Merge, merge
 from lightningrl.schema import CallEvent
 from lightningrl.traces import AttemptRecord

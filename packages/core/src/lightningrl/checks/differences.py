@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from lightningrl.conversation import Message, Recorded, answer_of
+from lightningrl.conversation.history import Message, Recorded, answer_of
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.rewriting.thoughts import KEYS
 from lightningrl.conversation.said import Said, said_in, tools_of

@@ -16,6 +16,7 @@ from rich.tree import Tree
 
 from lightningrl.experience.transition import Transition, unjoined_rewards
 from lightningrl.schema import (
+    UNJUDGED,
     Attempt,
     AttemptState,
     LogEvent,
@@ -180,7 +181,9 @@ def _call_text(one: Transition, credit: float | None, limit: int | None) -> Text
     if one.untrainable is not None:
         text.append(f"\nnot trained: {short(one.untrainable, limit)}", "yellow")
     if one.choice is not None and one.choice.wrong_format is not None:
-        text.append(f"\nwrong format: {short(one.choice.wrong_format, limit)}", "yellow")
+        wrong = one.choice.wrong_format
+        label = "format" if wrong.startswith(UNJUDGED) else "wrong format:"
+        text.append(f"\n{label} {short(wrong, limit)}", "yellow")
     if one.error is not None and one.error not in (one.untrainable or ""):
         text.append(f"\n{short(one.error, limit)}", "red")
     return text

@@ -20,7 +20,7 @@ from msgspec import structs
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.gateway import Gateway
 from lightningrl.machine.clock import SystemClock
-from lightningrl.recipe import LoadedRecipe, Recipe
+from lightningrl.recipe import LoadedRecipe, Recipe, rewrite_rules
 from lightningrl.runner.guard import EXIT_REPLACE
 from lightningrl.runner.process import EXIT_CONFIG, worker_command, worker_environment
 from lightningrl.schema import (
@@ -29,7 +29,6 @@ from lightningrl.schema import (
     NewRollout,
     Policy,
     RetryPolicy,
-    RewriteRules,
     Rollout,
     group_id,
     rollout_id,
@@ -68,9 +67,9 @@ def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> lis
         ConfigError: `model` is given and the recipe has several policies.
     """
     refuse = recipe.gateway.unknown_fields == "refuse"
-    rules = RewriteRules(drop_hosted=recipe.gateway.hosted_tools == "drop")
     if not recipe.policies:
         name = model or "policy"
+        rules = rewrite_rules(recipe, None)
         return [Policy(name, recipe.name, 0, (endpoint,), rules=rules, refuse_unknown=refuse)]
     if model is not None and len(recipe.policies) > 1:
         raise ConfigError(
@@ -93,7 +92,7 @@ def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> lis
                 trainable=policy.trainable,
                 replaces=replaces,
                 agents=policy.agents,
-                rules=structs.replace(rules, free=policy.constrained == "free"),
+                rules=rewrite_rules(recipe, alias),
                 refuse_unknown=refuse,
             )
         )

@@ -119,11 +119,15 @@ def report(wiring: Wiring, findings: Sequence[Finding]) -> Text:
     text.append(f"trainable: {wiring.trainable} calls\n", "green" if wiring.trainable else "")
     for reason, calls in sorted(wiring.untrainable.items()):
         text.append(f"not trainable: {calls} calls, {reason}\n", "yellow")
-    asked, right = wiring.formats
+    asked, right, unjudged = wiring.formats
     if asked:
         text.append(
             f"format asked for in words: {right} of {asked} answers have it\n",
             "yellow" if right < asked else "",
+        )
+    if unjudged:
+        text.append(
+            f"format asked for in words: {unjudged} answers could not be judged\n", "yellow"
         )
     if not any_problem(findings):
         text.append("✓ the agent is wired up", "bold green")

@@ -30,6 +30,12 @@ _MESSAGES: msgspec.json.Decoder[list[_Message]] = msgspec.json.Decoder(list[_Mes
 _ANY: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
+def why_unseen(fields: Fields) -> str | None:
+    """Why no answer to such a request may be trained. `None`: the trainer sees all of its messages."""
+    found = unseen(fields)
+    return f"the prompt holds {found}, which the trainer does not see" if found else None
+
+
 def unseen(fields: Fields) -> str | None:
     """What of a request's messages is no text, in words. `None`: all is text."""
     given = fields.get(MESSAGES)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lightningrl.conversation.tools.freeform import called
 from lightningrl.schema import CallEvent
 
 
@@ -41,6 +42,38 @@ def _text(content: Any) -> str:
         str(one["text"]) if isinstance(one, dict) and "text" in one else json.dumps(one)
         for one in parts
     )
+
+
+def sign(message: Mapping[str, Any]) -> bytes:
+    """What a message says and which tool calls it makes or answers, the same in whatever form it is sent back.
+
+    Space around the text, and how a call's arguments are written down as JSON, make no difference.
+    """
+    calls = message.get("tool_calls")
+    made = [
+        (one.get("id"), name, _plain(arguments))
+        for one in (calls if isinstance(calls, list) else ())
+        if isinstance(one, dict)
+        for name, arguments in (called(one),)
+    ]
+    text = _text(message.get("content")).strip()
+    said = (str(message.get("role")), text, made, message.get("tool_call_id"))
+    return json.dumps(said, sort_keys=True).encode()
+
+
+def _plain(arguments: Any) -> Any:
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments, parse_float=_number)
+    except (ValueError, RecursionError):
+        return arguments.strip()
+
+
+def _number(text: str) -> float:
+    """A decimal; a whole one as an integer, as clients in JavaScript write it."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def tools_of(call: CallEvent) -> Any:

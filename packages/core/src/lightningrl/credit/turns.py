@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.order import is_empty_answer
 from lightningrl.conversation.tools.freeform import called

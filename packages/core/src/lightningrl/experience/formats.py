@@ -7,18 +7,22 @@ from typing import NamedTuple
 
 from lightningrl.conversation.rewriting import IN_WORDS
 from lightningrl.experience.transition import Transition
+from lightningrl.schema import UNJUDGED
 
 
 class Formats(NamedTuple):
     """Answered calls of which a form was asked in words."""
 
     asked: int
+    """Those whose answer could be judged."""
     right: int
-    """Those whose answer has it."""
+    """Those of them whose answer has it."""
+    unjudged: int = 0
+    """Others: their answer or its schema is one that the gateway does not judge."""
 
     @property
     def rate(self) -> float | None:
-        """The share. `None`: of no call a form was asked."""
+        """The share. `None`: no answer was judged."""
         return self.right / self.asked if self.asked else None
 
 
@@ -30,4 +34,6 @@ def count_formats(transitions: Iterable[Transition]) -> Formats:
         if one.call is not None and any(rewrite.name in IN_WORDS for rewrite in one.call.rewrites)
     ]
     answered = [one for one in choices if one is not None]
-    return Formats(len(answered), sum(one.wrong_format is None for one in answered))
+    wrong = [one.wrong_format for one in answered if one.wrong_format is not None]
+    unjudged = sum(one.startswith(UNJUDGED) for one in wrong)
+    return Formats(len(answered) - unjudged, len(answered) - len(wrong), unjudged)

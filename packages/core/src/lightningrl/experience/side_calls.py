@@ -22,9 +22,11 @@ _TEXTS = ("system", "instructions", "messages", "input", "prompt")
 
 def is_side_call(call: CallEvent, rules: Sequence[SideCall]) -> bool:
     """Whether a call fits one of the rules, which were checked."""
-    if not rules:
-        return False
-    request: dict[str, Any] = msgspec.json.decode(call.request)
+    return bool(rules) and is_side_request(msgspec.json.decode(call.request), rules)
+
+
+def is_side_request(request: Mapping[str, Any], rules: Sequence[SideCall]) -> bool:
+    """Whether a call with this request fits one of the rules, which were checked."""
     return any(_fits(request, rule) for rule in rules)
 
 

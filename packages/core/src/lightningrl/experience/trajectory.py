@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lightningrl.conversation import Message, Recorded, answer_of, is_continuation
+from lightningrl.conversation.history import Message, Recorded, answer_of, is_continuation
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.rewriting.thoughts import KEYS
 from lightningrl.conversation.said import goes_on, tools_of
@@ -67,6 +68,10 @@ class Row:
     def trained_tokens(self) -> int:
         """How many tokens the mask selects."""
         return int(self.mask.sum())
+
+
+CAUSES = ("retokenised", "stopped", "template", "edited", "truncated")
+"""All that `Break.cause` may say."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,7 @@ def merge(transitions: Sequence[Transition]) -> Merge:
     breaks: list[Break] = []
     untrainable: dict[str, int] = {}
     continued = continuing = 0
+    before = _Before(transitions)
     for index, one in enumerate(transitions):
         if one.kind is not StepKind.LLM:
             continue
@@ -194,7 +200,7 @@ def merge(transitions: Sequence[Transition]) -> Merge:
             if one.call is not None and is_continuation(one.call):
                 continuing += 1
                 if rows:
-                    breaks.append(_explain(rows, one, transitions[:index]))
+                    breaks.append(_explain(rows, one, before.of(index)))
             row = _OpenRow()
             rows.append(row)
         row.add(index, one)
@@ -301,7 +307,30 @@ def _continued_row(rows: Sequence[_OpenRow], prompt: bytes) -> _OpenRow | None:
     return best
 
 
-def _explain(rows: Sequence[_OpenRow], one: Transition, before: Sequence[Transition]) -> Break:
+class _Before:
+    """The calls of a trace before one of them: each is taken up once, however many breaks are explained."""
+
+    def __init__(self, transitions: Sequence[Transition]) -> None:
+        self._transitions = transitions
+        self._recorded = Recorded()
+        self._taken = 0
+
+    def of(self, index: int) -> Recorded:
+        """Those before transition `index`, which is not less than it was; calls that can't be read are passed over."""
+        while self._taken < index:
+            call = self._transitions[self._taken].call
+            self._taken += 1
+            if call is not None:
+                with suppress(*_UNREADABLE):
+                    self._recorded.add(call)
+        return self._recorded
+
+
+_UNREADABLE = (Malformed, ValueError, TypeError, AttributeError)
+"""What requests raise whose messages are none."""
+
+
+def _explain(rows: Sequence[_OpenRow], one: Transition, before: Recorded) -> Break:
     """Why the prompt continues none of `rows`: judged by the row that agrees with it longest."""
     prompt_ids = one.prompt_ids
     position, row = max(
@@ -319,7 +348,7 @@ def _explain(rows: Sequence[_OpenRow], one: Transition, before: Sequence[Transit
     )
 
 
-def _cause(row: _OpenRow, position: int, one: Transition, before: Sequence[Transition]) -> str:
+def _cause(row: _OpenRow, position: int, one: Transition, before: Recorded) -> str:
     if row.stopped and position >= row.sampled[-1][0]:
         return "stopped"
     sampled = any(start <= position < stop for start, stop in row.sampled)
@@ -329,7 +358,7 @@ def _cause(row: _OpenRow, position: int, one: Transition, before: Sequence[Trans
 
 
 def _is_by_template(
-    then: CallEvent | None, now: CallEvent | None, before: Sequence[Transition], *, sampled: bool
+    then: CallEvent | None, now: CallEvent | None, before: Recorded, *, sampled: bool
 ) -> bool:
     """Whether the messages go on and the chat template writes what came before otherwise: it leaves thoughts out.
 
@@ -338,13 +367,12 @@ def _is_by_template(
     if then is None or now is None or Dialect.COMPLETIONS in (then.dialect, now.dialect):
         return False
     try:
-        recorded = Recorded(one.call for one in before if one.call is not None)
-        asked, earlier = recorded.messages(now), recorded.messages(then)
+        asked, earlier = before.messages(now), before.messages(then)
         answer = answer_of(then)
         if not goes_on(asked, earlier, answer) or tools_of(then) != tools_of(now):
             return False
-    except (Malformed, ValueError, TypeError, AttributeError):
-        return False  # messages that are none
+    except _UNREADABLE:
+        return False
     return not sampled or _thinks(answer, asked[len(earlier)])
 
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from lightningrl.conversation import Asker
+from lightningrl.conversation.history import Asker
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.rewriting import HOSTED_TOOLS, Rewritten
 from lightningrl.errors import LimitReached, StaleAttempt, StoreUnavailable

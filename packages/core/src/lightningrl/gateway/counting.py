@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from lightningrl.conversation import Asker
+from lightningrl.conversation.history import Asker
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.gateway.asgi import Answer, Refusal, to_json
 from lightningrl.gateway.dialects.anthropic import ANTHROPIC

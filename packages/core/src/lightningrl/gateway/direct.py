@@ -13,7 +13,7 @@ from functools import partial
 
 import msgspec
 
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.rewriting import HOSTED_TOOLS, Rewriter
 from lightningrl.errors import LightningError

@@ -1,7 +1,9 @@
-"""What attempts were answered so far, for requests that refer to it by a response's id.
+"""What attempts were answered so far, for requests that depend on it.
 
-Invariant: what is remembered of an attempt is what the store has of it. So a gateway that shares its
-store remembers nothing between two requests: another one may have answered meanwhile.
+Invariants:
+- What is remembered of an attempt is what the store has of it, in the store's order. Where other gateways write to the
+  same store it is asked each time whether it has more calls, and they are read only then.
+- Reading one attempt holds up no other.
 """
 
 from __future__ import annotations
@@ -9,12 +11,31 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
 from lightningrl.schema import AttemptId, CallEvent
 from lightningrl.store.base import Store
 
 _ATTEMPTS = 256
 """Attempts remembered at a time; those that were silent longest are read anew."""
+
+_MEMORY_BYTES = 128 << 20
+"""Bound on what is remembered of them, but for the latest."""
+
+
+class _Known:
+    """What is known of one attempt."""
+
+    def __init__(self) -> None:
+        self.recorded: Recorded | None = None
+        """`None`: it was not read yet."""
+        self.reading = asyncio.Lock()
+        self.noted: list[CallEvent] | None = None
+        """What was committed while it is being read. `None`: it is not."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes are held."""
+        return self.recorded.size if self.recorded is not None else 0
 
 
 class Recollection:
@@ -22,37 +43,43 @@ class Recollection:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: OrderedDict[AttemptId, Recorded] = OrderedDict()
-        self._reading = asyncio.Lock()
-        self._noted: list[CallEvent] | None = None
-        """What was committed while an attempt is being read. `None`: none is."""
+        self._known: OrderedDict[AttemptId, _Known] = OrderedDict()
 
     async def of(self, attempt_id: AttemptId) -> Recorded:
         """The attempt's calls so far."""
-        if self._store.shared:
-            return Recorded(await self._store.calls(attempt_id))
-        async with self._reading:
-            found = self._known.get(attempt_id)
-            if found is None:
-                found = self._known[attempt_id] = await self._read(attempt_id)
+        known = self._known.setdefault(attempt_id, _Known())
         self._known.move_to_end(attempt_id)
-        if len(self._known) > _ATTEMPTS:
-            self._known.popitem(last=False)
-        return found
+        self._forget()
+        if known.recorded is not None and not self._store.shared:
+            return known.recorded
+        async with known.reading:
+            if known.recorded is None or self._store.shared:
+                known.recorded = await self._read(attempt_id, known)
+            return known.recorded
 
-    async def _read(self, attempt_id: AttemptId) -> Recorded:
-        noted = self._noted = []
+    async def _read(self, attempt_id: AttemptId, known: _Known) -> Recorded:
+        had = known.recorded
+        noted = known.noted = []
         try:
-            calls = await self._store.calls(attempt_id)
+            calls = await self._store.calls(attempt_id, above=had.count if had else 0)
         finally:
-            self._noted = None
+            known.noted = None
+        if had is not None and not calls:
+            return had
         there = {call.id for call in calls}
-        late = [one for one in noted if one.attempt_id == attempt_id and one.id not in there]
-        return Recorded([*calls, *late])
+        late = [one for one in noted if one.id not in there]
+        return Recorded([*calls, *late], to_rewrite=True)
+
+    def _forget(self) -> None:
+        held = sum(one.size for one in self._known.values())
+        while len(self._known) > _ATTEMPTS or (held > _MEMORY_BYTES and len(self._known) > 1):
+            held -= self._known.popitem(last=False)[1].size
 
     def note(self, call: CallEvent) -> None:
         """A call was committed."""
-        if self._noted is not None:
-            self._noted.append(call)
-        if (known := self._known.get(call.attempt_id)) is not None:
-            known.add(call)
+        if (known := self._known.get(call.attempt_id)) is None:
+            return
+        if known.noted is not None:
+            known.noted.append(call)
+        if known.recorded is not None:
+            known.recorded.add(call)

@@ -7,11 +7,10 @@ match, or were sampled otherwise than the rollout says, the choice carries the r
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
 
 import msgspec
 
-from lightningrl.conversation.parts import unseen
+from lightningrl.conversation.parts import why_unseen
 from lightningrl.conversation.rewriting import Rewritten
 from lightningrl.gateway.dialects.arrays import no_logprob
 from lightningrl.gateway.dialects.base import AgentRequest
@@ -36,7 +35,6 @@ from lightningrl.schema import (
 )
 
 _BYTES_PER_ID = 4
-_MESSAGE = msgspec.json.Decoder(dict[str, Any])
 
 
 class Call:
@@ -175,9 +173,7 @@ def _choice(call: Call, reply: EngineReply, choice: EngineChoice) -> Choice:
         logprobs=tokens.logprobs,
         untrainable=untrainable(call, reply, choice, tokens),
         stop_text=choice.stop_text,
-        wrong_format=None
-        if call.demand is None
-        else call.demand.fault(_MESSAGE.decode(choice.message)),
+        wrong_format=call.demand.fault(bytes(choice.message)) if call.demand else None,
     )
 
 
@@ -203,8 +199,8 @@ def untrainable(call: Call, reply: EngineReply, choice: EngineChoice, tokens: To
         return f"sampled under a grammar ({constraint})"
     if call.sampling is None and (own := asked.own_sampling()):
         return f"sampled otherwise ({own})"
-    if unread := unseen(asked.fields):
-        return f"the prompt holds {unread}, which the trainer does not see"
+    if unread := why_unseen(asked.fields):
+        return unread
     strange = choice.versions() - {call.version_start}
     if strange:
         names = ", ".join(map(str, sorted(strange)))

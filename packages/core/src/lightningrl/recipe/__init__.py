@@ -37,6 +37,9 @@ from lightningrl.recipe.processes import (
     Runner,
     Trainer,
 )
+from lightningrl.recipe.rules import (
+    rewrite_rules,
+)
 from lightningrl.recipe.warm_start import (
     WarmStart,
 )
@@ -69,4 +72,5 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "parse_recipe",
+    "rewrite_rules",
 ]

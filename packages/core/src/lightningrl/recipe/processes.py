@@ -126,8 +126,8 @@ class GatewayRecipe(Section, frozen=True):
     """Tools that the real service would run (web search, code interpreter), and nobody does here: `refuse` answers 400
     with the harness's switch; `drop` leaves them out of what the engine gets, and says so in the attempt's log."""
     reasoning: Literal["restore", "as_sent"] = "restore"
-    """Answers that a client sends back without the model's reasoning: `restore` puts it back from the record, known by the
-    answer's text and the ids of its tool calls, where the policy's chat template reads it; `as_sent` leaves them so."""
+    """Answers that a client sends back without the model's reasoning: `restore` puts it back from the record, where the
+    conversation goes on as it was and the policy's chat template reads it; `as_sent` leaves them so."""
     pin: tuple[str, ...] = ()
     """Regular expressions of what changes from call to call though it says the same, such as the time or a nonce in a
     system prompt. Before a conversation's first answer, each text that matches stays in all of an agent's calls

@@ -63,6 +63,10 @@ class EventBase(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     order of events is the order of arrival at the store, not this."""
 
 
+UNJUDGED = "could not be judged: "
+"""How `Choice.wrong_format` begins where nobody can tell whether the answer is of the form."""
+
+
 class Choice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One sampled answer of a call."""
 
@@ -79,8 +83,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     stop_text: str | None = None
     """The text of the request's that ended the answer: the tokens say it, the message does not. `None`: none did."""
     wrong_format: str | None = None
-    """In what the answer is not of the form that was asked of it in words (`constrained: free`). `None`: it is, or
-    none was asked so."""
+    """In what the answer is not of the form that was asked of it in words (`constrained: free`), or, after
+    `UNJUDGED`, why that can't be told. `None`: it is, or none was asked so."""
 
 
 class Rewrite(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

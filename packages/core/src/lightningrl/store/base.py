@@ -229,8 +229,12 @@ class Store(Protocol):
         """Per attempt, its events in order of arrival; an attempt without events gives []."""
         ...
 
-    async def calls(self, attempt_id: AttemptId) -> list[CallEvent]:
+    async def calls(self, attempt_id: AttemptId, *, above: int = 0) -> list[CallEvent]:
         """The model calls among an attempt's events, in order of arrival; nothing else is read.
+
+        Args:
+            attempt_id: whose.
+            above: where there are at most so many, none is read and [] is given: the caller has them.
 
         Raises:
             NotFound: there is no such attempt.

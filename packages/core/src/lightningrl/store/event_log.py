@@ -76,9 +76,14 @@ def read(session: Session, attempt_id: AttemptId) -> list[Event]:
     return _events(attempt_id, session.rows("events_of_attempt", attempt=attempt))
 
 
-def calls(session: Session, attempt_id: AttemptId) -> list[CallEvent]:
-    """The model calls of an attempt in order of arrival."""
+def calls(session: Session, attempt_id: AttemptId, above: int = 0) -> list[CallEvent]:
+    """The model calls of an attempt in order of arrival, if it has more than `above`."""
     attempt = _attempt(session, attempt_id)
+    if above:
+        row = session.row("calls_so_far", attempt=attempt)
+        assert row is not None, "counting gives a row"
+        if row[0] <= above:
+            return []
     found = _events(attempt_id, session.rows("calls_of_attempt", attempt=attempt))
     return [event for event in found if isinstance(event, CallEvent)]
 

@@ -282,9 +282,9 @@ class HttpStore:
         """See `Store.events`."""
         return await self._call("events", attempt_ids=attempt_ids)
 
-    async def calls(self, attempt_id: AttemptId) -> list[CallEvent]:
+    async def calls(self, attempt_id: AttemptId, *, above: int = 0) -> list[CallEvent]:
         """See `Store.calls`."""
-        return await self._call("calls", attempt_id=attempt_id)
+        return await self._call("calls", attempt_id=attempt_id, above=above)
 
     async def ended(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Ended]:
         """See `Store.ended`."""

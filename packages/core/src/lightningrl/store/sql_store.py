@@ -326,9 +326,9 @@ class SqlStore:
             lambda session: [event_log.read(session, ident) for ident in attempt_ids]
         )
 
-    async def calls(self, attempt_id: AttemptId) -> list[CallEvent]:
+    async def calls(self, attempt_id: AttemptId, *, above: int = 0) -> list[CallEvent]:
         """See `Store.calls`."""
-        return await self._read(lambda session: event_log.calls(session, attempt_id))
+        return await self._read(lambda session: event_log.calls(session, attempt_id, above))
 
     async def ended(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Ended]:
         """See `Store.ended`."""

@@ -7,11 +7,9 @@ import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import msgspec
-
 from lightningrl.deployment import serving_of, serving_path, write_serving
 from lightningrl.gateway.control import GatewayClient
-from lightningrl.recipe import LoadedRecipe, Recipe
+from lightningrl.recipe import LoadedRecipe, rewrite_rules
 from lightningrl.schema import Endpoint, RewriteRules
 from lightningrl_verl.engine.template import read_template
 from lightningrl_verl.serving.endpoint_key import endpoint_key
@@ -51,7 +49,7 @@ async def serve_frozen(
             endpoint = Endpoint(
                 settings.url, endpoint_key(f"policies.{alias}.url_key", settings.url_key)
             )
-            rules = _with_recipe(RewriteRules(), loaded.recipe, alias)
+            rules = rewrite_rules(loaded.recipe, alias)
             await register(gateway, loaded.recipe, alias, (endpoint,), 0, rules)
             continue
         policy = await _served(loaded, alias, None, gateway, bases[alias], 0, stack)
@@ -132,22 +130,7 @@ def _rules(loaded: LoadedRecipe, alias: str, model: Path) -> RewriteRules:
     """What the model's chat template needs; kept in the run's folder for whoever serves it later."""
     settings = loaded.recipe.policies[alias]
     template = read_template(model, settings.chat_template_kwargs)
-    rules = _with_recipe(template.rules, loaded.recipe, alias)
-    if settings.accepts_unread:
-        rules = msgspec.structs.replace(rules, lost=())
+    rules = rewrite_rules(loaded.recipe, alias, template.rules)
     record = serving_of(alias, settings, rules, template.text)
     write_serving(serving_path(loaded.run_folder, alias), record)
     return rules
-
-
-def _with_recipe(rules: RewriteRules, recipe: Recipe, alias: str) -> RewriteRules:
-    """What a template needs, with what the recipe says."""
-    settings = recipe.policies[alias]
-    return msgspec.structs.replace(
-        rules,
-        pin=recipe.gateway.pin,
-        free=settings.constrained == "free",
-        variables=settings.chat_template_kwargs,
-        put_back=rules.put_back and recipe.gateway.reasoning == "restore",
-        drop_hosted=recipe.gateway.hosted_tools == "drop",
-    )

@@ -53,8 +53,15 @@ class Scribe:
         messages: Sequence[Message],
         tools: Sequence[Message],
         variables: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of what the engine is asked; `variables` are further ones of the template.
+        """Token ids of what the engine is asked.
+
+        Args:
+            messages: of the request.
+            tools: that an answer could call.
+            variables: of the template; they win over the policy's own.
+            defaults: of the template, where neither has them.
 
         Raises:
             UnfitError: messages or tools are malformed, or the template refuses them.
@@ -63,7 +70,8 @@ class Scribe:
             model="",
             messages=_raw(list(messages)),
             tools=_raw(list(tools) or None),
-            chat_template_kwargs={**self._variables, **(variables or {})} or None,
+            chat_template_kwargs={**(defaults or {}), **self._variables, **(variables or {})}
+            or None,
         )
         try:
             ids, _ = self._prompts.render(request)

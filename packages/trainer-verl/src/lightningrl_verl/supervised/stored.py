@@ -1,6 +1,8 @@
 """Stored rollouts as demonstrations: those with enough reward, of training runs and of recorded traffic.
 
 Invariants:
+- What a call was asked is what the engine was asked, recorded rewrites included. A prompt that the trainer does not
+  see whole (an image) is left out, whatever was recorded.
 - A call's token ids are used as they were recorded where this policy's tokenizer wrote them; every other call is
   tokenised again from its messages, and counted as such.
 - Rollouts that scored a policy (`val`, `test`) are never imitated.
@@ -8,23 +10,25 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
 from lightningrl.cli.stored_run import StoredRun, open_runs
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
+from lightningrl.conversation.parts import why_unseen
 from lightningrl.conversation.recorded import MESSAGES, whole_requests
+from lightningrl.conversation.rewriting import set_variables
+from lightningrl.conversation.rewriting.fields import Fields, raw_fields
+from lightningrl.conversation.rewriting.values import VARIABLES
 from lightningrl.errors import ConfigError
-from lightningrl.experience.side_calls import is_side_call
+from lightningrl.experience.side_calls import is_side_call, is_side_request
 from lightningrl.experience.tokens import ids_from_bytes
 from lightningrl.experience.trained_calls import SIDE_CALL, UNTRAINED_AGENT
 from lightningrl.experience.transition import Transition
-from lightningrl.gateway.asgi import Refusal
-from lightningrl.gateway.dialects import SPOKEN
 from lightningrl.recipe import PolicyRecipe, WarmStart
 from lightningrl.schema import (
     AttemptState,
@@ -38,7 +42,7 @@ from lightningrl.schema import (
     is_among,
 )
 from lightningrl.store.base import RolloutQuery
-from lightningrl.traces import AttemptRecord, read_attempts
+from lightningrl.traces import AttemptRecord, agent_path, read_attempts
 from lightningrl_verl.supervised.rows import Example, call_transition, merged, with_tokens
 from lightningrl_verl.supervised.scribe import Scribe, UnfitError
 
@@ -51,7 +55,10 @@ NO_CHAT = "recorded in another form than chat completions"
 COMPLETION = "a completion of a text, which has no chat form"
 """Why an answer to a prompt that was no dialogue is left out."""
 
-_DIALECTS = {one.dialect: one for one in SPOKEN.values()}
+_DOCUMENTS = "documents"
+"""A field that is a variable of the template (vLLM)."""
+_READ = (MESSAGES, "tools", VARIABLES, _DOCUMENTS)
+"""Fields of a chat request that make its prompt."""
 _CUT = "length"
 """Finish reason of an answer without an end token."""
 
@@ -62,11 +69,23 @@ class Asked:
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]]
-    variables: Mapping[str, Any] | None
-    """Of the template."""
+    variables: Mapping[str, Any]
+    """Of the template, as the agent set them."""
+    defaults: Mapping[str, Any]
+    """Of the template, as the gateway set them by what the run's recipe says."""
     answer: Mapping[str, Any]
     ends: bool
     """False: the answer was cut off by a limit."""
+
+
+@dataclass(frozen=True)
+class Ungated:
+    """What is known of an `llm` step that no gateway recorded."""
+
+    agents: Sequence[str]
+    """Those around it, the outermost first, and its own last; empty where nobody said."""
+    request: Mapping[str, Any]
+    """As the client made it; empty where it was not kept."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,8 @@ class StoredRollout:
     """Its `llm` steps, in order of their start."""
     asked: Mapping[str, Asked | str]
     """Step id -> what was asked, or why it can't be said."""
+    ungated: Mapping[str, Ungated] = field(default_factory=dict[str, Ungated])
+    """Step id -> what is known of each of `calls` without a call."""
 
 
 async def read_rollouts(run: Path, settings: WarmStart, alias: str) -> list[StoredRollout]:
@@ -102,7 +123,7 @@ async def read_rollouts(run: Path, settings: WarmStart, alias: str) -> list[Stor
             f"policies.{alias}.warm_start: {str(run)!r} has no training or live rollout with a reward of at"
             f" least {settings.min_reward}"
         )
-    return [await _stored(attempts) for attempts in records]
+    return [_stored(attempts) for attempts in records]
 
 
 async def _worthy(run: StoredRun, settings: WarmStart) -> list[Rollout]:
@@ -118,7 +139,7 @@ async def _worthy(run: StoredRun, settings: WarmStart) -> list[Rollout]:
     return [one for query in queries for one in await run.store.rollouts(query)]
 
 
-async def _stored(attempts: Sequence[AttemptRecord]) -> StoredRollout:
+def _stored(attempts: Sequence[AttemptRecord]) -> StoredRollout:
     record = next(one for one in reversed(attempts) if one.attempt.state is AttemptState.SUCCEEDED)
     calls = tuple(one for one in record.transitions if one.kind is StepKind.LLM)
     by_step: dict[str, Asked | str] = {}
@@ -128,18 +149,23 @@ async def _stored(attempts: Sequence[AttemptRecord]) -> StoredRollout:
         if not isinstance(event, CallEvent) or event.status is not CallStatus.DELIVERED:
             continue
         if event.id in counting:
-            by_step[event.step_id] = await _asked_of_engine(event, counting[event.id], earlier)
+            by_step[event.step_id] = _asked_of_engine(event, counting[event.id], earlier)
         earlier.add(event)
+    steps = {one.step_id: one for one in record.transitions}
+    ungated: dict[str, Ungated] = {}
     requests = whole_requests({one.step_id: one.inputs for one in calls if one.call is None})
     for one in calls:
         if one.call is None:
-            said = _asked_by_client(requests[one.step_id], one.output)
+            request = requests[one.step_id]
+            said = _asked_by_client(request, one.output)
             # Of a call that failed at the gateway its step has no request.
             by_step[one.step_id] = said if one.inputs is not None else one.untrainable or NO_CHAT
-    return StoredRollout(record.rollout.spec.task_id, calls, by_step)
+            known = request if isinstance(request, dict) else {}
+            ungated[one.step_id] = Ungated(agent_path(one, steps), known)
+    return StoredRollout(record.rollout.spec.task_id, calls, by_step, ungated)
 
 
-async def _asked_of_engine(call: CallEvent, step: Transition, earlier: Recorded) -> Asked | str:
+def _asked_of_engine(call: CallEvent, step: Transition, earlier: Recorded) -> Asked | str:
     """What the gateway made of a request, whatever its dialect."""
     choice = step.choice
     if call.dialect is Dialect.COMPLETIONS:
@@ -148,24 +174,14 @@ async def _asked_of_engine(call: CallEvent, step: Transition, earlier: Recorded)
         return "it has no answer"
     if len(call.choices) > 1 and step.untrainable is not None:
         return step.untrainable
-
-    async def recall() -> Recorded:
-        return earlier
-
     try:
-        request = await _DIALECTS[call.dialect].read(call.request, recall)
-    except Refusal as refusal:
-        return f"its request can't be read: {refusal.message}"
-    fields = {
-        name: msgspec.json.decode(request.engine.fields[name])
-        for name in (MESSAGES, "tools", "chat_template_kwargs")
-        if name in request.engine.fields
-    }
-    return Asked(
-        messages=fields[MESSAGES],
-        tools=fields.get("tools") or (),
-        variables=fields.get("chat_template_kwargs"),
-        answer=msgspec.json.decode(choice.message),
+        fields = earlier.request(call)
+    except ValueError as error:
+        return f"its request can't be read: {error}"
+    return _asked(
+        fields,
+        set_variables(call.rewrites),
+        msgspec.json.decode(choice.message),
         ends=choice.finish_reason != _CUT,
     )
 
@@ -180,7 +196,30 @@ def _asked_by_client(request: Any, answer: Any) -> Asked | str:
         return NO_CHAT
     if not isinstance(content, str | None):
         return NO_CHAT
-    return Asked(asked[MESSAGES], asked.get("tools") or (), None, answered, ends=True)
+    fields = raw_fields({name: asked[name] for name in _READ if name in asked})
+    return _asked(fields, frozenset(), answered, ends=True)
+
+
+def _asked(
+    fields: Fields, set_by_gateway: Set[str], answer: Mapping[str, Any], *, ends: bool
+) -> Asked | str:
+    """What a chat request asks. Args: `set_by_gateway`, the template's variables that the agent did not set."""
+    if unread := why_unseen(fields):
+        return unread
+    given = {name: msgspec.json.decode(fields[name]) for name in _READ if name in fields}
+    variables: Any = given.get(VARIABLES) or {}
+    if not isinstance(variables, dict):
+        return NO_CHAT
+    if given.get(_DOCUMENTS) is not None:
+        variables = {_DOCUMENTS: given[_DOCUMENTS], **variables}
+    return Asked(
+        messages=given[MESSAGES],
+        tools=given.get("tools") or (),
+        variables={name: variables[name] for name in variables if name not in set_by_gateway},
+        defaults={name: variables[name] for name in variables if name in set_by_gateway},
+        answer=answer,
+        ends=ends,
+    )
 
 
 def stored_example(
@@ -198,17 +237,28 @@ def stored_example(
         if own and (one.call is None or one.call.policy != alias):
             found.append(_without(one, ANOTHER_POLICY))
             continue
-        if policy.train_agents and not is_among(policy.train_agents, one.agent, one.within):
-            found.append(_without(one, UNTRAINED_AGENT))
-            continue
-        if one.call is not None and is_side_call(one.call, policy.side_calls):
-            found.append(_without(one, SIDE_CALL))
+        if beside := _why_beside(one, stored, policy):
+            found.append(_without(one, beside))
             continue
         call, recorded = _tokens(one, stored.asked[one.step_id], scribe, policy.max_model_len)
         if not recorded:
             from_text.append(len(found))
         found.append(call)
     return merged(stored.key, alias, found, from_text)
+
+
+def _why_beside(one: Transition, stored: StoredRollout, policy: PolicyRecipe) -> str | None:
+    """Why the recipe leaves a call out. `None`: it does not."""
+    if one.call is not None:
+        within, agent = one.call.within, one.agent
+        aside = is_side_call(one.call, policy.side_calls)
+    else:
+        known = stored.ungated[one.step_id]
+        *within, agent = known.agents or (None,)
+        aside = is_side_request(known.request, policy.side_calls)
+    if policy.train_agents and not is_among(policy.train_agents, agent, within):
+        return UNTRAINED_AGENT
+    return SIDE_CALL if aside else None
 
 
 def _tokens(
@@ -222,7 +272,7 @@ def _tokens(
     if len(prompt) and len(answer) and scribe.wrote(prompt.tolist(), asked.messages):
         return with_tokens(whole, prompt.tolist(), answer.tolist(), longest=longest), True
     try:
-        prompt_ids = scribe.prompt(asked.messages, asked.tools, asked.variables)
+        prompt_ids = scribe.prompt(asked.messages, asked.tools, asked.variables, asked.defaults)
         answer_ids = scribe.answer(asked.answer, asked.tools, ends=asked.ends)
     except UnfitError as error:
         return _without(whole, str(error)), False

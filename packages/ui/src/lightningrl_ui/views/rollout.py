@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
 from lightningrl.errors import NotFound
 from lightningrl.schema import AttemptId, CallEvent, GroupId, Rollout, RolloutId
 from lightningrl.store import LedgerEntry, RolloutQuery, Store

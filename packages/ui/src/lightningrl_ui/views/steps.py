@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from lightningrl.cli.tree import answer_parts, as_text
-from lightningrl.conversation import Asker, Message, Recorded, asker_of
+from lightningrl.conversation.history import Asker, Message, Recorded, asker_of
 from lightningrl.experience.transition import Transition, unjoined_rewards
 from lightningrl.schema import (
     CallEvent,

@@ -49,12 +49,15 @@ LEGENDS = {
 
 _LOG_PROB_NATS, _GAP_NATS, _SHADES = 5.0, 0.5, 9
 
-_CAUSES = {
+CAUSES = {
     "retokenised": "where the model's own answer stood its prompt has other tokens: the answer's text was tokenised"
     " again, or changed",
     "edited": "its prompt has other tokens than the row, not in the model's answers: the history was changed",
     "truncated": "its prompt ends inside the row: the history was cut",
+    "stopped": "where a stop text had cut the model's answer its prompt has other tokens: the rest was never sent back",
+    "template": "the messages go on, but the chat template writes what came before otherwise, such as without thoughts",
 }
+"""Cause of a break -> what it means."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,7 @@ def _as_text(found: Break, one: Transition, reader: TokenReader) -> Broke:
     ids = one.prompt_ids[max(0, found.position - _WINDOW) : found.position]
     return Broke(
         cause=found.cause,
-        why=_CAUSES[found.cause],
+        why=CAUSES[found.cause],
         position=found.position,
         before=reader.text(ids.tolist()),
         expected=reader.text(found.expected),

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from lightningrl.conversation.rewriting import free, hosted, pins, values
 from lightningrl.conversation.rewriting import roles as places
 from lightningrl.conversation.rewriting.fields import MESSAGES, Fields, raw, roles_of
-from lightningrl.conversation.rewriting.thoughts import Thoughts, may_lack
+from lightningrl.conversation.rewriting.thoughts import REASONING_RESTORED, Thoughts, may_lack
 from lightningrl.schema import Dialect, Rewrite, RewriteRules
 from lightningrl.user_input.patterns import compiled
 
@@ -29,8 +29,6 @@ NO_THINKING = "no_thinking"
 """`enable_thinking: false`, the service's default, is said to a template that thinks by its own."""
 TEMPLATE_VARIABLES = "template_variables"
 """Variables of the chat template are set that the request does not set; `by` has them."""
-REASONING_PUT_BACK = "reasoning_put_back"
-"""Answers that were sent back without their reasoning have it again; `by` counts the agent's recorded thoughts then."""
 HELD_STILL = "held_still"
 """Texts that match a pattern are what they were at first; `by` has them, pattern -> texts."""
 FREE_CHOICE = "free_choice"
@@ -181,11 +179,12 @@ class Rewriter:
     ) -> list[Rewrite]:
         """The rewrites by what the agent's calls before were."""
         found: list[Rewrite] = []
-        if thoughts and self.rules.put_back:
-            count = len(thoughts)
-            if thoughts.put_back(asked, count) is not asked:
-                found.append(Rewrite(REASONING_PUT_BACK, count))
-        if self._pins and (texts := pins.held(asked, self._pins, held)):
+        texts = pins.held(asked, self._pins, held) if self._pins else {}
+        if thoughts is not None and self.rules.put_back:
+            missing = thoughts.missing_in(pins.hold(asked, texts) if texts else asked)
+            if missing is not None:
+                found.append(Rewrite(REASONING_RESTORED, missing))
+        if texts:
             found.append(Rewrite(HELD_STILL, texts))
         return found
 
@@ -223,15 +222,27 @@ def hold_also(held: pins.Held, rewrites: Iterable[Rewrite]) -> None:
                 kept += texts[len(kept) :]
 
 
+def set_variables(rewrites: Iterable[Rewrite]) -> frozenset[str]:
+    """The chat template's variables that the gateway set where the agent's request had none."""
+    names: set[str] = set()
+    for rewrite in rewrites:
+        if rewrite.name == NO_THINKING:
+            names.add(_THINKING)
+        elif rewrite.name == TEMPLATE_VARIABLES:
+            names |= rewrite.by.keys()
+    return frozenset(names)
+
+
 def as_sent(asked: Fields, rewrites: Iterable[Rewrite], thoughts: Thoughts | None = None) -> Fields:
     """A chat request with its recorded rewrites done again; `thoughts` are of the agent's calls before.
 
     Raises:
+        Malformed: a rewrite names a call that is not among `thoughts`.
         ValueError: a rewrite is of a later version of LightningRL.
     """
     for rewrite in rewrites:
-        if rewrite.name == REASONING_PUT_BACK:
-            asked = thoughts.put_back(asked, rewrite.by) if thoughts else asked
+        if rewrite.name == REASONING_RESTORED:
+            asked = (thoughts or Thoughts()).put_back(asked, rewrite.by)
             continue
         step = _STEPS.get(rewrite.name)
         if step is None:
@@ -240,3 +251,8 @@ def as_sent(asked: Fields, rewrites: Iterable[Rewrite], thoughts: Thoughts | Non
             )
         asked = step(asked, rewrite.by)
     return asked
+
+
+def as_held(asked: Fields, rewrites: Iterable[Rewrite]) -> Fields:
+    """A chat request with what was held still in it, and as it was asked else: so conversations are compared."""
+    return as_sent(asked, [one for one in rewrites if one.name == HELD_STILL])

@@ -8,14 +8,13 @@ Invariants:
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.rewriting import schemas
 from lightningrl.conversation.rewriting.fields import (
     Fields,
     content_of,
@@ -26,6 +25,7 @@ from lightningrl.conversation.rewriting.fields import (
     with_messages,
 )
 from lightningrl.conversation.rewriting.roles import beginning
+from lightningrl.schema import UNJUDGED
 
 CHOICE = "tool_choice"
 FORMAT = "response_format"
@@ -50,14 +50,27 @@ class Demand(NamedTuple):
     format: _Schema | None
     """What its text must fit, where it calls no tool. `None`: any text does."""
 
-    def fault(self, message: Mapping[str, Any]) -> str | None:
-        """In what an answer, as a chat message, is not what was asked for. `None`: in nothing."""
-        calls = cast("Sequence[Any]", message.get("tool_calls") or ())
+    def fault(self, message: bytes) -> str | None:
+        """In what an answer, a chat message as JSON, is not what was asked for. `None`: in nothing.
+
+        It raises nothing, and begins with `UNJUDGED` where it can't be told.
+        """
+        try:
+            return self._fault(_ANSWER.decode(message))
+        # The agent's own schema and the policy's own answer: an answered call is not lost by what they are.
+        except Exception as error:  # noqa: BLE001
+            why = (
+                error if isinstance(error, schemas.Unjudged) else f"{type(error).__name__}: {error}"
+            )
+            return f"{UNJUDGED}{why!s:.200}"
+
+    def _fault(self, answer: _Answer) -> str | None:
+        calls = answer.tool_calls or ()
         if self.tools is not None:
             return _fault_of_calls(self.tools, calls)
         if self.format is None or calls:
             return None
-        return _fault_of_json("the answer", message.get("content") or "", self.format)
+        return _fault_of_json("the answer", answer.content or "", self.format)
 
 
 def demanded(fields: Fields) -> Demand | None:
@@ -201,16 +214,32 @@ def _read(decoder: msgspec.json.Decoder[Any], given: msgspec.Raw, param: str) ->
 # -- judging an answer ---------------------------------------------------------------------------
 
 
-def _fault_of_calls(tools: Mapping[str, _Schema], calls: Sequence[Any]) -> str | None:
+class _Called(msgspec.Struct, frozen=True):
+    name: str | None = None
+    arguments: Any = None
+
+
+class _ToolCall(msgspec.Struct, frozen=True):
+    function: _Called = _Called()
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    content: Any = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+_ANSWER: msgspec.json.Decoder[_Answer] = msgspec.json.Decoder(_Answer)
+
+
+def _fault_of_calls(tools: Mapping[str, _Schema], calls: Sequence[_ToolCall]) -> str | None:
     if not calls:
         return "no tool was called, and one had to be"
     for call in calls:
-        function = cast("Mapping[str, Any]", call.get("function") or {})
-        name: Any = function.get("name")
-        if name not in tools:
+        name = call.function.name
+        if name is None or name not in tools:
             return f"the tool {name!r} was called, and it had to be {' or '.join(map(repr, tools))}"
         what = f"the arguments of {name!r}"
-        if fault := _fault_of_json(what, function.get("arguments") or "{}", tools[name]):
+        if fault := _fault_of_json(what, call.function.arguments or "{}", tools[name]):
             return fault
     return None
 
@@ -218,14 +247,8 @@ def _fault_of_calls(tools: Mapping[str, _Schema], calls: Sequence[Any]) -> str |
 def _fault_of_json(what: str, text: Any, schema: _Schema) -> str | None:
     if not isinstance(text, str):
         return f"{what} are no text"
-    try:
-        value: Any = msgspec.json.decode(text)
-        if schema.value is True:
-            return None if isinstance(value, dict) else f"{what}: no JSON object"
-        wrong = next(_validator(msgspec.json.encode(schema.value)).iter_errors(value), None)
-    except (ValueError, RecursionError) as error:
-        return f"{what}: no JSON ({error})"
-    return None if wrong is None else f"{what}: {wrong.json_path}: {wrong.message:.200}"
+    fault = schemas.fault(text, schema.value)
+    return None if fault is None else f"{what}: {fault}"
 
 
 def _check(schema: _Schema) -> None:
@@ -236,50 +259,7 @@ def _check(schema: _Schema) -> None:
     """
     if schema.value is not True:
         try:
-            _validator(msgspec.json.encode(schema.value))
-        except (ValueError, RecursionError) as error:
+            schemas.check(schema.value)
+        except ValueError as error:
             param = FORMAT if schema.where == FORMAT else "tools"
             raise Malformed(f"Invalid schema for {schema.where}: {error}", param=param) from error
-
-
-@lru_cache(maxsize=256)
-def _validator(schema: bytes) -> Any:
-    """What checks values by a schema; it fetches nothing.
-
-    Raises:
-        ValueError: it is none, or has a reference or a pattern that can't be followed here.
-    """
-    # 0.2 s of imports, for those policies alone that are asked so.
-    from jsonschema import Draft202012Validator, SchemaError
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012
-
-    decoded = msgspec.json.decode(schema)
-    try:
-        Draft202012Validator.check_schema(decoded)
-        resource = DRAFT202012.create_resource(decoded)
-        resolver = Registry[Any]().with_resource("", resource).resolver()
-        for key, value in _entries(decoded):
-            if key == "$ref":
-                resolver.lookup(value)
-            elif key == "pattern":
-                re.compile(value)
-    except SchemaError as error:
-        raise ValueError(f"{error.json_path}: {error.message:.200}") from error
-    except (Unresolvable, re.error) as error:
-        raise ValueError(str(error)) from error
-    return Draft202012Validator(decoded, registry=Registry[Any]())
-
-
-def _entries(value: Any) -> Iterator[tuple[str, str]]:
-    """The entries of all objects in a value that are texts."""
-    inner: Iterable[Any] = ()
-    if isinstance(value, dict):
-        entries = cast("dict[str, Any]", value)
-        yield from ((key, one) for key, one in entries.items() if isinstance(one, str))
-        inner = entries.values()
-    elif isinstance(value, list):
-        inner = cast("list[Any]", value)
-    for one in inner:
-        yield from _entries(one)

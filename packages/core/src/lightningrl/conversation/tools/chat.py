@@ -28,12 +28,16 @@ PARTS = (
     "output_text",
     "refusal",
     "thinking",
+    "reasoning",
+    "image",
     "image_url",
     "input_image",
     "image_embeds",
+    "audio",
     "audio_url",
     "input_audio",
     "audio_embeds",
+    "video",
     "video_url",
     "file",
 )
@@ -227,6 +231,7 @@ def _check_parts(messages: msgspec.Raw) -> None:
     for place, message in enumerate(read):
         if isinstance(message.content, list):
             for number, part in enumerate(message.content):
-                if isinstance(part, _Part) and part.type not in PARTS:
+                # Without a type engines tell by the other keys what a part is.
+                if isinstance(part, _Part) and part.type not in (None, *PARTS):
                     where = f"messages[{place}].content[{number}].type"
                     raise unknown_value(part.type, PARTS, where)

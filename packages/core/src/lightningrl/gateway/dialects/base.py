@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
-from lightningrl.conversation import Recorded
+from lightningrl.conversation.history import Recorded
 from lightningrl.gateway.asgi import Refusal
 from lightningrl.gateway.dialects.engine_reply import EngineReply
 from lightningrl.gateway.dialects.engine_request import EngineRequest

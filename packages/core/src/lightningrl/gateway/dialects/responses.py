@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from lightningrl.conversation import Recorded, responses
+from lightningrl.conversation import responses
+from lightningrl.conversation.history import Recorded
 from lightningrl.conversation.malformed import Malformed, unknown_value
 from lightningrl.conversation.tools.responses import Form
 from lightningrl.gateway.asgi import Refusal, to_json

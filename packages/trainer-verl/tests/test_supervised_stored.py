@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lightningrl.conversation.history import Recorded
+from lightningrl.conversation.history import Asker, Recorded
 from lightningrl.conversation.rewriting import Rewriter
 from lightningrl.conversation.rewriting.fields import raw_fields
 from lightningrl.errors import ConfigError
@@ -157,7 +157,7 @@ ADD = {"type": "function", "function": {"name": "add", "parameters": {}}}
 
 def _served(ident: str, request: dict[str, Any], said: Any, earlier: Recorded) -> CallEvent:
     """A call by another tokenizer, as the gateway rewrites and records it."""
-    place = ("policy", None)
+    place = Asker("policy", (), None)
     found = Rewriter(RULES).rewrite(
         raw_fields(request), Dialect.CHAT, earlier.held.get(place), earlier.thoughts.get(place)
     )
@@ -172,7 +172,7 @@ def _served(ident: str, request: dict[str, Any], said: Any, earlier: Recorded) -
 async def test_what_was_asked_is_what_the_engine_was_asked_after_all_rewrites(
     tmp_path: Path,
 ) -> None:
-    earlier = Recorded()
+    earlier = Recorded(to_rewrite=True)
     one = {"messages": [{"role": "developer", "content": "On day 1."}, ASK]}
     first = _served("1", one, {**SAY, "reasoning": "3 + 4"}, earlier)
     two = {

@@ -94,7 +94,7 @@ class Lab:
     async def wiring(self) -> Wiring:
         """What was counted."""
         return count_wiring(
-            await read_attempts(self.store, await self.store.rollouts(RolloutQuery()))
+            await read_attempts(self.store, await self.store.rollouts(RolloutQuery())), {}
         )
 
 

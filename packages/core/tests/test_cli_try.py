@@ -64,6 +64,10 @@ reward: agent_of_the_trial:score
 data: {train: {source: tasks.jsonl}, val: {source: tasks.jsonl}}
 policies: {policy: {model: somewhere}}
 """
+RULES = """
+def is_trained(request):
+    return request["messages"][-1]["content"] != "2+2"
+"""
 TASKS = '{"id": "a", "question": "1+1"}\n{"id": "b", "question": "2+2"}\n{"question": "3+3"}\n'
 
 
@@ -99,6 +103,17 @@ def test_an_agent_that_is_wired_up_exits_with_0(recipe: Path) -> None:
     assert "! all rewards equal\n  all 3 rollouts, of 2 tasks, earned 1" in result.output
     assert calls == 3
     assert asked == {"big"}  # what the endpoint calls its model
+
+
+def test_what_the_recipe_leaves_out_is_told_and_is_no_problem(recipe: Path) -> None:
+    (recipe.parent / "rules_of_the_trial.py").write_text(RULES, encoding="utf-8")
+    with ModelServer() as engine:
+        rule = "policies.policy.train_when=rules_of_the_trial:is_trained"
+        result = attempt(recipe, engine.url, "--tasks", "2", rule)
+    assert result.exit_code == 0, result.output
+    assert "trainable: 2 calls" in result.output  # of 1+1, twice
+    left_out = "not trainable: 1 calls, a function leaves it out (policies.NAME.train_when)"
+    assert left_out in " ".join(result.output.split())
 
 
 def test_state_and_a_lost_call_are_told_to_programs_as_well(recipe: Path) -> None:

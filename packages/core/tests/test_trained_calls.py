@@ -1,23 +1,29 @@
 """Which calls credit assigners are told to be trained."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from lightningrl.errors import ConfigError
+from lightningrl.errors import ConfigError, RunError
+from lightningrl.experience.train_when import load_train_when
 from lightningrl.experience.trainable import count_calls
 from lightningrl.experience.trained_calls import (
+    NOT_NOW,
     SIDE_CALL,
     STALE,
     UNTRAINED_AGENT,
     UNTRAINED_POLICY,
+    as_meant,
     as_trained,
     lenses,
 )
 from lightningrl.experience.transition import Transition
 from lightningrl.recipe import PolicyRecipe, SideCall
-from lightningrl.schema import StepKind
+from lightningrl.schema import EventId, StepKind
 from lightningrl_testkit.traces import Did, group, trace
 
 
@@ -95,6 +101,80 @@ def test_a_side_call_is_left_out_and_is_no_loss(rule: SideCall, beside: bool) ->
     assert found.untrainable == (SIDE_CALL if beside else None)
     counted = count_calls([found])
     assert (counted.lost, dict(counted.left_out)) == ({}, {SIDE_CALL: 1} if beside else {})
+
+
+def with_tools(request: Mapping[str, Any]) -> bool:
+    """A rule that no key can say: a call is trained if its request has tools."""
+    return bool(request.get("tools"))
+
+
+def torn(request: Mapping[str, Any]) -> object:
+    """Answers neither yes nor no; raises where the request has no tools."""
+    return request["tools"]
+
+
+def asked(request: Mapping[str, Any], call: str = "1", policy: str = "policy") -> Transition:
+    made = answer(policy=policy)
+    assert made.call is not None
+    record = msgspec.structs.replace(
+        made.call, id=EventId(call), request=msgspec.json.encode(request)
+    )
+    return msgspec.structs.replace(made, call=record)
+
+
+def told(reference: str) -> dict[str, PolicyRecipe]:
+    return {"policy": PolicyRecipe(tiny="m:f", train_when=reference)}
+
+
+def test_a_function_of_the_users_says_which_calls_are_trained_and_the_others_are_no_loss() -> None:
+    steps = [
+        asked({"tools": [{}]}, "1"),
+        asked(TITLE, "2"),
+        asked(TITLE, "3", policy="of another run"),
+    ]
+    policies = told(f"{__name__}:with_tools")
+    found = list(as_meant(steps, policies, code=True))
+    assert [one.untrainable for one in found] == [None, NOT_NOW, None]
+    counted = count_calls(found)
+    assert (counted.lost, dict(counted.left_out)) == ({}, {NOT_NOW: 1})
+    assert list(as_meant(steps, policies, code=False)) == steps  # who must not run code
+
+
+def test_a_function_beside_the_recipe_is_found_and_asked_once_for_a_call(tmp_path: Path) -> None:
+    code = (
+        "asked = []\ndef first(request):\n    asked.append(request)\n    return len(asked) == 1\n"
+    )
+    (tmp_path / "rules_of_this_test.py").write_text(code)
+    policies = told("rules_of_this_test:first")
+    load_train_when(policies, tmp_path)
+    given = group(replace(trace(0.0), transitions=(asked(TITLE),)))
+    looks = lenses(policies)
+    for _ in range(2):
+        assert as_trained([given], looks)[0].traces[0].transitions[0].untrainable is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({}, r"policies.policy.train_when \(.*:torn\) failed at the request of call .*: KeyError"),
+        ({"tools": []}, r"said \[\] of the request of call .*; it must return True"),
+    ],
+)
+def test_a_function_that_does_not_say_ends_the_run(request_: Any, said: str) -> None:
+    with pytest.raises(RunError, match=said):
+        list(as_meant([asked(request_)], told(f"{__name__}:torn"), code=True))
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        (f"{__name__}:absent", "policies.policy.train_when: .* has no attribute 'absent'"),
+        (f"{__name__}:TITLE", "policies.policy.train_when: .* is no function of a request"),
+    ],
+)
+def test_a_function_that_is_not_there_is_refused(reference: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_train_when(told(reference))
 
 
 @pytest.mark.parametrize(

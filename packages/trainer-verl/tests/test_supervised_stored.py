@@ -13,7 +13,8 @@ from lightningrl.conversation.history import Asker, Recorded
 from lightningrl.conversation.rewriting import Rewriter
 from lightningrl.conversation.rewriting.fields import raw_fields
 from lightningrl.errors import ConfigError
-from lightningrl.experience.trained_calls import SIDE_CALL, UNTRAINED_AGENT
+from lightningrl.experience.train_when import load_train_when
+from lightningrl.experience.trained_calls import NOT_NOW, SIDE_CALL, UNTRAINED_AGENT
 from lightningrl.recipe import PolicyRecipe, SideCall, WarmStart
 from lightningrl.schema import (
     AttemptId,
@@ -89,8 +90,13 @@ async def _finish(
 
 
 def _example(stored: StoredRollout, **policy: Any) -> Example:
-    settings = {"model": "m", "max_model_len": 64, **policy}
-    return stored_example(stored, SCRIBE, alias="policy", policy=PolicyRecipe(**settings))
+    settings = PolicyRecipe(**{"model": "m", "max_model_len": 64, **policy})
+    asked = load_train_when({"policy": settings}).get("policy")
+    return stored_example(stored, SCRIBE, alias="policy", policy=settings, train_when=asked)
+
+
+def _is_large(request: dict[str, Any]) -> bool:
+    return request["model"] == "gpt-large"
 
 
 def _texts(example: Example) -> list[str]:
@@ -281,6 +287,8 @@ async def test_recorded_traffic_is_chosen_by_the_agents_around_it_and_by_what_it
         assert _example(stored, train_agents=(other,)).left_out == {UNTRAINED_AGENT: 1}
     aside = _example(stored, side_calls=(SideCall(model="gpt-mini"),))
     assert (aside.rows, aside.left_out) == ((), {SIDE_CALL: 1})
+    told = _example(stored, train_when=f"{__name__}:_is_large")
+    assert (told.rows, told.left_out) == ((), {NOT_NOW: 1})
 
 
 async def test_an_answer_that_was_cut_off_gets_no_end_token(tmp_path: Path) -> None:

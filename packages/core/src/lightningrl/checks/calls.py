@@ -10,7 +10,7 @@ from typing import Any
 
 from lightningrl.checks.evidence import Evidence, Finding, Level, counted, delivered, logs
 from lightningrl.experience.trainable import TrainableCalls, count_calls
-from lightningrl.experience.trained_calls import as_seen, lenses
+from lightningrl.experience.trained_calls import as_meant
 from lightningrl.experience.transition import NO_CALL, Transition
 from lightningrl.recipe import Guards, PolicyRecipe
 from lightningrl.schema import (
@@ -41,7 +41,10 @@ _CAUGHT = "an error that is caught shows nowhere else"
 def untrainable_calls(found: Evidence) -> Iterator[Finding]:
     """Too few of the calls that the recipe would train could be."""
     guards = found.recipe.guards if found.recipe is not None else Guards()
-    finding = few_trainable(count_calls(_as_trained(found)), guards)
+    policies = found.recipe.policies if found.recipe is not None else {}
+    finding = few_trainable(
+        count_calls(as_meant(found.transitions, policies, code=found.code)), guards
+    )
     if finding is not None:
         yield finding
 
@@ -58,16 +61,6 @@ def few_trainable(seen: TrainableCalls, guards: Guards) -> Finding | None:
         f" (guards.min_trainable_share: {guards.min_trainable_share:g}): {seen.reasons}",
         _remedy(" ".join(seen.lost)),
     )
-
-
-def _as_trained(found: Evidence) -> Iterator[Transition]:
-    """Calls as the recipe's policies look at them; of a policy that it doesn't have as they are."""
-    policies = found.recipe.policies if found.recipe is not None else {}
-    seen_by = lenses(policies)
-    for record in found.decisive:
-        for one in record.transitions:
-            known = one.call is not None and one.call.policy in policies
-            yield as_seen(one, seen_by) if known else one
 
 
 def _remedy(reasons: str) -> str:

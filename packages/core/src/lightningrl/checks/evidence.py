@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
+from lightningrl.experience.transition import Transition
 from lightningrl.recipe import Recipe
 from lightningrl.schema import (
     Attempt,
@@ -99,11 +100,19 @@ class Evidence:
     """Requests at the gateway that were refused since nothing said which attempt they are of."""
     operations: Operations | None = None
     """`None`: nobody asked for it; checks of a run under way pass."""
+    code: bool = False
+    """Whether functions that the recipe names may be run: by who runs its agent, or trains by it."""
 
     @property
     def decisive(self) -> list[AttemptRecord]:
         """Of each rollout the attempt that decided it."""
         return [records[-1] for records in self.rollouts if records]
+
+    @property
+    def transitions(self) -> Iterator[Transition]:
+        """The steps of the attempts that decided."""
+        for record in self.decisive:
+            yield from record.transitions
 
     @property
     def attempts(self) -> Iterator[AttemptRecord]:

@@ -9,6 +9,7 @@ from typing import Any
 from lightningrl.cli.stored_run import StoredRun
 from lightningrl.credit import Credit, StatefulAssigner, assign, find_assigner
 from lightningrl.errors import ConfigError, NotFound, RunError
+from lightningrl.experience.train_when import load_train_when
 from lightningrl.experience.trained_calls import as_trained, lenses
 from lightningrl.experience.transition import Group
 from lightningrl.recipe import Algorithm, LoadedRecipe, StepReward
@@ -90,7 +91,10 @@ async def credits_of(
     loaded, algorithm = recipe_of(run)
     chosen, scored = await scored_iteration(run, iteration, loaded.recipe.step_rewards)
     policies = loaded.recipe.policies
-    groups = as_trained(scored.groups, lenses(policies)) if policies else scored.groups
+    if code := only is None:
+        load_train_when(policies, loaded.folder)
+    looks = lenses(policies, code=code)
+    groups = as_trained(scored.groups, looks) if policies else scored.groups
     methods: dict[str, Mapping[str, Any]] = {algorithm.credit: algorithm.credit_args}
     methods |= {name: {} for name in names if name not in methods}
     found: dict[str, Credit | str] = {}

@@ -21,6 +21,7 @@ from lightningrl.cli.tree import SHORT, rollout_tree
 from lightningrl.cli.trial import Trial, run_trial, trial_policies
 from lightningrl.cli.wiring import Wiring, count_wiring
 from lightningrl.errors import ConfigError
+from lightningrl.experience.train_when import load_train_when
 from lightningrl.recipe import LoadedRecipe, load_recipe
 from lightningrl.schema import Endpoint, Mode
 from lightningrl.tasks import load_tasks
@@ -65,6 +66,7 @@ def try_agent(
     with 0. An endpoint's API key is read from LIGHTNINGRL_POLICY_KEY.
     """
     loaded = load_recipe(recipe, overrides)
+    load_train_when(loaded.recipe.policies, loaded.folder)
     chosen = _tasks(loaded, split, tasks)
     policies = trial_policies(loaded.recipe, Endpoint(url.rstrip("/"), policy_key), model)
     with tempfile.TemporaryDirectory(prefix="lightningrl-try-") as folder:
@@ -79,9 +81,13 @@ def try_agent(
                 repeat=repeat,
             )
         )
-    wiring = count_wiring(trial.records)
+    wiring = count_wiring(trial.records, loaded.recipe.policies)
     evidence = Evidence(
-        loaded.recipe.name, trial.records, loaded.recipe, unidentified=trial.unidentified
+        loaded.recipe.name,
+        trial.records,
+        loaded.recipe,
+        unidentified=trial.unidentified,
+        code=True,
     )
     findings = examine(evidence, Place.TRY)
     if as_object:

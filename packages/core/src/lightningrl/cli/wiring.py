@@ -7,13 +7,15 @@ is for `lightningrl.checks` to say.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightningrl.checks.calls import is_joined
 from lightningrl.checks.evidence import delivered
 from lightningrl.experience.formats import Formats, count_formats
 from lightningrl.experience.trainable import count_calls
+from lightningrl.experience.trained_calls import as_meant
+from lightningrl.recipe import PolicyRecipe
 from lightningrl.schema import RewardEvent, RolloutState
 from lightningrl.traces import AttemptRecord
 
@@ -38,8 +40,10 @@ class Wiring:
     """Model calls of which a form was asked in words (`policies.NAME.constrained: free`)."""
 
 
-def count_wiring(rollouts: Sequence[Sequence[AttemptRecord]]) -> Wiring:
-    """Count what the attempts of each rollout, oldest first, left."""
+def count_wiring(
+    rollouts: Sequence[Sequence[AttemptRecord]], policies: Mapping[str, PolicyRecipe]
+) -> Wiring:
+    """Count what the attempts of each rollout, oldest first, left; calls as the recipe's policies look at them."""
     decisive = [records[-1] for records in rollouts if records]
     rewarded = [
         one
@@ -47,7 +51,8 @@ def count_wiring(rollouts: Sequence[Sequence[AttemptRecord]]) -> Wiring:
         if one.rollout.state is RolloutState.SUCCEEDED and one.rollout.reward is not None
     ]
     calls = [call for records in rollouts for one in records for call in delivered(one)]
-    counted = count_calls(one for record in decisive for one in record.transitions)
+    transitions = [one for record in decisive for one in record.transitions]
+    counted = count_calls(as_meant(transitions, policies, code=True))
     return Wiring(
         rollouts=len(rollouts),
         rewarded=len(rewarded),
@@ -56,7 +61,7 @@ def count_wiring(rollouts: Sequence[Sequence[AttemptRecord]]) -> Wiring:
         redirected=dict(Counter((call.model, call.policy) for call in calls)),
         trainable=counted.trainable,
         untrainable={**counted.lost, **counted.left_out},
-        formats=count_formats(one for record in decisive for one in record.transitions),
+        formats=count_formats(transitions),
     )
 
 

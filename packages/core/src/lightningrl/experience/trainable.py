@@ -1,7 +1,7 @@
 """How many of the model calls may be trained, and why the others may not.
 
 Invariant: every answered call is counted once. Calls that the recipe itself leaves out (agents that a policy doesn't
-train, a harness's side calls, policies that are frozen) are no loss, and stand apart.
+train, a harness's side calls, those that a function of the user's says no to, policies that are frozen) are no loss, and stand apart.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lightningrl.experience.trained_calls import SIDE_CALL, UNTRAINED_AGENT, UNTRAINED_POLICY
+from lightningrl.experience.trained_calls import (
+    NOT_NOW,
+    SIDE_CALL,
+    UNTRAINED_AGENT,
+    UNTRAINED_POLICY,
+)
 from lightningrl.experience.transition import Transition
 
 EMPTY = "the engine gave no token ids"
 """Why a call without sampled tokens is not trained, where the gateway named no other reason."""
 
-_MEANT = frozenset({SIDE_CALL, UNTRAINED_AGENT, UNTRAINED_POLICY})
+_MEANT = frozenset({NOT_NOW, SIDE_CALL, UNTRAINED_AGENT, UNTRAINED_POLICY})
 
 
 @dataclass(frozen=True)

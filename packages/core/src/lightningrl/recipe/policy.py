@@ -87,6 +87,9 @@ class PolicyRecipe(Section, frozen=True):
     side_calls: tuple[SideCall, ...] = ()
     """Of the calls that it answers, those that a harness makes beside the task (titles, probes, summaries): a call that
     fits one of these is answered and shown, and not trained on."""
+    train_when: str | None = None
+    """`module:function` of the request as the agent sent it, a dictionary: whether the call is trained on. It is asked
+    where experience is read, not while a call is answered. `None`: all that nothing else leaves out."""
     tool_parser: str = "none"
     """How tool calls are read from the model's text: `none`, `hermes`, `compact`; of `engine.backend: vllm` one of
     vLLM's own parsers."""

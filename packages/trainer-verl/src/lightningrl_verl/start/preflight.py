@@ -16,6 +16,7 @@ from msgspec import structs
 from lightningrl.cli.stored_run import find_run_folder
 from lightningrl.credit import CreditAssigner, StatefulAssigner, find_assigner
 from lightningrl.errors import ConfigError
+from lightningrl.experience.train_when import load_train_when
 from lightningrl.recipe import Data, DataSource, LoadedRecipe, Recipe
 from lightningrl.schema import Sampling
 from lightningrl.scoring import Scorer
@@ -76,6 +77,7 @@ def check(loaded: LoadedRecipe) -> Plan:
     _check_sampling(recipe)
     for alias in recipe.policies:
         _check_model(loaded, alias)
+    load_train_when(recipe.policies, loaded.folder)
     assigner = find_assigner(
         recipe.algorithm.credit, recipe.algorithm.credit_args, folder=loaded.folder
     )
@@ -155,6 +157,7 @@ def check_sft(loaded: LoadedRecipe, alias: str | None) -> SftPlan:
     if chosen not in learning:
         raise ConfigError(f"--policy: {chosen!r} has no 'warm_start'.{suggest(chosen, learning)}")
     _check_model(loaded, chosen)
+    load_train_when({chosen: loaded.recipe.policies[chosen]}, loaded.folder)
     _check_trackers(loaded.recipe)
     check_overrides(loaded.recipe.verl)
     dialogues = read_dialogues(loaded, chosen)

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from lightningrl.errors import ConfigError
+from lightningrl.experience.train_when import load_train_when
 from lightningrl.recipe import PolicyRecipe
 from lightningrl_verl.engine.parsers import UnknownToolParserError
 from lightningrl_verl.machine.quiet import quiet
@@ -49,10 +50,11 @@ def prepare(
         )
     except (UnfitError, UnknownToolParserError) as error:
         raise ConfigError(f"policies.{alias}.warm_start: {error}") from error
+    train_when = load_train_when({alias: policy}).get(alias)
     examples = [
         example_of(one, scribe, alias=alias, longest=policy.max_model_len)
         if isinstance(one, Demonstration)
-        else stored_example(one, scribe, alias=alias, policy=policy)
+        else stored_example(one, scribe, alias=alias, policy=policy, train_when=train_when)
         for one in dialogues
     ]
     return material(examples, settings.held_out, seed=seed)

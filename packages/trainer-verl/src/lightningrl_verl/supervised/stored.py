@@ -25,9 +25,10 @@ from lightningrl.conversation.rewriting import set_variables
 from lightningrl.conversation.rewriting.fields import Fields, raw_fields
 from lightningrl.conversation.rewriting.values import VARIABLES
 from lightningrl.errors import ConfigError
-from lightningrl.experience.side_calls import is_side_call, is_side_request
+from lightningrl.experience.side_calls import is_side_request
 from lightningrl.experience.tokens import ids_from_bytes
-from lightningrl.experience.trained_calls import SIDE_CALL, UNTRAINED_AGENT
+from lightningrl.experience.train_when import TrainWhen
+from lightningrl.experience.trained_calls import NOT_NOW, SIDE_CALL, UNTRAINED_AGENT
 from lightningrl.experience.transition import Transition
 from lightningrl.recipe import PolicyRecipe, WarmStart
 from lightningrl.schema import (
@@ -223,12 +224,17 @@ def _asked(
 
 
 def stored_example(
-    stored: StoredRollout, scribe: Scribe, *, alias: str, policy: PolicyRecipe
+    stored: StoredRollout,
+    scribe: Scribe,
+    *,
+    alias: str,
+    policy: PolicyRecipe,
+    train_when: TrainWhen | None = None,
 ) -> Example:
     """What a rollout gives to a policy.
 
     Where some of its calls were answered by a policy of the same alias those alone are imitated; else all are. Of
-    agents that `train_agents` leaves out, and of side calls, none is.
+    agents that `train_agents` leaves out, of side calls, and of those that `train_when` says no to, none is.
     """
     own = any(one.call is not None and one.call.policy == alias for one in stored.calls)
     found: list[Transition] = []
@@ -237,7 +243,7 @@ def stored_example(
         if own and (one.call is None or one.call.policy != alias):
             found.append(_without(one, ANOTHER_POLICY))
             continue
-        if beside := _why_beside(one, stored, policy):
+        if beside := _why_beside(one, stored, policy, train_when):
             found.append(_without(one, beside))
             continue
         call, recorded = _tokens(one, stored.asked[one.step_id], scribe, policy.max_model_len)
@@ -247,18 +253,25 @@ def stored_example(
     return merged(stored.key, alias, found, from_text)
 
 
-def _why_beside(one: Transition, stored: StoredRollout, policy: PolicyRecipe) -> str | None:
+def _why_beside(
+    one: Transition, stored: StoredRollout, policy: PolicyRecipe, train_when: TrainWhen | None
+) -> str | None:
     """Why the recipe leaves a call out. `None`: it does not."""
     if one.call is not None:
         within, agent = one.call.within, one.agent
-        aside = is_side_call(one.call, policy.side_calls)
     else:
-        known = stored.ungated[one.step_id]
-        *within, agent = known.agents or (None,)
-        aside = is_side_request(known.request, policy.side_calls)
+        *within, agent = stored.ungated[one.step_id].agents or (None,)
     if policy.train_agents and not is_among(policy.train_agents, agent, within):
         return UNTRAINED_AGENT
-    return SIDE_CALL if aside else None
+    if not policy.side_calls and train_when is None:
+        return None
+    call = one.call
+    request = msgspec.json.decode(call.request) if call else stored.ungated[one.step_id].request
+    if is_side_request(request, policy.side_calls):
+        return SIDE_CALL
+    if train_when is not None and not train_when.trains_request(request, f"step {one.step_id!r}"):
+        return NOT_NOW
+    return None
 
 
 def _tokens(

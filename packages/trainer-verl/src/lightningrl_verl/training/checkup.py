@@ -34,7 +34,7 @@ class Checkup:
             unidentified: see `Evidence.unidentified`.
         """
         sample = tuple(map(tuple, records[:SAMPLE]))
-        evidence = Evidence(self._recipe.name, sample, self._recipe, unidentified)
+        evidence = Evidence(self._recipe.name, sample, self._recipe, unidentified, code=True)
         self._tell(examine(evidence, Place.TRAIN))
 
     def calls(self, counted: TrainableCalls) -> None:

@@ -262,7 +262,7 @@ def _no_tokens(one: Transition) -> str | None:
 def _lenses(run: Run, record: AttemptRecord) -> Mapping[str, Lens]:
     """Of the recipe's policies; where it names none, of those that answered, as if all were trained."""
     if run.recipe is not None and run.recipe.recipe.policies:
-        return lenses(run.recipe.recipe.policies)
+        return lenses(run.recipe.recipe.policies, code=False)
     aliases = {one.call.policy for one in record.transitions if one.call is not None}
     return {alias: Lens(alias, frozenset(), 0) for alias in aliases}
 

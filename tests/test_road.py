@@ -152,6 +152,8 @@ def test_what_was_judged_good_is_learned_trained_compared_and_served(
     steps = page_commands("eval", "sft", "train")
     assert [words[0] for words in steps] == ["eval", "sft", "eval", "train", "eval"]
     said = [walk(words) for words in steps]
+    # Guests 6 to 9 are validated and tested on; the judge calls all four dialogues good.
+    assert "warm start of 'policy': 4 live rollouts are left out" in said[1]
     assert "warm start of 'policy': 6 demonstrations to train on" in said[1]
     _is_served(road)
 

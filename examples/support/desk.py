@@ -1,6 +1,6 @@
 """Around the agent: a customer by a script, a booking book in a sandbox, tasks, and the reward.
 
-A task says what the customer wants and what was free when he wrote: all that a sandbox needs.
+A task says what the customer wants and what was free when they wrote: all that a sandbox needs.
 """
 
 import json
@@ -49,7 +49,7 @@ class Book:
 
 
 def customer(task, replies):
-    """Return what the customer says after the agent's replies so far. `None`: he leaves."""
+    """Return what the customer says after the agent's replies so far. `None`: they leave."""
     if not replies:
         return f"When is a table for {task['guests']} free on {task['day']}?"
     if len(replies) > 1:

@@ -21,7 +21,7 @@ recorder = lightningrl.record(
 
 
 def customers(count):
-    """Return what each customer wants, and what is free when he writes."""
+    """Return what each customer wants, and what is free when they write."""
     rng = random.Random(0)
     for number in range(count):
         day = rng.choice(DAYS)

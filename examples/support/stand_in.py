@@ -70,4 +70,4 @@ def answer(request):
 
 if __name__ == "__main__":
     with ModelServer(answer, port=int(sys.argv[1])):
-        signal.sigwait([signal.SIGINT, signal.SIGTERM])
+        signal.pause()

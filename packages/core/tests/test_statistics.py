@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from lightningrl.statistics import mean_estimate, paired_difference
+from lightningrl.statistics import agreement, mean_estimate, paired_difference
 
 
 def test_wilsons_interval_is_that_of_the_paper() -> None:
@@ -63,3 +63,26 @@ def test_pairs_must_be_pairs() -> None:
         paired_difference([0.0, 1.0], [1.0])
     with pytest.raises(ValueError, match="at least one"):
         paired_difference([], [])
+
+
+def test_agreement_of_two_raters_is_that_of_the_table() -> None:
+    # 20 yes of both, 5 of the first alone, 10 of the second alone, 15 no of both: p_o = 35/50 = 0.7;
+    # yes of 25 and of 30 in 50: p_e = 0.5 * 0.6 + 0.5 * 0.4 = 0.5; kappa = (0.7 - 0.5) / 0.5 = 0.4.
+    first = [True] * 25 + [False] * 25
+    second = [True] * 20 + [False] * 5 + [True] * 10 + [False] * 15
+    found = agreement(first, second)
+    assert found.share.mean == pytest.approx(0.7)
+    assert found.kappa == pytest.approx(0.4)
+    assert (found.first_alone, found.second_alone) == (5, 10)
+
+
+def test_a_rater_who_says_one_thing_alone_has_no_agreement_beyond_chance() -> None:
+    assert agreement([True, False], [True, True]).kappa == 0.0
+    assert agreement([True, True], [True, True]).kappa is None
+    assert agreement([True, False], [False, True]).kappa == -1.0
+
+
+@pytest.mark.parametrize(("first", "second"), [([], []), ([True], [True, False])])
+def test_agreement_needs_pairs(first: list[bool], second: list[bool]) -> None:
+    with pytest.raises(ValueError, match="pairs are needed"):
+        agreement(first, second)

@@ -341,3 +341,24 @@ async def test_only_training_and_live_rollouts_with_enough_reward_are_read(tmp_p
         ConfigError, match=r"no training or live rollout with a reward of at least 3"
     ):
         await read_rollouts(place, none, "policy")
+
+
+async def test_live_rollouts_of_tasks_that_score_the_policy_are_left_out_and_told(
+    tmp_path: Path,
+) -> None:
+    store = SqliteStore.open(tmp_path / "store.db")
+    for mode, task in ((Mode.LIVE, "held"), (Mode.LIVE, "other"), (Mode.TRAIN, "0")):
+        (spec,) = group(1, task=task, mode=mode)
+        await store.enqueue([spec])
+        (claim,) = await store.claim("worker", rollout_ids=[spec.id])
+        await _finish(store, claim, [_call(ANY, "1", PROMPT, "<ans>7<end>")])
+    await store.close()
+    said: list[str] = []
+    # "0" is a task of another split that is numbered as well.
+    found = await read_rollouts(
+        tmp_path / "store.db", SETTINGS, "policy", {"held", "0"}, said.append
+    )
+    assert sorted(one.key for one in found) == ["0", "other"]
+    assert said == [
+        "warm start of 'policy': 1 live rollouts are left out, whose tasks are in data.val or data.test"
+    ]

@@ -1,4 +1,4 @@
-"""How sure a mean of rewards is, and how sure it is that one policy is better than another. Pure.
+"""How sure a mean is, how sure it is that one policy is better than another, and how far two raters agree. Pure.
 
 Invariant: the same values give the same interval; what is random inside is seeded.
 """
@@ -60,6 +60,40 @@ def paired_difference(
     if not differences or not all(math.isfinite(value) for value in differences):
         raise ValueError(f"a difference needs finite values, at least one; got {len(differences)}")
     return _bootstrap(differences, confidence)
+
+
+class Agreement(NamedTuple):
+    """How far two raters agree who say yes or no to the same things."""
+
+    share: Estimate
+    """Of the things to which both say the same."""
+    kappa: float | None
+    """Cohen's kappa: 1 is agreement in all, 0 what chance gives. `None`: each of both always says the same one thing."""
+    first_alone: int
+    """Things to which the first alone says yes."""
+    second_alone: int
+    """Things to which the second alone says yes."""
+
+
+def agreement(first: Sequence[bool], second: Sequence[bool]) -> Agreement:
+    """How far two raters agree on the same things in the same order.
+
+    Kappa is (p_o - p_e) / (1 - p_e), where p_o is the share on which both agree and p_e what they would agree on by
+    chance, each saying yes as often as he does (Cohen 1960, "A coefficient of agreement for nominal scales").
+
+    Raises:
+        ValueError: they are not of one length, or there is none.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"pairs are needed, at least one; got {len(first)} and {len(second)}")
+    pairs = list(zip(first, second, strict=True))
+    share = mean_estimate([float(a == b) for a, b in pairs])
+    yes_first, yes_second = sum(first) / len(first), sum(second) / len(second)
+    chance = yes_first * yes_second + (1 - yes_first) * (1 - yes_second)
+    kappa = None if chance == 1 else (share.mean - chance) / (1 - chance)
+    return Agreement(
+        share, kappa, sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    )
 
 
 def _wilson(successes: float, count: int, confidence: float) -> Estimate:

@@ -30,6 +30,7 @@ _OWN = {
     "drift": "lightningrl.cli.drift:drift",
     "export": "lightningrl.cli.export:export",
     "import": "lightningrl.cli.import_run:import_command",
+    "judge": "lightningrl.cli.judge:judge",
     "plot": "lightningrl.cli.plot:plot",
     "rescore": "lightningrl.cli.rescore:rescore",
     "retry": "lightningrl.cli.operate:retry",

@@ -1,6 +1,6 @@
-"""A judge: an OpenAI-compatible model that gives each answer of a rollout a number.
+"""A judge: an OpenAI-compatible model that gives each answer of a rollout a number, or the whole rollout one.
 
-Invariants: an answer of the judge is asked for once and then read from disk, where it names the rollout that it is of,
+Invariants: an answer of the judge is asked for once and then read from its folder, if it has one, where it names the rollout that it is of,
 so that it is deleted with that; a judge that fails, or says no number in range, gives no reward, never 0, and is
 asked again the next time.
 """
@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import msgspec
 
 from lightningrl.errors import ConfigError
 from lightningrl.experience.transition import Trace, Transition
-from lightningrl.schema import StepKind
+from lightningrl.schema import RolloutId, StepKind
 from lightningrl.scoring.rules import Values, answer_text
 from lightningrl.user_input.arguments import AboveZero, Positive
 
@@ -50,14 +51,17 @@ class JudgeArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Judge:
-    """Scores the answers of traces."""
+    """Scores the answers of traces, or whole rollouts."""
 
-    def __init__(self, args: dict[str, Any], cache: Path) -> None:
+    def __init__(
+        self, args: dict[str, Any], cache: Path | None, *, where: str = "step_rewards: "
+    ) -> None:
         """Check the arguments.
 
         Args:
             args: see `JudgeArgs`.
-            cache: folder of the answers; made when the first one is there.
+            cache: folder of the answers; made when the first one is there. `None`: none is kept.
+            where: what errors begin with.
 
         Raises:
             ConfigError: an argument is missing, unknown, of the wrong type or out of range.
@@ -65,17 +69,32 @@ class Judge:
         try:
             self._args = msgspec.convert(args, JudgeArgs)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"step_rewards: judge: {error}") from error
+            raise ConfigError(f"{where}judge: {error}") from error
         if not self._args.lowest < self._args.highest:
-            raise ConfigError("step_rewards: judge: 'lowest' must be below 'highest'")
+            raise ConfigError(f"{where}judge: 'lowest' must be below 'highest'")
         self._cache = cache
+        self.failures: Counter[str] = Counter()
+        """Why the judge gave no number, and how often."""
         self._turns = asyncio.Semaphore(self._args.concurrency)
 
     async def values(self, traces: Sequence[Trace]) -> list[Values]:
         """Per trace, a number for each delivered model call, or `None` where the judge gave none."""
-        timeout = aiohttp.ClientTimeout(total=self._args.timeout_seconds)
-        async with aiohttp.ClientSession(timeout=timeout) as http:
+        async with self._session() as http:
             return list(await asyncio.gather(*(self._of_trace(http, trace) for trace in traces)))
+
+    async def of_rollouts(self, shown: Mapping[RolloutId, str]) -> dict[RolloutId, float | None]:
+        """A number for each rollout, or `None` where the judge gave none.
+
+        Args:
+            shown: what the judge reads of each.
+        """
+        async with self._session() as http:
+            values = await asyncio.gather(*(self._of(http, *one) for one in shown.items()))
+        return dict(zip(shown, values, strict=True))
+
+    def _session(self) -> aiohttp.ClientSession:
+        timeout = aiohttp.ClientTimeout(total=self._args.timeout_seconds)
+        return aiohttp.ClientSession(timeout=timeout)
 
     async def _of_trace(self, http: aiohttp.ClientSession, trace: Trace) -> Values:
         return list(
@@ -92,24 +111,33 @@ class Judge:
     ) -> float | None:
         if one.kind is not StepKind.LLM or one.call is None:
             return None
+        return await self._of(http, trace.rollout.id, _shown(trace, place))
+
+    async def _of(
+        self, http: aiohttp.ClientSession, rollout_id: RolloutId, shown: str
+    ) -> float | None:
         body = {
             "model": self._args.model,
             "temperature": 0,
             "messages": [
                 {"role": "system", "content": self._instruction()},
-                {"role": "user", "content": _shown(trace, place)},
+                {"role": "user", "content": shown},
             ],
         }
-        path = self._cache / f"{_digest(self._args.url, body)}.json"
-        if path.exists():
-            return float(json.loads(path.read_text(encoding="utf-8"))["score"])
+        path = None
+        if self._cache is not None:
+            path = self._cache / f"{_digest(self._args.url, body)}.json"
+            if path.exists():
+                return float(json.loads(path.read_text(encoding="utf-8"))["score"])
         try:
             async with self._turns:
                 said = await self._ask(http, body)
             score = self._score(said)
-        except _FAILURES:
+        except _FAILURES as error:
+            self.failures[f"{type(error).__name__}: {error}"] += 1
             return None
-        _write(path, {"rollout": trace.rollout.id, "score": score, "said": said})
+        if path is not None:
+            _write(path, {"rollout": rollout_id, "score": score, "said": said})
         return score
 
     def _instruction(self) -> str:
@@ -131,9 +159,10 @@ class Judge:
         Raises:
             ValueError: it said none, several, or one out of range.
         """
-        (found,) = _NUMBER.findall(said)
-        if re.search(r"\d", _NUMBER.sub("", said)):
-            raise ValueError("there are digits beside the number")
+        numbers = _NUMBER.findall(said)
+        if len(numbers) != 1 or re.search(r"\d", _NUMBER.sub("", said)):
+            raise ValueError(f"it said {said!r:.80}, which is not one number")
+        [found] = numbers
         score = float(found)
         if not self._args.lowest <= score <= self._args.highest:
             raise ValueError(f"{score} is out of range")

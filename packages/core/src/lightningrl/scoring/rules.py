@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from lightningrl.experience.transition import Trace, Transition
 from lightningrl.schema import TOOL_PARSER_ERROR, StepKind
@@ -99,9 +99,15 @@ RULES: dict[str, Rule] = {
 
 
 def answer_text(one: Transition) -> str:
-    """What a person would read of an answer: its text, then the tools that it asks for."""
-    asked = [f"{name}({arguments})" for name, arguments in _asked(one)]
-    return "\n".join(part for part in (_text(one), *asked) if part)
+    """What a person would read of an answer: its text, then the tools that it asks for.
+
+    Of a call that no gateway recorded, what the agent's framework said that the model answered.
+    """
+    message = _message(one)
+    if one.call is None and isinstance(one.output, Mapping):
+        message = cast("Mapping[str, Any]", one.output)
+    asked = [f"{name}({arguments})" for name, arguments in _asked_in(message)]
+    return "\n".join(part for part in (content_text(message.get("content")), *asked) if part)
 
 
 def _message(one: Transition) -> dict[str, Any]:
@@ -110,7 +116,11 @@ def _message(one: Transition) -> dict[str, Any]:
 
 
 def _text(one: Transition) -> str:
-    content = _message(one).get("content")
+    return content_text(_message(one).get("content"))
+
+
+def content_text(content: Any) -> str:
+    """The text in a chat message's content, which is a text or a list of parts."""
     if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
     return content or ""
@@ -118,9 +128,13 @@ def _text(one: Transition) -> str:
 
 def _asked(one: Transition) -> list[tuple[str, str]]:
     """Names and arguments of the tools that an answer asks for; of a custom tool its text."""
+    return _asked_in(_message(one))
+
+
+def _asked_in(message: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (str(asked.get("name")), asked.get("arguments") or asked.get("input") or "")
-        for call in _message(one).get("tool_calls") or ()
+        for call in message.get("tool_calls") or ()
         for asked in (call.get("function") or call.get("custom") or {},)
     ]
 

@@ -91,11 +91,7 @@ def check(loaded: LoadedRecipe) -> Plan:
             if data.train is not None
             else "recipe: training needs 'data.train', or 'live' and 'algorithm.tasks_per_iteration: 0'"
         )
-    splits = Splits(
-        train=_split(loaded, data.train, "train"),
-        val=_split(loaded, data.val, "val"),
-        test=_split(loaded, data.test, "test"),
-    )
+    splits = _splits(loaded, data)
     scorer = Scorer(recipe.step_rewards, run_folder=loaded.run_folder, folder=loaded.folder)
     dialogues = {
         alias: read_dialogues(loaded, alias)
@@ -127,6 +123,8 @@ class SftPlan:
     """With that policy alone, and without what fine-tuning has no use for."""
     alias: str
     dialogues: Dialogues
+    scored: frozenset[str]
+    """Ids of the tasks of `data.val` and `data.test`, where it learns from a run; else nobody asks."""
 
     @property
     def recipe(self) -> Recipe:
@@ -162,7 +160,10 @@ def check_sft(loaded: LoadedRecipe, alias: str | None) -> SftPlan:
     check_overrides(loaded.recipe.verl)
     dialogues = read_dialogues(loaded, chosen)
     suffix = "-sft" if len(learning) == 1 else f"-sft-{chosen}"
-    return SftPlan(_alone(loaded, chosen, suffix), chosen, dialogues)
+    scored: frozenset[str] = frozenset()
+    if isinstance(dialogues, Path) and loaded.recipe.data is not None:
+        scored = _splits(loaded, structs.replace(loaded.recipe.data, train=None)).scored
+    return SftPlan(_alone(loaded, chosen, suffix), chosen, dialogues, scored)
 
 
 def _alone(loaded: LoadedRecipe, alias: str, suffix: str) -> LoadedRecipe:
@@ -285,6 +286,14 @@ def _check_trackers(recipe: Recipe) -> None:
         raise ConfigError(
             "trackers: MLflow is not installed; install lightningrl-verl with the extra 'mlflow'"
         )
+
+
+def _splits(loaded: LoadedRecipe, data: Data) -> Splits:
+    return Splits(
+        train=_split(loaded, data.train, "train"),
+        val=_split(loaded, data.val, "val"),
+        test=_split(loaded, data.test, "test"),
+    )
 
 
 def _split(loaded: LoadedRecipe, source: DataSource | None, name: str) -> list[Task]:

@@ -73,7 +73,7 @@ async def _work(plan: SftPlan, folder: RunFolder, console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    material = await read_material(recipe, alias, base, plan.dialogues, say)
+    material = await read_material(recipe, alias, base, plan.dialogues, plan.scored, say)
     folder.check_material(alias, material.digest())
     course = Course(policy.warm_start, len(material.train), seed=seed_of(recipe, alias))
     lines = MetricsLog(folder.metrics).lines

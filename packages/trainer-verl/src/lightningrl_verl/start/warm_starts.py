@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 
 from lightningrl.recipe import Recipe
@@ -46,17 +46,28 @@ async def warm_starts(
         RunError: training diverged, a folder of the cache is damaged, or a rank has died.
     """
     return {
-        alias: await _warm_start(
-            plan.recipe, alias, bases[alias], dialogues, folder, ground, display
-        )
+        alias: await _warm_start(plan, alias, bases[alias], dialogues, folder, ground, display)
         for alias, dialogues in plan.dialogues.items()
     }
 
 
 async def read_material(
-    recipe: Recipe, alias: str, base: Path, dialogues: Dialogues, say: Callable[[str], None]
+    recipe: Recipe,
+    alias: str,
+    base: Path,
+    dialogues: Dialogues,
+    scored: Set[str],
+    say: Callable[[str], None],
 ) -> Material:
     """Bring a policy's demonstrations into rows, and say what became of them.
+
+    Args:
+        recipe: of the run.
+        alias: of the policy.
+        base: what it learns on.
+        dialogues: what it learns from.
+        scored: ids of the tasks that it is scored on, which it does not learn from.
+        say: is told.
 
     Raises:
         ConfigError: the policy can't say one, or the run has no rollout with enough reward.
@@ -66,7 +77,7 @@ async def read_material(
     settings = policy.warm_start
     assert settings is not None
     shown: Sequence[Demonstration] | Sequence[StoredRollout] = (
-        await read_rollouts(dialogues, settings, alias)
+        await read_rollouts(dialogues, settings, alias, scored, say)
         if isinstance(dialogues, Path)
         else dialogues
     )
@@ -84,7 +95,7 @@ def seed_of(recipe: Recipe, alias: str) -> int:
 
 
 async def _warm_start(
-    recipe: Recipe,
+    plan: Plan,
     alias: str,
     base: Path,
     dialogues: Dialogues,
@@ -92,10 +103,11 @@ async def _warm_start(
     ground: Ground,
     display: Display,
 ) -> Path:
+    recipe = plan.recipe
     settings = recipe.policies[alias].warm_start
     assert settings is not None
     display.phase(f"read the demonstrations of {alias!r}")
-    material = await read_material(recipe, alias, base, dialogues, display.say)
+    material = await read_material(recipe, alias, base, dialogues, plan.splits.scored, display.say)
     folder.check_material(alias, material.digest())
     course = Course(settings, len(material.train), seed=seed_of(recipe, alias))
     config = supervised_config(recipe, alias, base, course.updates)

@@ -5,12 +5,12 @@ Invariants:
   see whole (an image) is left out, whatever was recorded.
 - A call's token ids are used as they were recorded where this policy's tokenizer wrote them; every other call is
   tokenised again from its messages, and counted as such.
-- Rollouts that scored a policy (`val`, `test`) are never imitated.
+- Rollouts that scored a policy (`val`, `test`) are never imitated, and live ones whose task scores this one neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -103,26 +103,43 @@ class StoredRollout:
     """Step id -> what is known of each of `calls` without a call."""
 
 
-async def read_rollouts(run: Path, settings: WarmStart, alias: str) -> list[StoredRollout]:
+async def read_rollouts(
+    run: Path,
+    settings: WarmStart,
+    alias: str,
+    scored: Set[str] = frozenset(),
+    say: Callable[[str], None] = lambda _: None,
+) -> list[StoredRollout]:
     """A run's training and live rollouts with enough reward, best first, then in order of their creation.
 
     Args:
         run: its folder, or the file of a store, all of whose runs are read.
         settings: how much is enough, and how many at most.
         alias: of the policy that is to learn; for messages.
+        scored: ids of the tasks that it is scored on. Live rollouts of them are left out: those ids are made up
+            where they begin, so that no other task has one by chance.
+        say: is told how many those are.
 
     Raises:
         ConfigError: there is no such run, or no such rollout in it.
     """
     place = (None, str(run)) if run.is_file() else (str(run), None)
     async with open_runs(*place, None) as runs:
-        found = [rollout for one in runs for rollout in await _worthy(one, settings)]
+        worthy = [rollout for one in runs for rollout in await _worthy(one, settings)]
+        found = [
+            one for one in worthy if one.spec.mode is Mode.TRAIN or one.spec.task_id not in scored
+        ]
+        if len(found) < len(worthy):
+            say(
+                f"warm start of {alias!r}: {len(worthy) - len(found)} live rollouts are left out, whose tasks are in"
+                " data.val or data.test"
+            )
         found.sort(key=lambda one: -(one.reward or 0.0))
         records = await read_attempts(runs[0].store, found[: settings.limit]) if runs else []
     if not records:
         raise ConfigError(
             f"policies.{alias}.warm_start: {str(run)!r} has no training or live rollout with a reward of at"
-            f" least {settings.min_reward}"
+            f" least {settings.min_reward}, whose task is in neither data.val nor data.test"
         )
     return [_stored(attempts) for attempts in records]
 

@@ -28,6 +28,11 @@ class Splits:
     test: Sequence[Task]
     """Empty: not scored at the end."""
 
+    @property
+    def scored(self) -> frozenset[str]:
+        """Ids of the tasks that policies are scored on."""
+        return frozenset(task_id for task_id, _ in (*self.val, *self.test))
+
 
 GREEDY = "greedy"
 SAMPLED = "sampled"

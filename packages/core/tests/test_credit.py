@@ -205,6 +205,8 @@ def test_a_method_with_a_critic_is_refused_without_its_values() -> None:
         ("gigpo", {"rules": "numbers"}, "Expected `array | null`"),
         ("gigpo", {"rules": ["number"]}, "Did you mean 'numbers'"),
         ("group_td", {"gate": -0.1}, ">= 0.0"),
+        ("g2po", {"gamma": 1.5}, "<= 1.0"),
+        ("per_agent", {"over": "member"}, "Did you mean 'members'"),
         ("hgpo", {"history": "2"}, "Expected `int`"),
         ("hgpo", {"history": -1}, ">= 0"),
         ("mt_grpo", {"weight": -1.0}, ">= 0.0"),

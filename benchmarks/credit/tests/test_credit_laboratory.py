@@ -11,6 +11,7 @@ from credit_laboratory.tasks import ENVIRONMENTS, Grid, Steps, UnmatchedGrid
 from credit_laboratory.training import ROLLOUTS, Curve, Settings, train
 from lightningrl.credit import find_assigner
 from lightningrl.credit.columns import read_decisions
+from lightningrl.credit.naming import parse_method
 from lightningrl.credit.state_keys import KeyRules
 from lightningrl_testkit.traces import Did, group, trace
 
@@ -100,6 +101,7 @@ def test_every_method_that_runs_on_a_task_gives_success_rates(task: str) -> None
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda one: one.name)
 def test_a_method_is_named_as_a_recipe_names_it(method: Method) -> None:
+    assert parse_method(method.name) == (method.credit, dict(method.args))
     find_assigner(method.credit, method.args)
 
 

@@ -19,6 +19,7 @@ from lightningrl.credit.gigpo import gigpo_advantages
 from lightningrl.credit.group_td import group_td_advantages
 from lightningrl.credit.hgpo import hgpo_advantages
 from lightningrl.credit.mt_grpo import mt_grpo_advantages
+from lightningrl.credit.naming import method_name
 from lightningrl.credit.per_agent import per_agent_advantages
 from lightningrl.credit.rtmc import rtmc_advantages
 from lightningrl.credit.step_reward import step_reward_advantages
@@ -47,7 +48,7 @@ class Method:
     @property
     def name(self) -> str:
         """As `lightningrl compare --credit` takes it."""
-        return " ".join([self.credit, *(f"{key}={value}" for key, value in self.args.items())])
+        return method_name(self.credit, self.args)
 
     def __call__(self, decisions: Decisions) -> Floats:
         """[n] credit."""

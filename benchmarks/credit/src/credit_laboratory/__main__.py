@@ -98,11 +98,13 @@ def run(tasks: list[str], methods: list[str], jobs: int) -> None:
             chosen = [name for name in names if not methods or name in methods]
             path = RESULTS / f"{task}.json"
             kept = json.loads(path.read_text())["results"] if methods and path.exists() else []
-            found = list(pool.map(measure, [task] * len(chosen), chosen))
+            found = [
+                {**one, "commit": commit} for one in pool.map(measure, [task] * len(chosen), chosen)
+            ]
             kept = [one for one in kept if one["method"] not in chosen]
             order = {name: place for place, name in enumerate(names)}
             results = sorted([*kept, *found], key=lambda one: order[one["method"]])
-            about = {"commit": commit, "seeds": SEEDS, "tuned_on": TUNING_SEEDS}
+            about = {"seeds": SEEDS, "tuned_on": TUNING_SEEDS}
             path.write_text(_document(about, results), encoding="utf-8")
             print(f"{task}: {len(found)} methods, {sum(one['seconds'] for one in found):.0f} s")
 

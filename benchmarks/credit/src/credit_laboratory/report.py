@@ -45,7 +45,9 @@ def cell(results: dict[str, Result], method: str) -> str:
     tokens = np.array(result["tokens"])
     failed = int((tokens > result["budget"]).sum())
     relative = ratio(results, method)
-    median = NEVER if np.isinf(relative) else f"{_short(float(np.median(tokens)))} (x{relative:.2f})"
+    median = (
+        NEVER if np.isinf(relative) else f"{_short(float(np.median(tokens)))} (x{relative:.2f})"
+    )
     lost = f", {failed} never" if failed else ""
     return f"{median}{lost}; {np.mean(result['final']):.2f}"
 

@@ -7,14 +7,13 @@ command goes on from wherever it was stopped. Every number of the page is one of
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -250,6 +249,8 @@ def _with_models(plan: Comparison) -> Comparison:
             shutil.rmtree(draft, ignore_errors=True)
             command = ["tiny", str(plan.recipe), *plan.overrides, "--policy", alias]
             code = _run([*command, "--out", str(draft)])
+            if code == INTERRUPTED:
+                raise SystemExit(INTERRUPTED)
             if code:
                 raise RunError(f"the tiny policy {alias!r} could not be built: exit code {code}")
             draft.rename(model)
@@ -275,26 +276,25 @@ def _refuse_other_cell(cell: Cell) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    """Run a command of ours to its end, which a signal asks it to come to; return its exit code.
+    """Run a command of ours to its end; its exit code, or `INTERRUPTED` where a signal has asked for the end.
 
     A Ctrl-C reaches it as it reaches this process; another signal is passed on.
     """
     process = subprocess.Popen([sys.executable, "-m", "lightningrl.cli", *arguments])
-    with _signals(process):
-        return process.wait()
+    asked: list[int] = []
 
+    def pass_on(number: int, _: object) -> None:
+        asked.append(number)
+        if number == signal.SIGTERM:
+            process.terminate()
 
-@contextlib.contextmanager
-def _signals(process: subprocess.Popen[bytes]) -> Generator[None]:
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
-    }
+    before = {one: signal.signal(one, pass_on) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    return INTERRUPTED if asked else code
 
 
 def _say(text: str) -> None:

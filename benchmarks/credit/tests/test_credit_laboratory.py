@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from credit_laboratory.__main__ import measure, rollouts_to_threshold
+from credit_laboratory.__main__ import measure, success_at, tokens_to_threshold
 from credit_laboratory.batch import Episodes, decisions_of
-from credit_laboratory.methods import METHODS, methods_of
+from credit_laboratory.methods import METHODS, Method, methods_of
 from credit_laboratory.report import cell, ratio
 from credit_laboratory.tasks import ENVIRONMENTS, Grid, Steps, UnmatchedGrid
-from credit_laboratory.training import Settings, train
+from credit_laboratory.training import ROLLOUTS, Curve, Settings, train
+from lightningrl.credit import find_assigner
 from lightningrl.credit.columns import read_decisions
+from lightningrl.credit.naming import parse_method
 from lightningrl.credit.state_keys import KeyRules
 from lightningrl_testkit.traces import Did, group, trace
 
@@ -70,27 +72,37 @@ def test_states_of_the_unmatched_task_never_repeat() -> None:
     )
 
 
-@pytest.mark.parametrize("method", ["gigpo mean", "hgpo", "group_td", "rtmc"])
+@pytest.mark.parametrize("method", ["gigpo", "hgpo", "group_td", "g2po", "rtmc"])
 def test_where_states_never_repeat_a_method_trains_exactly_as_its_broadcast(method: str) -> None:
-    control = "broadcast mean" if method == "gigpo mean" else "broadcast std"
+    control = "broadcast normalise=mean" if method == "gigpo" else "broadcast"
     settings = Settings(kl=0.1, rate=512.0)
-    mine, other = (train("unmatched_grid", one, settings, [7], 4) for one in (method, control))
-    assert mine.tolist() == other.tolist()
+    mine, other = (train("unmatched_grid", one, settings, [7], 5000) for one in (method, control))
+    assert mine.success.tolist() == other.success.tolist()
 
 
 def test_a_seeds_rollouts_do_not_depend_on_the_other_seeds() -> None:
     settings = Settings(kl=0.1, rate=512.0)
-    together = train("grid", "gigpo mean", settings, [1, 2], 3)
-    alone = train("grid", "gigpo mean", settings, [2], 3)
-    assert together[:, 1].tolist() == pytest.approx(alone[:, 0].tolist())
+    together = train("grid", "gigpo", settings, [1, 2], 3600)
+    alone = train("grid", "gigpo", settings, [2], 3600)
+    updates = len(alone.success)
+    assert together.success[:updates, 1].tolist() == pytest.approx(alone.success[:, 0].tolist())
+    assert together.tokens[:updates, 1].tolist() == alone.tokens[:, 0].tolist()
 
 
 @pytest.mark.parametrize("task", sorted(ENVIRONMENTS))
 def test_every_method_that_runs_on_a_task_gives_success_rates(task: str) -> None:
     for method in methods_of(ENVIRONMENTS[task]):
-        history = train(task, method, Settings(kl=0.1, rate=512.0), [3], 2)
-        assert history.shape == (2, 1)
-        assert ((history >= 0) & (history <= 1)).all()
+        turns = ENVIRONMENTS[task].turns
+        curve = train(task, method, Settings(kl=0.1, rate=512.0), [3], ROLLOUTS * turns + 1)
+        assert curve.success.shape == curve.tokens.shape
+        assert curve.tokens[-1, 0] > ROLLOUTS * turns >= curve.tokens[-2, 0]
+        assert ((curve.success >= 0) & (curve.success <= 1)).all()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda one: one.name)
+def test_a_method_is_named_as_a_recipe_names_it(method: Method) -> None:
+    assert parse_method(method.name) == (method.credit, dict(method.args))
+    find_assigner(method.credit, method.args)
 
 
 def test_the_grid_pays_for_arriving_and_then_ends() -> None:
@@ -102,31 +114,45 @@ def test_the_grid_pays_for_arriving_and_then_ends() -> None:
     assert [bool(ended[0]) for _, ended in paid] == [False] * 7 + [True]
 
 
-def test_rollouts_are_counted_to_the_end_of_the_first_good_window() -> None:
-    # five updates with mean (0 + 1 + 1 + 1 + 1) / 5 = 0.8 end with the fifth: 5 * 32; the other never
-    history = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    assert rollouts_to_threshold(history) == [160, 7 * 32]
+def test_tokens_are_counted_to_the_end_of_the_first_good_window() -> None:
+    # five updates with mean (0 + 1 + 1 + 1 + 1) / 5 = 0.8 end with the fifth; the other seed never gets there
+    success = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    tokens = np.array([[10, 10], [20, 20], [30, 25], [35, 30], [40, 40], [45, 50]])
+    assert tokens_to_threshold(Curve(success, tokens), 50) == [40, 51]
+    # within 39 tokens the fifth update was not sampled
+    assert tokens_to_threshold(Curve(success, tokens), 39) == [40, 40]
+
+
+def test_curves_are_compared_at_equal_tokens() -> None:
+    # the 25th token is one of the first seed's third update, of the second seed's second
+    curve = Curve(
+        np.array([[0.0, 0.1], [0.2, 0.3], [0.4, 0.5]]), np.array([[10, 20], [20, 40], [30, 60]])
+    )
+    assert success_at(curve, 25).tolist() == [0.4, 0.3]
+    assert success_at(curve, 20).tolist() == [0.2, 0.1]
 
 
 def test_the_table_compares_with_the_better_control() -> None:
-    def result(rollouts: list[int]) -> dict[str, object]:
-        return {"rollouts": rollouts, "budget": 4800, "final": [1.0, 0.5]}
+    def result(tokens: list[int]) -> dict[str, object]:
+        return {"tokens": tokens, "budget": 48_000, "final": [1.0, 0.5]}
 
     results = {
-        "broadcast mean": result([400, 600]),  # median 500
-        "broadcast std": result([800, 800]),
-        "gigpo mean": result([200, 300]),  # 250 / 500
-        "rtmc": result([4832, 4832]),
+        "broadcast normalise=mean": result([400, 600]),  # median 500
+        "broadcast": result([800, 800]),
+        "gigpo": result([200, 300]),  # 250 / 500
+        "hgpo": result([12_300, 12_400]),
+        "rtmc": result([48_001, 48_001]),
     }
-    assert ratio(results, "gigpo mean") == 0.5
-    assert cell(results, "gigpo mean") == "250 (x0.50); 0.75"
+    assert ratio(results, "gigpo") == 0.5
+    assert cell(results, "gigpo") == "250 (x0.50); 0.75"
+    assert cell(results, "hgpo") == "12.3k (x24.70); 0.75"
     assert cell(results, "rtmc") == "never, 2 never; 0.75"
     assert cell(results, "gae") == "-"
 
 
 def test_the_step_is_chosen_on_other_seeds_than_it_is_measured_on() -> None:
     grid = (Settings(0.03, 512.0), Settings(0.1, 512.0))
-    found = measure("control", METHODS[0].name, grid=grid, tuning=(1,), seeds=(2, 3), updates=12)
-    assert len(found["rollouts"]) == 2
+    found = measure("control", METHODS[0].name, grid=grid, tuning=(1,), seeds=(2, 3), budget=384)
+    assert len(found["tokens"]) == 2
     assert found["kl"] in (0.03, 0.1)
-    assert len(found["curve"]) == 12
+    assert len(found["curve"]) == 150

@@ -20,6 +20,7 @@ from lightningrl.credit import (
     broadcast,
     find_assigner,
 )
+from lightningrl.credit.naming import method_name, parse_method, split_methods
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.experience.transition import Group, Trace
 from lightningrl_testkit.traces import Did, group, trace
@@ -205,6 +206,8 @@ def test_a_method_with_a_critic_is_refused_without_its_values() -> None:
         ("gigpo", {"rules": "numbers"}, "Expected `array | null`"),
         ("gigpo", {"rules": ["number"]}, "Did you mean 'numbers'"),
         ("group_td", {"gate": -0.1}, ">= 0.0"),
+        ("g2po", {"gamma": 1.5}, "<= 1.0"),
+        ("per_agent", {"over": "member"}, "Did you mean 'members'"),
         ("hgpo", {"history": "2"}, "Expected `int`"),
         ("hgpo", {"history": -1}, ">= 0"),
         ("mt_grpo", {"weight": -1.0}, ">= 0.0"),
@@ -233,3 +236,38 @@ def test_metrics_of_an_assigner_come_with_its_credit() -> None:
     # one group of two has no differences, the other has
     groups = [group(rollout(1, 1), rollout(1, 1)), group(rollout(1, 1), rollout(0, 1))]
     assert assign(broadcast, groups, {}).metrics == {"groups_without_credit": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("credit", "args", "text"),
+    [
+        ("broadcast", {}, "broadcast"),
+        ("gigpo", {"gamma": 0.9, "normalise": "std"}, "gigpo gamma=0.9 normalise=std"),
+        ("mine:credit", {"on": True, "text": "true"}, 'mine:credit on=true text="true"'),
+        ("per_agent", {"train": ["a b", "c"]}, 'per_agent train=["a b","c"]'),
+    ],
+)
+def test_a_method_in_one_line_reads_back_as_itself(
+    credit: str, args: dict[str, Any], text: str
+) -> None:
+    assert method_name(credit, args) == text
+    assert parse_method(text) == (credit, args)
+
+
+def test_methods_stand_between_commas_that_are_not_in_brackets() -> None:
+    found = split_methods('broadcast, per_agent train=["a,b","c"],gigpo gamma=.9,')
+    assert found == ["broadcast", 'per_agent train=["a,b","c"]', "gigpo gamma=.9"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "names no credit method"),
+        ("gamma=0.9", "names no credit method"),
+        ("gigpo gamma", "'gamma' is not of the form key=value"),
+        ("gigpo gamma=[", "is no YAML"),
+    ],
+)
+def test_what_is_no_method_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        parse_method(text)

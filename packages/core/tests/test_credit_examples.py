@@ -152,6 +152,19 @@ def test_each_role_is_compared_with_itself() -> None:
     close(assigner([by_role()])[0], [[2 / 3, 0], [-1 / 3, 0, 0], [-1 / 3, 0, 0]])
 
 
+def test_dr_mas_counts_a_member_as_often_as_the_role_decided() -> None:
+    # One role, which decides 2, 3 and 3 times: 1 twice and 0 six times. Mean 2/8, sample variance
+    # (2 (3/4)^2 + 6 (1/4)^2) / 7 = 0.2142857: 0.75 / 0.46291 and -0.25 / 0.46291
+    close(credit("dr_mas"), spread(1.6202, -0.5401, -0.5401))
+    close(credit("per_agent", normalise="std"), spread(1.1547, -0.5774, -0.5774))
+
+
+def test_dr_mas_is_per_agent_where_a_role_decides_equally_often() -> None:
+    # P decides once in each member: 1, 0, 0, deviation 0.57735; S has nothing but 1
+    assigner: Any = find_assigner("dr_mas", {})
+    close(assigner([by_role()])[0], [[1.1547, 0], [-0.5774, 0, 0], [-0.5774, 0, 0]])
+
+
 def test_a_running_baseline_moves_after_it_was_used() -> None:
     # b: 0, then 0.05, then 0.95 * 0.05 = 0.0475, then 0.95 * 0.0475 = 0.045125
     assigner = find_assigner("running_baseline", {"decay": 0.95})
@@ -250,6 +263,25 @@ def test_group_td_gives_a_state_met_once_the_broadcast() -> None:
         credit("group_td", gamma=0.5, lam=0.5),
         [[0.6576, 2.1705], [-0.2708, -0.1676, -1.1304], [-0.3739, -0.5774, -1.1304]],
     )
+
+
+def test_g2po() -> None:
+    # Returns without discount: 1, 1 and 0s. V: s0 1/4, s1 1/3, s2 0. Edges in twelfths: s0 to s1 is 4 - 3,
+    # s0 to s0 0, s0 to s2 0 - 3, s2 to s1 4 - 0 though s2 was met once; from s1 to the end 12 - 4 or 0 - 4.
+    # 1, 8; 0, 1, -4; -3, 4, -4: mean 3/8, variance 123/8 - 9/64, deviation 3.90312
+    close(
+        credit("g2po"),
+        [[0.1601, 1.9536], [-0.0961, 0.1601, -1.1209], [-0.8647, 0.9287, -1.1209]],
+    )
+
+
+def test_g2po_discounts_the_value_behind_an_edge() -> None:
+    # gamma 1/2, V: s0 1/8, s1 1/3, s2 0. Edges in 48ths: s0 to s1 8 - 6, s0 to s0 3 - 6, s0 to s2 0 - 6, s2 to s1 8,
+    # from s1 to the end 48 - 16 or -16: 2, 32; -3, 2, -16; -6, 8, -16: mean 3/8, deviation sqrt(1653/8 - 9/64)
+    found = credit("g2po", gamma=0.5)
+    expected = [[2, 32], [-3, 2, -16], [-6, 8, -16]]
+    scale = math.sqrt(1653 / 8 - 9 / 64)
+    close(found, [[(value - 3 / 8) / scale for value in row] for row in expected])
 
 
 @pytest.mark.parametrize(
@@ -369,6 +401,7 @@ def _apart(parts: Mapping[str, float], of: str = "reward") -> float:
         ("mt_grpo", {}, STEPS, lambda p: p["rollout"] + p["step"]),
         ("per_agent", {}, None, _apart),
         ("per_agent", {"normalise": "std"}, None, lambda p: _apart(p) / (p["deviation"] + 1e-6)),
+        ("dr_mas", {}, None, lambda p: _apart(p) / (p["deviation"] + 1e-6)),
         ("gigpo", {"weight": 0.5}, None, lambda p: p["rollout"] + p["state"]),
         ("gigpo", {"gate": 1.0}, None, lambda p: _apart(p)),
         ("rtmc", {"normalise": False}, None, lambda p: p["action_mean"] - p["state_mean"]),

@@ -141,7 +141,8 @@ def by_state_or_index(members: Members, values: Numbers) -> Numbers:
     ]
 
 
-def roles(members: Members) -> Numbers:
+def role_rewards(members: Members) -> list[dict[str | None, float]]:
+    """Of each member the reward of each of its roles that has one."""
     paid = {did.agent for one in members for did in one.path if did.reward is not None}
     q: list[dict[str | None, float]] = []
     for one in members:
@@ -152,6 +153,11 @@ def roles(members: Members) -> Numbers:
                 q[-1][agent] = one.reward
             elif own:
                 q[-1][agent] = mean(own)
+    return q
+
+
+def roles(members: Members) -> Numbers:
+    q = role_rewards(members)
 
     def one_role(agent: str | None, index: int) -> float:
         peers = [row[agent] for row in q if agent in row]
@@ -160,6 +166,18 @@ def roles(members: Members) -> Numbers:
         return q[index][agent] - mean(peers)
 
     return [[one_role(did.agent, i) for did in one.path] for i, one in enumerate(members)]
+
+
+def dr_mas(members: Members) -> Numbers:
+    q = role_rewards(members)
+    agents: Labels = [
+        [did.agent if did.agent in row else ("alone", i, t) for t, did in enumerate(one.path)]
+        for i, (one, row) in enumerate(zip(members, q, strict=True))
+    ]
+    rewards = [
+        [row.get(did.agent, 0.0) for did in one.path] for one, row in zip(members, q, strict=True)
+    ]
+    return compared(agents, rewards, 1)
 
 
 def histories(members: Members, level: int) -> Labels:
@@ -185,12 +203,31 @@ def hgpo(members: Members, levels: int, gamma: float) -> Numbers:
     return [[blend(i, t) for t in range(len(one.path))] for i, one in enumerate(members)]
 
 
-def td(members: Members, gamma: float, lam: float) -> Numbers:
-    rewards, keys = earned(members), states(members)
+def visits(members: Members, gamma: float) -> dict[Hashable, list[float]]:
+    """State -> the return to go of each visit."""
     held: dict[Hashable, list[float]] = defaultdict(list)
-    for row, numbers in zip(keys, to_go(rewards, gamma), strict=True):
+    for row, numbers in zip(states(members), to_go(earned(members), gamma), strict=True):
         for key, value in zip(row, numbers, strict=True):
             held[key].append(value)
+    return held
+
+
+def g2po(members: Members, gamma: float) -> Numbers:
+    held = visits(members, gamma)
+    edges: Numbers = []
+    for row, numbers in zip(states(members), earned(members), strict=True):
+        value = [mean(held[key]) for key in row] + [0.0]
+        edges.append([r + gamma * value[t + 1] - value[t] for t, r in enumerate(numbers)])
+    every = [edge for row in edges for edge in row]
+    if max(every) - min(every) < 1e-12:
+        return [[0.0] * len(row) for row in edges]
+    scale = deviation(every, 0) + 1e-6
+    return [[(edge - mean(every)) / scale for edge in row] for row in edges]
+
+
+def td(members: Members, gamma: float, lam: float) -> Numbers:
+    rewards, keys = earned(members), states(members)
+    held = visits(members, gamma)
     values = [[mean(held[key]) for key in row] for row in keys]
     raw = advantages(rewards, values, gamma, lam)
     scaled = compared([["g"] * len(row) for row in raw], raw, 0)
@@ -294,6 +331,9 @@ REFERENCES: dict[str, tuple[str, dict[str, Any], Callable[[Members], Numbers]]] 
         ),
     ),
     "per_agent": ("per_agent", {}, roles),
+    "dr_mas": ("dr_mas", {}, dr_mas),
+    "g2po": ("g2po", {"gate": 0.0, "gamma": 0.9}, lambda m: g2po(m, 0.9)),
+    "g2po undiscounted": ("g2po", {"gate": 0.0}, lambda m: g2po(m, 1.0)),
     "gigpo": (
         "gigpo",
         {"weight": 2.0, "gate": 0.0},
@@ -312,7 +352,7 @@ FEW = settings(max_examples=15, deadline=None)
 """Of each of many methods; `deadline` would judge the machine."""
 SCALE_FREE = {
     "broadcast std", "broadcast max_rl", "broadcast reinforce++", "broadcast reinforce++_baseline", "mt_grpo", "gigpo std",
-    "hgpo", "group_td", "rtmc",
+    "hgpo", "group_td", "rtmc", "dr_mas", "g2po", "g2po undiscounted",
 }  # fmt: skip
 
 

@@ -301,6 +301,7 @@ def test_one_state_for_everything_is_called_inert() -> None:
         ("hgpo", {}, "std"),
         ("group_td", {"normalise": "leave_one_out"}, "leave_one_out"),
         ("rtmc", {"fallback": "mean"}, "mean"),
+        ("g2po", {}, "std"),
     ],
 )
 def test_where_states_never_repeat_the_credit_is_the_broadcasts(
@@ -405,7 +406,8 @@ def test_parallel_agents_are_one_chain_in_order_of_start() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["broadcast", "discount", "per_agent", "gigpo", "hgpo", "group_td", "rtmc"]
+    "name",
+    ["broadcast", "discount", "per_agent", "dr_mas", "gigpo", "hgpo", "group_td", "g2po", "rtmc"],
 )
 def test_a_group_of_one_and_one_without_differences_learn_nothing(name: str) -> None:
     alone = group(trace(0.7, Did("s0"), Did("s1")))

@@ -6,7 +6,13 @@ import random
 
 import pytest
 
-from lightningrl.statistics import agreement, mean_estimate, paired_difference
+from lightningrl.statistics import (
+    agreement,
+    contrast,
+    mean_estimate,
+    paired_difference,
+    student_quantile,
+)
 
 
 def test_wilsons_interval_is_that_of_the_paper() -> None:
@@ -86,3 +92,28 @@ def test_a_rater_who_says_one_thing_alone_has_no_agreement_beyond_chance() -> No
 def test_agreement_needs_pairs(first: list[bool], second: list[bool]) -> None:
     with pytest.raises(ValueError, match="pairs are needed"):
         agreement(first, second)
+
+
+@pytest.mark.parametrize(
+    ("share", "degrees", "quantile"),
+    # Student's table.
+    [(0.975, 1, 12.706), (0.975, 2, 4.303), (0.975, 4, 2.776), (0.975, 9, 2.262), (0.8, 4, 0.941)],
+)
+def test_students_quantiles_are_those_of_the_table(
+    share: float, degrees: int, quantile: float
+) -> None:
+    assert student_quantile(share, degrees) == pytest.approx(quantile, abs=5e-4)
+
+
+def test_a_contrast_says_what_so_few_runs_could_have_seen() -> None:
+    # Differences 1, 2, 3: mean 2, deviation 1, error 1 / sqrt 3 = 0.57735; t_0.975 = 4.3027, t_0.8 = 1.0607
+    # with two degrees: 4.3027 * 0.57735 = 2.4841, and (4.3027 + 1.0607) * 0.57735 = 3.0965.
+    found = contrast([5.0, 0.0, 1.0], [6.0, 2.0, 4.0])
+    assert found == pytest.approx((2.0, -0.4841, 4.4841, 3.0965), abs=1e-4)
+    assert contrast([0.0, 1.0], [0.5, 1.5]) == pytest.approx((0.5, 0.5, 0.5, 0.0))
+
+
+@pytest.mark.parametrize(("before", "after"), [([1.0], [2.0]), ([1.0, 2.0], [1.0])])
+def test_a_contrast_needs_two_pairs(before: list[float], after: list[float]) -> None:
+    with pytest.raises(ValueError, match="two pairs are needed"):
+        contrast(before, after)

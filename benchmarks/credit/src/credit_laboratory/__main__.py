@@ -16,33 +16,40 @@ import numpy as np
 from credit_laboratory.methods import methods_of
 from credit_laboratory.report import write_report
 from credit_laboratory.tasks import ENVIRONMENTS
-from credit_laboratory.training import ROLLOUTS, Settings, train
+from credit_laboratory.training import ROLLOUTS, Curve, Settings, train
 
 TUNING_SEEDS = tuple(range(100, 105))
 """Steps are chosen per method on these."""
 SEEDS = tuple(range(200, 220))
 """And measured on these, which nothing was chosen by."""
-UPDATES = 150
+LONGEST_UPDATES = 150
+"""Updates that a seed's tokens are enough for if all of its rollouts are as long as they can be."""
 GRID = tuple(Settings(kl, rate) for kl in (0.03, 0.1) for rate in (512.0, 4096.0))
 THRESHOLD = 0.8
 WINDOW = 5
 """Updates whose mean success must reach the threshold."""
+MARKS = 150
+"""Places of a curve, evenly through the budget."""
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
-def rollouts_to_threshold(history: np.ndarray) -> list[int]:
-    """Per seed, rollouts up to the first update whose last `WINDOW` reached `THRESHOLD` on average.
+def tokens_to_threshold(curve: Curve, budget: int) -> list[int]:
+    """Per seed, tokens sampled up to the first update whose last `WINDOW` reached `THRESHOLD` on average.
 
-    One update more than there were, where none did.
-
-    Args:
-        history: [updates, seeds] success.
+    One token more than the budget, where none did within it.
     """
-    updates = len(history)
-    sums = np.cumsum(np.vstack([np.zeros((1, history.shape[1])), history]), axis=0)
+    sums = np.cumsum(np.vstack([np.zeros((1, curve.success.shape[1])), curve.success]), axis=0)
     reached = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW >= THRESHOLD - 1e-9
-    first = np.where(reached.any(0), reached.argmax(0) + WINDOW, updates + 1)
-    return [int(one) * ROLLOUTS for one in first]
+    tokens = curve.tokens[WINDOW - 1 :]
+    reached = reached & (tokens <= budget)
+    first = tokens[reached.argmax(0), np.arange(tokens.shape[1])]
+    return [int(one) for one in np.where(reached.any(0), first, budget + 1)]
+
+
+def success_at(curve: Curve, tokens: int) -> np.ndarray:
+    """[S] success in the update in which each seed sampled its `tokens`-th token."""
+    update = (curve.tokens < tokens).sum(0)
+    return curve.success[update, np.arange(curve.success.shape[1])]
 
 
 def measure(
@@ -52,26 +59,31 @@ def measure(
     grid: tuple[Settings, ...] = GRID,
     tuning: tuple[int, ...] = TUNING_SEEDS,
     seeds: tuple[int, ...] = SEEDS,
-    updates: int = UPDATES,
+    budget: int | None = None,
 ) -> dict[str, Any]:
-    """Choose the step on the tuning seeds, then measure on the others."""
+    """Choose the step on the tuning seeds, then measure on the others; `budget` in tokens of each seed."""
     began = time.monotonic()
+    if budget is None:
+        budget = LONGEST_UPDATES * ROLLOUTS * ENVIRONMENTS[task].turns
+    marks = [budget * number // MARKS for number in range(1, MARKS + 1)]
 
     def cost(settings: Settings) -> tuple[float, float]:
-        history = train(task, method, settings, tuning, updates)
-        return float(np.mean(rollouts_to_threshold(history))), -float(history.mean())
+        curve = train(task, method, settings, tuning, budget)
+        mean = np.mean([success_at(curve, mark) for mark in marks])
+        return float(np.mean(tokens_to_threshold(curve, budget))), -float(mean)
 
     best = min(grid, key=cost)
-    history = train(task, method, best, seeds, updates)
+    curve = train(task, method, best, seeds, budget)
+    points = np.stack([success_at(curve, mark) for mark in marks])
     return {
         "task": task,
         "method": method,
         "kl": best.kl,
         "rate": best.rate,
-        "rollouts": rollouts_to_threshold(history),
-        "final": [round(float(one), 4) for one in history[-10:].mean(0)],
-        "curve": [round(float(one), 4) for one in history.mean(1)],
-        "budget": updates * ROLLOUTS,
+        "tokens": tokens_to_threshold(curve, budget),
+        "final": [round(float(one), 4) for one in points[-10:].mean(0)],
+        "curve": [round(float(one), 4) for one in points.mean(1)],
+        "budget": budget,
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -86,11 +98,13 @@ def run(tasks: list[str], methods: list[str], jobs: int) -> None:
             chosen = [name for name in names if not methods or name in methods]
             path = RESULTS / f"{task}.json"
             kept = json.loads(path.read_text())["results"] if methods and path.exists() else []
-            found = list(pool.map(measure, [task] * len(chosen), chosen))
+            found = [
+                {**one, "commit": commit} for one in pool.map(measure, [task] * len(chosen), chosen)
+            ]
             kept = [one for one in kept if one["method"] not in chosen]
             order = {name: place for place, name in enumerate(names)}
             results = sorted([*kept, *found], key=lambda one: order[one["method"]])
-            about = {"commit": commit, "seeds": SEEDS, "tuned_on": TUNING_SEEDS}
+            about = {"seeds": SEEDS, "tuned_on": TUNING_SEEDS}
             path.write_text(_document(about, results), encoding="utf-8")
             print(f"{task}: {len(found)} methods, {sum(one['seconds'] for one in found):.0f} s")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,16 +13,18 @@ from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.compare import whitened
 from lightningrl.credit.decisions import Decisions
 from lightningrl.credit.discount import discount_advantages
+from lightningrl.credit.g2po import g2po_advantages
 from lightningrl.credit.gae import gae_advantages
 from lightningrl.credit.gigpo import gigpo_advantages
 from lightningrl.credit.group_td import group_td_advantages
 from lightningrl.credit.hgpo import hgpo_advantages
 from lightningrl.credit.mt_grpo import mt_grpo_advantages
+from lightningrl.credit.naming import method_name
 from lightningrl.credit.per_agent import per_agent_advantages
 from lightningrl.credit.rtmc import rtmc_advantages
 from lightningrl.credit.step_reward import step_reward_advantages
 
-CONTROLS = ("broadcast mean", "broadcast std")
+CONTROLS = ("broadcast normalise=mean", "broadcast")
 """The better of these is what the others are measured against."""
 
 
@@ -29,15 +32,27 @@ CONTROLS = ("broadcast mean", "broadcast std")
 class Method:
     """A shipped method at some parameters."""
 
-    name: str
+    credit: str
+    """As a recipe names it in `algorithm.credit`."""
     advantages: Callable[[Decisions], Floats]
-    """`decisions -> [n]`."""
+    """`decisions -> [n]`, with `args`."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """As a recipe has them in `algorithm.credit_args`."""
     levels: int = 1
     """History levels that it reads."""
     runs_on: Callable[[type[Environment]], bool] = lambda _: True
     """Tasks that it is defined on, and may differ from the controls on."""
     over_the_batch: bool = False
     """Whether it compares rollouts of different groups; if not, many seeds' groups go through it at once."""
+
+    @property
+    def name(self) -> str:
+        """As `lightningrl compare --credit` takes it."""
+        return method_name(self.credit, self.args)
+
+    def __call__(self, decisions: Decisions) -> Floats:
+        """[n] credit."""
+        return self.advantages(decisions, **self.args)
 
 
 def _steps(environment: type[Environment]) -> bool:
@@ -64,33 +79,51 @@ def _per_agent(decisions: Decisions) -> Floats:
     )
 
 
+def _dr_mas(decisions: Decisions) -> Floats:
+    """All agents are paid by the outcome."""
+    return per_agent_advantages(decisions, normalise="std", over="decisions")
+
+
+def _without_metrics(
+    advantages: Callable[..., tuple[Floats, dict[str, float]]],
+) -> Callable[..., Floats]:
+    return lambda decisions, **args: advantages(decisions, **args)[0]
+
+
+_gigpo = _without_metrics(gigpo_advantages)
+
 METHODS: tuple[Method, ...] = (
-    Method("broadcast mean", lambda d: broadcast_advantages(d, "mean")),
-    Method("broadcast std", lambda d: broadcast_advantages(d, "std")),
+    Method("broadcast", broadcast_advantages, {"normalise": "mean"}),
+    Method("broadcast", broadcast_advantages),
     Method(
-        "broadcast reinforce++",
-        lambda d: broadcast_advantages(d, "reinforce++"),
+        "broadcast",
+        broadcast_advantages,
+        {"normalise": "reinforce++"},
         runs_on=_matched,
         over_the_batch=True,
     ),
-    Method("discount 0.9", lambda d: discount_advantages(d, discount=0.9), runs_on=_long),
+    Method("discount", discount_advantages, {"discount": 0.9}, runs_on=_long),
     Method(
-        "step_reward gamma 0",
-        lambda d: step_reward_advantages(d, gamma=0.0, final_in_steps=True),
+        "step_reward",
+        step_reward_advantages,
+        {"gamma": 0.0, "final_in_steps": True},
         runs_on=_steps,
     ),
     Method(
-        "step_reward gamma 1",
-        lambda d: step_reward_advantages(d, gamma=1.0, final_in_steps=True),
+        "step_reward",
+        step_reward_advantages,
+        {"gamma": 1.0, "final_in_steps": True},
         runs_on=_steps,
     ),
     Method("mt_grpo", mt_grpo_advantages, runs_on=_steps),
     Method("per_agent", _per_agent, runs_on=lambda task: issubclass(task, TwoAgents)),
-    Method("gigpo mean", lambda d: gigpo_advantages(d)[0]),
-    Method("gigpo std", lambda d: gigpo_advantages(d, normalise="std")[0]),
-    Method("hgpo", lambda d: hgpo_advantages(d)[0], levels=3),
-    Method("group_td", lambda d: group_td_advantages(d)[0]),
-    Method("rtmc", lambda d: rtmc_advantages(d)[0], runs_on=_final),
+    Method("dr_mas", _dr_mas, runs_on=_final),
+    Method("gigpo", _gigpo),
+    Method("gigpo", _gigpo, {"normalise": "std"}),
+    Method("hgpo", _without_metrics(hgpo_advantages), levels=3),
+    Method("group_td", _without_metrics(group_td_advantages)),
+    Method("g2po", _without_metrics(g2po_advantages)),
+    Method("rtmc", _without_metrics(rtmc_advantages), runs_on=_final),
 )
 """In the order of the table; `gae`, which needs a critic, is `TableCritic`."""
 

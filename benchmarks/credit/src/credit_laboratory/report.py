@@ -30,10 +30,10 @@ def read_results(folder: Path) -> dict[str, dict[str, Result]]:
 
 
 def ratio(results: dict[str, Result], method: str) -> float:
-    """Median rollouts to the threshold over those of the better control; infinite if it isn't reached."""
+    """Median tokens to the threshold over those of the better control; infinite if it isn't reached."""
     result = results[method]
-    reached = float(np.median(result["rollouts"]))
-    control = min(float(np.median(results[name]["rollouts"])) for name in CONTROLS)
+    reached = float(np.median(result["tokens"]))
+    control = min(float(np.median(results[name]["tokens"])) for name in CONTROLS)
     return reached / control if reached <= result["budget"] else float("inf")
 
 
@@ -42,12 +42,18 @@ def cell(results: dict[str, Result], method: str) -> str:
     result = results.get(method)
     if result is None:
         return "-"
-    rollouts = np.array(result["rollouts"])
-    failed = int((rollouts > result["budget"]).sum())
+    tokens = np.array(result["tokens"])
+    failed = int((tokens > result["budget"]).sum())
     relative = ratio(results, method)
-    median = NEVER if np.isinf(relative) else f"{np.median(rollouts):.0f} (x{relative:.2f})"
+    median = (
+        NEVER if np.isinf(relative) else f"{_short(float(np.median(tokens)))} (x{relative:.2f})"
+    )
     lost = f", {failed} never" if failed else ""
     return f"{median}{lost}; {np.mean(result['final']):.2f}"
+
+
+def _short(tokens: float) -> str:
+    return f"{tokens:.0f}" if tokens < 10_000 else f"{tokens / 1000:.1f}k"
 
 
 def table(found: dict[str, dict[str, Result]]) -> str:
@@ -71,9 +77,9 @@ def draw(found: dict[str, dict[str, Result]], path: Path) -> None:
         for method, result in results.items():
             place = names.index(method)
             style = "--" if method in CONTROLS else "-" if place < 12 else "-."
-            rollouts = np.arange(1, len(result["curve"]) + 1) * result["budget"]
+            tokens = np.arange(1, len(result["curve"]) + 1) * result["budget"]
             panel.plot(
-                rollouts / len(result["curve"]),
+                tokens / len(result["curve"]),
                 result["curve"],
                 style,
                 color=f"C{place % 10}" if method not in CONTROLS else ("0.3", "0.6")[place],
@@ -81,7 +87,7 @@ def draw(found: dict[str, dict[str, Result]], path: Path) -> None:
                 label=method,
             )
         panel.set_title(task)
-        panel.set_xlabel("rollouts")
+        panel.set_xlabel("sampled tokens")
         panel.set_ylabel("success")
         panel.set_xscale("log")
         panel.axhline(0.8, color="0.85", linewidth=0.8, zorder=0)

@@ -15,7 +15,7 @@ import numpy as np
 
 from credit_laboratory.batch import Episodes, decisions_of
 from credit_laboratory.methods import GAE, METHODS, TableCritic
-from credit_laboratory.tasks import CONTEXTS, ENVIRONMENTS, Environment, Floats
+from credit_laboratory.tasks import CONTEXTS, ENVIRONMENTS, Environment, Floats, Ints
 
 GROUP = 8
 """Rollouts of each context in an update."""
@@ -35,24 +35,35 @@ class Settings:
     """Step length before it is shortened."""
 
 
-def train(task: str, method: str, settings: Settings, seeds: Sequence[int], updates: int) -> Floats:
-    """Train one policy per seed.
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """What training gave, of S seeds."""
 
-    Returns:
-        [updates, seeds] share of the rollouts that succeeded, sampled before each update.
+    success: Floats
+    """[updates, S] share of the rollouts that succeeded, sampled before each update."""
+    tokens: Ints
+    """[updates, S] tokens sampled so far, those of the update's own rollouts included. A decision is one token."""
+
+
+def train(task: str, method: str, settings: Settings, seeds: Sequence[int], budget: int) -> Curve:
+    """Train one policy per seed until each has sampled `budget` tokens.
+
+    A seed whose rollouts are shorter gets more updates for them. Those that are done go on until all are: what counts
+    of a seed are its updates within the budget.
     """
     environment = ENVIRONMENTS[task]
     policies = _Policies(environment, seeds)
     credit = _Credit(environment, method, len(seeds))
     generators = [np.random.default_rng([seed, 1]) for seed in seeds]
-    history = np.zeros((updates, len(seeds)))
-    for update in range(updates):
+    success, tokens = [], [np.zeros(len(seeds), np.int64)]
+    while tokens[-1].min() < budget:
         shape = (2, environment.turns, ROLLOUTS)
         chance = np.concatenate([one.random(shape) for one in generators], axis=2)
         episodes, succeeded = policies.roll_out(chance)
-        history[update] = succeeded.reshape(len(seeds), ROLLOUTS).mean(1)
+        success.append(succeeded.reshape(len(seeds), ROLLOUTS).mean(1))
+        tokens.append(tokens[-1] + episodes.lived.reshape(len(seeds), -1).sum(1))
         policies.learn(episodes, credit.of(episodes), settings)
-    return history
+    return Curve(np.stack(success), np.stack(tokens[1:]))
 
 
 class _Credit:
@@ -94,7 +105,7 @@ class _Credit:
         )
         if method is None:
             return critic.advantages(decisions, episodes.observed[episodes.lived])
-        return method.advantages(decisions)
+        return method(decisions)
 
 
 class _Policies:

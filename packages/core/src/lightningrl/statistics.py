@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from statistics import NormalDist, fmean
+from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
 _RESAMPLES = 10_000
@@ -94,6 +94,72 @@ def agreement(first: Sequence[bool], second: Sequence[bool]) -> Agreement:
     return Agreement(
         share, kappa, sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     )
+
+
+class Contrast(NamedTuple):
+    """A mean difference between runs, and how small a one they could have shown."""
+
+    mean: float
+    low: float
+    high: float
+    detectable: float
+    """The true difference that as many pairs, with this spread, would have found with probability 0.8."""
+
+
+def contrast(
+    before: Sequence[float], after: Sequence[float], confidence: float = 0.95, power: float = 0.8
+) -> Contrast:
+    """How much higher `after` is than `before`, of a few runs paired by seed.
+
+    Student's interval (1908) of the differences: of five runs a bootstrap's is too narrow. The smallest difference that
+    could have been seen is (t_(1 - alpha/2) + t_power) s / sqrt n, both quantiles with n - 1 degrees of freedom. Equal
+    differences say nothing of their spread: then both are as narrow as can be.
+
+    Raises:
+        ValueError: they are not of one length, there are fewer than two, or one is no finite number.
+    """
+    if len(before) != len(after) or len(before) < 2:
+        raise ValueError(
+            f"two pairs are needed, or more; got {len(before)} and {len(after)} values"
+        )
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    if not all(math.isfinite(value) for value in differences):
+        raise ValueError("a difference needs finite values")
+    mean, error = fmean(differences), stdev(differences) / math.sqrt(len(differences))
+    degrees = len(differences) - 1
+    wide = student_quantile(0.5 + confidence / 2, degrees)
+    found = wide + student_quantile(power, degrees)
+    return Contrast(mean, mean - wide * error, mean + wide * error, found * error)
+
+
+def student_quantile(share: float, degrees: int) -> float:
+    """Below which `share` of Student's t distribution lies.
+
+    Args:
+        share: from 0.5 to below 1.
+        degrees: of freedom, at least 1.
+    """
+    low, high = 0.0, 1.0
+    while _student_share(high, degrees) < share:
+        high *= 2
+    for _ in range(80):  # halving to the last bit
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_share(middle, degrees) < share else (low, middle)
+    return high
+
+
+def _student_share(t: float, degrees: int) -> float:
+    """The share below `t` >= 0: the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    term, total = (1.0, 1.0) if degrees % 2 == 0 else (cosine, cosine)
+    if degrees == 1:
+        return 0.5 + angle / math.pi
+    for k in range(2 + degrees % 2, degrees - 1, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    inside = sine * total if degrees % 2 == 0 else 2 / math.pi * (angle + sine * total)
+    return 0.5 + inside / 2
 
 
 def _wilson(successes: float, count: int, confidence: float) -> Estimate:

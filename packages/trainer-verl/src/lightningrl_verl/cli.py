@@ -1,4 +1,4 @@
-"""`lightningrl train`, `lightningrl sft`, `lightningrl eval`, `lightningrl tiny` and `lightningrl model`."""
+"""`lightningrl train`, `sft`, `eval`, `compare`, `tiny` and `model`."""
 
 from __future__ import annotations
 
@@ -132,6 +132,51 @@ def evaluate(
         url_key=url_key,
     )
     raise SystemExit(asyncio.run(evaluation.evaluate(plan, overrides, as_json=as_json)))
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[key=value]...")
+@click.option(
+    "--credit",
+    multiple=True,
+    required=True,
+    metavar="METHOD,METHOD...",
+    help="Shipped methods, an entry point's, or module:function, each with its arguments: 'gigpo gamma=0.9'. The first is the one that others are compared with. May be given several times.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    required=True,
+    help="Tokens that each run samples for training, up to the end of the iteration that reaches them.",
+)
+@click.option(
+    "--seeds", type=int, default=5, show_default=True, help="How many, from the recipe's own on."
+)
+@click.option(
+    "--score",
+    metavar="METRIC",
+    help="Of the last iteration's metrics; test/reward unless another is named.",
+)
+def compare(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    credit: tuple[str, ...],
+    tokens: int,
+    seeds: int,
+    score: str | None,
+) -> None:
+    """Train RECIPE by several credit methods, from one start to the same number of sampled tokens; resumes by itself.
+
+    Each method is trained with each seed. Methods are compared seed by seed.
+    """
+    from lightningrl_verl.start.comparison import check_comparison
+    from lightningrl_verl.start.comparison import compare as run_comparison
+
+    plan = check_comparison(
+        recipe, overrides, credit=credit, tokens=tokens, seeds=seeds, score=score
+    )
+    raise SystemExit(run_comparison(plan))
 
 
 @click.command()

@@ -41,6 +41,7 @@ _OWN = {
 }
 _TRAINER = ("the trainer", "lightningrl-verl")
 _ELSEWHERE = {
+    "compare": _TRAINER,
     "eval": _TRAINER,
     "model": _TRAINER,
     "sft": _TRAINER,

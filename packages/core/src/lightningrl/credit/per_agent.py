@@ -5,6 +5,12 @@ R_i where the role has none in the whole group: credit = q_iu - mean over the gr
 per member and role, so a talkative role doesn't weigh more in its own baseline (as in rLLM's per-role groups
 and prime-rl's `hierarchical_grpo`).
 
+`dr_mas` is Dr. MAS (arXiv 2602.08847): the same reward, standardised over the role's *decisions* in the group, so that
+a member in which the role decided k times counts k times: credit = (q_iu - mu_u) / (sigma_u + 1e-6), sigma_u the sample
+deviation as in the published code. Where a role decides equally often in all members, mu_u is `per_agent`'s mean. The
+paper's reward is the rollout's final one for all agents; step rewards of a role take its place here, as above. A role's
+single decision in a group gives 0 (the published code gives it its raw reward).
+
 `running_baseline` is RAE (SPIRAL, arXiv 2506.24119): credit = q - b_u *before* the update
 b_u <- decay b_u + (1 - decay) q, b_u = 0 at first; it needs no group. Members are taken in order.
 
@@ -34,11 +40,15 @@ from lightningrl.experience.transition import Group
 from lightningrl.schema import is_among, names_of
 from lightningrl.user_input.names import suggest
 
+Over = Literal["members", "decisions"]
+"""What a role's mean and deviation in a group are of."""
+
 
 def per_agent(
     groups: Sequence[Group],
     *,
     normalise: Literal["mean", "std"] = "mean",
+    over: Over = "members",
     train: Sequence[str] | None = None,
 ) -> Credit:
     """Each role's reward against the same role's mean in its group.
@@ -46,31 +56,49 @@ def per_agent(
     Args:
         groups: any number, of any sizes.
         normalise: `std` divides by the role's sample deviation in the group.
+        over: what mean and deviation are of: each of the role's members once, or each of its decisions.
         train: names of the agents whose decisions get credit, as in `train_agents`; the others get 0. `None`: all.
 
     Raises:
-        ConfigError: `normalise` has no such value.
+        ConfigError: `normalise` or `over` has no such value.
     """
     decisions, parts = read_decisions(groups), Parts()
-    values = per_agent_advantages(decisions, normalise=normalise, train=train, parts=parts)
+    values = per_agent_advantages(
+        decisions, normalise=normalise, over=over, train=train, parts=parts
+    )
     return spread(groups, decisions, values, unfit=_without(decisions, train), parts=parts)
+
+
+def dr_mas(groups: Sequence[Group], *, train: Sequence[str] | None = None) -> Credit:
+    """Each role's reward, standardised over the role's decisions in its group.
+
+    Args:
+        groups: any number, of any sizes.
+        train: as in `per_agent`.
+    """
+    return per_agent(groups, normalise="std", over="decisions", train=train)
 
 
 def per_agent_advantages(
     decisions: Decisions,
     *,
     normalise: Literal["mean", "std"] = "mean",
+    over: Over = "members",
     train: Sequence[str] | None = None,
     parts: Parts | None = None,
 ) -> Floats:
     """[n] `per_agent` on columns; `parts` gets what they were made of."""
     if normalise not in ("mean", "std"):
         raise ConfigError(f"algorithm.credit_args.normalise: 'mean' or 'std', not {normalise!r}")
+    if over not in ("members", "decisions"):
+        raise ConfigError(f"algorithm.credit_args.over: 'members' or 'decisions', not {over!r}")
     compare = standardised if normalise == "std" else centred
     part, first, q = _roles(decisions)
+    role = paired(decisions.group[first], decisions.agent[first])
+    if over == "decisions":  # what is compared are the decisions themselves
+        role, q, part = role[part], q[part], np.arange(len(part))
     scored = np.isfinite(q)
     values = np.zeros(len(q))
-    role = paired(decisions.group[first], decisions.agent[first])
     values[scored] = compare(role[scored], q[scored])
     if parts is not None:
         baseline = np.full(len(q), np.nan)

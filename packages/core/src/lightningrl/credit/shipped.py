@@ -6,18 +6,21 @@ from typing import Any
 
 from lightningrl.credit.broadcast import broadcast
 from lightningrl.credit.discount import discount
+from lightningrl.credit.g2po import g2po
 from lightningrl.credit.gae import GeneralisedAdvantage
 from lightningrl.credit.gigpo import gigpo
 from lightningrl.credit.group_td import group_td
 from lightningrl.credit.hgpo import hgpo
 from lightningrl.credit.mt_grpo import mt_grpo
-from lightningrl.credit.per_agent import RunningBaseline, per_agent
+from lightningrl.credit.per_agent import RunningBaseline, dr_mas, per_agent
 from lightningrl.credit.rtmc import rtmc
 from lightningrl.credit.step_reward import step_reward
 
 SHIPPED: dict[str, Any] = {
     "broadcast": broadcast,
     "discount": discount,
+    "dr_mas": dr_mas,
+    "g2po": g2po,
     "gae": GeneralisedAdvantage,
     "gigpo": gigpo,
     "group_td": group_td,

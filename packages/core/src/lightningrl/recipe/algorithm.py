@@ -23,6 +23,9 @@ class Algorithm(Section, frozen=True):
     """Rollouts per task."""
     preset: str | None = None
     """A published algorithm: fills the keys below, and some of `optimiser`, where the recipe has none."""
+    sampled_tokens: int | None = None
+    """End with the iteration that brings the tokens that were sampled for training to this number, if that is before
+    the last one. Null: iterations alone count."""
     min_group: int = 2
     """Groups with fewer usable rollouts are skipped: succeeded ones, and those that `failure_reward` says."""
     failure_reward: float | None = None

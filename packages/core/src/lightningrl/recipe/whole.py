@@ -161,6 +161,7 @@ _LEAST = {
     "warm_start.weight_decay": 0,
     "warm_start.score_every": 1,
     "algorithm.iterations": 1,
+    "algorithm.sampled_tokens": 1,
     "algorithm.tasks_per_iteration": 0,
     "algorithm.group_size": 1,
     "algorithm.min_group": 1,

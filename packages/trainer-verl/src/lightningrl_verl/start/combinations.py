@@ -17,6 +17,8 @@ _WITHIN_GROUP = frozenset(
     {
         "broadcast",
         "discount",
+        "dr_mas",
+        "g2po",
         "gigpo",
         "group_td",
         "hgpo",

@@ -83,8 +83,10 @@ def _pretrained(loaded: LoadedRecipe, alias: str, console: Console) -> Path:
     source, template = find_model(loaded, alias)
     with console.status(f"preparing the model {source.reference!r}"):
         prepared = prepare(source, template)
-        parser = loaded.recipe.policies[alias].tool_parser
-        deaf = parser != "none" and not writes_tools(load_tokenizer(prepared.path))
+        policy = loaded.recipe.policies[alias]
+        parser = policy.tool_parser
+        reads = policy.accepts_unread or parser == "none"
+        deaf = not reads and not writes_tools(load_tokenizer(prepared.path))
     if deaf:
         console.print(
             f"[yellow]policies.{alias}: the chat template leaves tools out, so the model never sees them, though"

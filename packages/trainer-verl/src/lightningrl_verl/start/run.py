@@ -32,7 +32,7 @@ from lightningrl_verl.start.summary import print_summary
 from lightningrl_verl.start.warm_starts import warm_starts
 from lightningrl_verl.training.checkpoint import Checkpoints
 from lightningrl_verl.training.loop import TrainingLoop
-from lightningrl_verl.training.metrics import MetricsLog
+from lightningrl_verl.training.metrics import MetricsLog, has_ended
 from lightningrl_verl.training.study import Study
 from lightningrl_verl.training.trackers import trackers
 
@@ -56,9 +56,9 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
     folder = RunFolder(plan.loaded.run_folder)
     with folder.locked():
         folder.adopt(plan.loaded)
-        if MetricsLog(folder.metrics).last_iteration < plan.iterations and not await iterate(
-            plan, overrides, folder, console
-        ):
+        assert plan.recipe.algorithm is not None
+        ended = has_ended(plan.recipe.algorithm, MetricsLog(folder.metrics).lines)
+        if not ended and not await iterate(plan, overrides, folder, console):
             console.print(f"Stopped. The same command goes on from {str(folder.checkpoints)!r}.")
             return INTERRUPTED
         if MetricsLog(folder.metrics).has_rewards:

@@ -22,7 +22,7 @@ from lightningrl.guards import check_guards
 from lightningrl.machine.clock import Clock
 from lightningrl.metrics import best_iteration
 from lightningrl.recipe import Algorithm, Recipe
-from lightningrl.schema import AttemptState, Mode, NewRollout, Progress, RolloutState
+from lightningrl.schema import Attempt, AttemptState, Mode, NewRollout, Progress, RolloutState
 from lightningrl.store.base import RolloutQuery, Store
 from lightningrl.traces import read_attempts, read_parts, read_traces
 from lightningrl_verl.serving.probe import ProbeResult
@@ -42,9 +42,10 @@ from lightningrl_verl.training.learn import (
 )
 from lightningrl_verl.training.lessons import keep_lesson
 from lightningrl_verl.training.live import CollectedLive, collect_live
-from lightningrl_verl.training.metrics import Metrics, MetricsLog
+from lightningrl_verl.training.metrics import Metrics, MetricsLog, has_ended
 from lightningrl_verl.training.study import Credited, Study, Trainee
 from lightningrl_verl.training.timing import Interval, Stopwatch
+from lightningrl_verl.training.tokens import count_tokens
 from lightningrl_verl.training.trackers import Trackers
 from lightningrl_verl.worker.learner import Updated
 
@@ -128,7 +129,8 @@ class TrainingLoop:
             metrics |= self._probes(probed)
             self._watcher.begin(done)
             await self._score(done, metrics)
-        for iteration in range(done + 1, self._algorithm.iterations + 1):
+        while not has_ended(self._algorithm, self._log.lines):
+            iteration = self._log.last_iteration + 1
             check_guards(self._log.lines, self._recipe.guards)
             self._watcher.begin(iteration)
             metrics = await self._train(iteration)
@@ -184,6 +186,8 @@ class TrainingLoop:
         check_trainable(credited.lesson, iteration)
         metrics = dict(credited.lesson.metrics) | self._of_groups(groups, collected) | live.metrics
         metrics |= reused
+        attempts = await self._attempts(iteration)
+        metrics |= await count_tokens(self._store, groups, attempts)
         metrics["train/failed"] = await self._failed(iteration)
         metrics["train/unidentified_calls"] = await self._count_unidentified()
         with self._phase(watch, "update", verl=True):
@@ -202,7 +206,7 @@ class TrainingLoop:
             await self._checkpoint(iteration, metrics, watch)
         with self._phase(watch, "sync"):
             metrics |= await self._sync(updates)
-        return metrics | watch.metrics(await self._attempts(iteration))
+        return metrics | watch.metrics(_intervals(attempts))
 
     async def _look(self, iteration: int) -> None:
         """Examine the first training rollouts of this start, those that failed included."""
@@ -338,10 +342,10 @@ class TrainingLoop:
 
     async def _score(self, iteration: int, metrics: Metrics) -> None:
         """Score validation where it is due, the test split at the end; then write the line."""
-        last = iteration == self._algorithm.iterations
-        due = last or iteration % self._recipe.validation.every == 0
         versions = {self._named(one, "policy_version"): one.version for one in self._trainees}
         line: Metrics = {"iteration": iteration, **versions, **metrics}
+        last = has_ended(self._algorithm, [*self._log.lines, line])
+        due = last or iteration % self._recipe.validation.every == 0
         watch = Stopwatch(self._clock)
         if due and self._splits.val:
             with self._phase(watch, "validate"):
@@ -396,18 +400,22 @@ class TrainingLoop:
         progress = await self._store.progress(self._recipe.name, Mode.TRAIN, iteration)
         return progress.failed
 
-    async def _attempts(self, iteration: int) -> list[Interval]:
-        """When attempts of the iteration ran, those that failed included."""
+    async def _attempts(self, iteration: int) -> list[Attempt]:
+        """Of the iteration's rollouts, those that failed included."""
         rollouts = await self._store.rollouts(
             RolloutQuery(run=self._recipe.name, mode=Mode.TRAIN, iteration=iteration)
         )
-        attempts = await self._store.attempts([rollout.id for rollout in rollouts])
-        return [
-            (attempt.started_at, attempt.ended_at)
-            for attempt in attempts
-            if attempt.ended_at is not None and attempt.state is not AttemptState.LOST
-        ]
+        return await self._store.attempts([rollout.id for rollout in rollouts])
 
     def _phase(self, watch: Stopwatch, name: str, *, verl: bool = False) -> Any:
         self._watcher.phase(name)
         return watch.phase(name, verl=verl)
+
+
+def _intervals(attempts: Sequence[Attempt]) -> list[Interval]:
+    """When they ran; of one that was lost nobody knows."""
+    return [
+        (attempt.started_at, attempt.ended_at)
+        for attempt in attempts
+        if attempt.ended_at is not None and attempt.state is not AttemptState.LOST
+    ]

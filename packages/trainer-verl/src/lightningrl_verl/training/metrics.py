@@ -8,14 +8,28 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightningrl.errors import RunError
 from lightningrl.machine.durable import write_text
 from lightningrl.metrics import MetricLine, read_metrics
+from lightningrl.recipe import Algorithm
 
 Metrics = MetricLine
 """Name -> number (or `None` where it has no value this time)."""
+
+SAMPLED_TOKENS = "train/sampled_tokens"
+"""The metric that `algorithm.sampled_tokens` adds up."""
+
+
+def has_ended(algorithm: Algorithm, lines: Sequence[Metrics]) -> bool:
+    """Whether a run whose metrics these are has all that its recipe asks for: iterations, or sampled tokens."""
+    if not lines:
+        return False
+    sampled = sum(line.get(SAMPLED_TOKENS) or 0 for line in lines)
+    enough = algorithm.sampled_tokens is not None and sampled >= algorithm.sampled_tokens
+    return enough or lines[-1]["iteration"] >= algorithm.iterations
 
 
 class MetricsLog:

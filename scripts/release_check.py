@@ -20,7 +20,7 @@ import tempfile
 import time
 import tomllib
 import urllib.request
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -210,7 +210,7 @@ class Place:
         return name
 
     @contextmanager
-    def running(self, *command: str) -> Iterator[subprocess.Popen[str]]:
+    def running(self, *command: str) -> Generator[subprocess.Popen[str]]:
         """A program of the environment that serves until it is ended, by SIGTERM and well."""
         with subprocess.Popen(
             [str(self.python.parent / command[0]), *command[1:]],

@@ -54,7 +54,8 @@ HEAVY = frozenset({"torch", "verl", "ray", "vllm", "transformers"})
 FRAMEWORKS = frozenset({"autogen-core", "langchain-core", "openai-agents", "agent-framework-core"})
 _RELATIVE_LINK = re.compile(r"\[[^\]]*\]\((?![a-z]+:|#)([^)\s]+)\)")
 _FILE_BLOCK = re.compile(r"^<!-- file: (\S+) -->\n```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_SECONDS = 600.0
+_SECONDS = 1800.0
+"""Most that one command may take: a machine that does other work needs minutes to import a trainer."""
 
 
 class ReleaseError(Exception):

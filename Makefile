@@ -17,7 +17,7 @@ FIRST := examples/addition/laptop.yaml
 TINY := benchmarks/math/recipes/cpu.yaml
 ARGS ?=
 
-.PHONY: help setup train train-tiny train-math train-sql train-rag curves test test-long test-oldest test-latest test-clients bench-adapters bench bench-store bench-store-postgres bench-gateway lint format types build site docs clean
+.PHONY: help setup train train-tiny train-math train-sql train-rag curves test test-long test-oldest test-latest test-clients bench-adapters bench bench-store bench-store-postgres bench-gateway lint format types build site release-check docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -95,6 +95,9 @@ build: setup ## build every package's wheel and sdist into dist/
 	rm -rf dist
 	$(UV) build --all-packages --quiet
 	ls dist
+
+release-check: setup ## build the packages, and use each alone from its wheel (ARGS="--only lightningrl")
+	$(RUN) python scripts/release_check.py $(ARGS)
 
 site: setup ## make the site from docs/ and the docstrings, into site/; a broken link fails
 	$(UV) sync --all-packages --locked --quiet --group docs

@@ -1,4 +1,4 @@
-"""Write `docs/reference/checks.md`: what users did, and what the checks say of it, by running the cases of the tests."""
+"""Write `docs/reference/checks.md` and `docs/troubleshooting.md` from the checks, by running the cases of the tests."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reference" / "checks.md"
+TROUBLES = ROOT / "docs" / "troubleshooting.md"
 HEAD = "| kind | what the user did | what is said | where | exit code |"
 
 
-def render() -> str:
-    """The page with its table made anew; takes some seconds, since every case is run."""
+def render() -> tuple[str, str]:
+    """The page of checks with its table made anew, and that of troubles; takes a minute, since every case is run."""
     sys.path.insert(0, str(ROOT / "tests"))
     cases = importlib.import_module("check_cases")
-    rows: list[str] = []
-    for case in cases.CASES:
+    troubles = importlib.import_module("check_troubles")
+    seen = []
+    for case in (*cases.CASES, troubles.UNJOINED):
         with tempfile.TemporaryDirectory() as folder:
-            said = asyncio.run(cases.examine_case(case, Path(folder)))
-        rows.append(cases.row(case, said))
+            seen.append((case, asyncio.run(cases.examine_case(case, Path(folder)))))
+    rows = [cases.row(case, said) for case, said in seen if case is not troubles.UNJOINED]
     text, _, _ = PAGE.read_text(encoding="utf-8").partition(HEAD)
-    return f"{text}{HEAD}\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    table = f"{text}{HEAD}\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    return table, troubles.page([*seen, *troubles.operational()])
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(), encoding="utf-8")
+    table, troubles = render()
+    PAGE.write_text(table, encoding="utf-8")
+    TROUBLES.write_text(troubles, encoding="utf-8")

@@ -131,7 +131,7 @@ async def _run(case: Case, rig: GatewayRig, task: Task, task_id: str, member: in
     await runner.run(claim)
 
 
-_VARYING = {r"'(?:s|a|task|resp|chatcmpl|lc_run)-[\w-]+'": "'...'", r"in line \d+": "in line ..."}
+VARYING = {r"'(?:s|a|task|resp|chatcmpl|lc_run)-[\w-]+'": "'...'", r"in line \d+": "in line ..."}
 """What changes from run to run, or with this file, and what stands for it in the table."""
 
 
@@ -139,7 +139,7 @@ def row(case: Case, said: Said) -> str:
     """The case's line in the table."""
     told = said.get(Place.DOCTOR) or next(iter(said.values()))
     evidence = " ".join(told.evidence.split()).replace("|", "\\|")
-    for varying, shown in _VARYING.items():
+    for varying, shown in VARYING.items():
         evidence = re.sub(varying, shown, evidence)
     codes = {
         place: int(said[place].level is Level.PROBLEM) for place in said if place != Place.TRAIN

@@ -86,8 +86,8 @@ def _load(script: str) -> ModuleType:
     return module
 
 
-def test_the_readme_is_at_most_120_lines_and_architecture_150() -> None:
-    assert len(read(Path("README.md")).splitlines()) <= 120
+def test_the_readme_is_at_most_110_lines_and_architecture_150() -> None:
+    assert len(read(Path("README.md")).splitlines()) <= 110
     assert len(read(Path("ARCHITECTURE.md")).splitlines()) <= 150
 
 

@@ -8,7 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightningrl.checks import calls, conversations, operations, rewards
@@ -26,6 +26,7 @@ from lightningrl.checks.evidence import (
 __all__ = [
     "CHECKS",
     "MOST_COUNTED",
+    "SYMPTOMS",
     "Check",
     "Engine",
     "Evidence",
@@ -80,6 +81,31 @@ CHECKS = (
     Check("rollouts fail", rewards.some_fail, _TRY),
     Check("rollouts fail", rewards.most_fail, _TRAINING),
 )
+
+SYMPTOMS: Mapping[str, str] = {
+    "no runner": "The run stands still, and rollouts stay queued",
+    "expired lease": "Attempts run and never end",
+    "engine down": "Model calls are retried until they time out",
+    "gateway held": "Model calls wait, or are refused with 503",
+    "no model call": "The agent answers, and no model call is recorded",
+    "refused requests": "The agent gets an error of status 401 or 404, and goes on",
+    "unknown fields": "A field of the request changes nothing",
+    "other host": "Calls of one model are missing",
+    "unanswered steps": "Steps have no tokens",
+    "unjoined calls": "Calls have no agent's name",
+    "several models": "`try` does not pass, and the agent asks for several models",
+    "untrainable calls": "Calls are recorded, and few or none are trained",
+    "tool parser off": "Tools are never run, and tool calls stand in the model's text",
+    "broken conversations": "One conversation becomes many rows, and updates are slow",
+    "carried-over state": "A rollout knows what an earlier one was told",
+    "same prompt": "The model answers every task alike",
+    "all rewards equal": "The curve is flat, or iterations make no update",
+    "reward errors": "The reward is 0 although the answer looks right",
+    "unknown steps": "Step rewards change nothing",
+    "missing reward": "Rollouts succeed, and are not trained on",
+    "rollouts fail": "Rollouts fail",
+}
+"""Kind -> what a person sees before a check names it."""
 
 
 def examine(found: Evidence, place: Place, checks: Sequence[Check] = CHECKS) -> list[Finding]:

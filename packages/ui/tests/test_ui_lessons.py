@@ -193,14 +193,28 @@ async def test_credit_is_a_bar_with_its_parts_and_links_to_its_state(page: Page)
     ]  # fmt: skip
 
 
+async def compared(page: Page, address: str) -> str:
+    """The screen of credit, once the methods are computed; until then it says so and asks for them by itself."""
+    while "data-again" in (text := await page.get(address)):
+        assert 'data-load="/credit/methods?' in text
+    return text
+
+
 async def test_methods_stand_side_by_side_on_stored_rollouts(page: Page) -> None:
     address = links(await rollout(page), "credit")[0]
-    text = await page.get(f"{address}&with=step_reward,gae")
+    text = await compared(page, f"{address}&with=step_reward,gae")
     table = told(text.split('id="methods-table"')[1])
     assert "broadcast (the run's) step_reward" in table
     # rewards 1 and 0: (1 - 1/2) / 0.7071
     assert "0 planner +0.7071" in table
     assert "gae: has a state or a critic, which is not stored" in told(text)
+    rows = await page.table(f"{address}&with=step_reward,gae&as=csv&table=methods")
+    first = {one["method"]: one["credit"][:6] for one in rows if one["place"] == "0"}
+    assert first == {"broadcast": "0.7071", "step_reward": "0.5"}
+    # Another rollout of the iteration needs no computing.
+    other = links(await page.get("/iteration?run=run&n=1"), "rollout")[1].partition("id=")[2]
+    beside = await page.get(f"/credit/methods?run=run&id={other}&with=step_reward,gae")
+    assert "0 planner -0.7071" in told(beside)
     # An address must not make the page run code.
     for name in ("magic", "os:getcwd"):
         said = told(await page.get(f"{address}&with={name}", 400))

@@ -3,6 +3,7 @@
 "use strict";
 
 const LOOK_MS = 4000;
+const AGAIN_MS = 500; // until a part that is being made is asked for again
 const seen = new WeakMap(); // part of the page -> its HTML as the server sent it
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -34,11 +35,12 @@ async function text(url) {
   return answer.text();
 }
 
-async function load() {
-  for (const box of document.querySelectorAll("[data-load]")) {
-    try { box.innerHTML = await text(box.dataset.load); } catch (error) { box.textContent = `can't be read: ${error.message}`; }
-  }
+async function fill(box) {
+  try { box.innerHTML = await text(box.dataset.load); } catch (error) { box.textContent = `can't be read: ${error.message}`; }
+  if (box.querySelector("[data-again]")) setTimeout(fill, AGAIN_MS, box);
 }
+
+async function load() { for (const box of document.querySelectorAll("[data-load]")) await fill(box); }
 
 // The next part of a long answer, once its place comes near.
 const near = new IntersectionObserver((seenNow) => {

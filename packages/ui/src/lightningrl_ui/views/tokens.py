@@ -19,7 +19,7 @@ from lightningrl_ui.reading_tokens import TokenReader
 from lightningrl_ui.sources import Run
 from lightningrl_ui.views.lesson import RolloutLesson, rollout_lesson
 from lightningrl_ui.views.rollout import find_rollout
-from lightningrl_ui.views.steps import NOBODY
+from lightningrl_ui.views.steps import lane_of
 
 AT_ONCE = 2000
 """Tokens of one answer of the server; the others follow when they are scrolled to."""
@@ -217,6 +217,7 @@ class _Teller:
     def __init__(self, run: Run, record: AttemptRecord, lesson: RolloutLesson, by: str) -> None:
         looks = _lenses(run, record)
         self._steps = record.transitions
+        self._by_id = {one.step_id: one for one in record.transitions}
         self._seen = [as_seen(one, looks) for one in record.transitions]
         self._merged = {
             alias: merge([lens.look(one) for one in record.transitions])
@@ -244,7 +245,7 @@ class _Teller:
             step=one,
             call=call,
             lesson=found,
-            lane=one.agent or NOBODY,
+            lane=lane_of(one, self._by_id),
             tokens=len(one.token_ids),
             reason=found.reason if found is not None else seen.untrainable or _no_tokens(one),
             row="" if rows is None else _row(rows, place),

@@ -29,6 +29,9 @@ async def credit(request: Request, sources: Sources) -> Response:
     shown = await _shown(request, sources)
     if wants_csv(request) and request.query_params.get("table") == "methods":
         return _methods_csv(shown)
+    if wants_csv(request) and request.query_params.get("table") == "state":
+        head = ("rollout", "task", "member", "place", "agent", "reward", "credit")
+        return csv_answer(f"{shown['run'].name}-state-{shown['state']}", head, _state_rows(shown["view"]))  # fmt: skip
     if wants_csv(request):
         head = ("step", "place", "agent", "reward", "step_reward", "credit", *shown["view"].parts, "state", "not_trained")  # fmt: skip
         return csv_answer(f"{shown['run'].name}-credit", head, _rows(shown["view"]))
@@ -76,6 +79,11 @@ def _method_rows(beside: MethodsView) -> Iterator[tuple[Any, ...]]:
             yield (*own, None, None)
             for part, value in one.parts[place].items():
                 yield (*own, part, value)
+
+
+def _state_rows(view: CreditView) -> Iterator[tuple[Any, ...]]:
+    for one in view.state:
+        yield (one.rollout_id, one.task_id, one.member, one.place, one.agent, one.reward, one.credit)  # fmt: skip
 
 
 def _rows(view: CreditView) -> Iterator[tuple[Any, ...]]:

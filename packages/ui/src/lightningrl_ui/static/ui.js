@@ -99,6 +99,23 @@ function watch() {
 
 function rows() { return [...document.querySelectorAll("table a.open, .step > details > summary")]; }
 
+// The token that was clicked, or is so many further; what is known of it stands below.
+function pick(token) {
+  const told = document.getElementById("told");
+  if (!token || !told) return;
+  document.querySelector(".tokens .here")?.classList.remove("here");
+  token.classList.add("here");
+  token.scrollIntoView({ block: "nearest" });
+  told.hidden = false;
+  told.textContent = `${JSON.stringify(token.textContent)} · ${token.title}`;
+}
+
+function further(by) {
+  const all = [...document.querySelectorAll(".tokens span[title]")];
+  const at = all.findIndex((one) => one.classList.contains("here"));
+  pick(all[at < 0 ? 0 : Math.min(all.length - 1, Math.max(0, at + by))]);
+}
+
 function keys(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) {
     if (event.key === "Escape") event.target.blur();
@@ -111,13 +128,14 @@ function keys(event) {
     if (next) next.focus();
   };
   const help = document.getElementById("keys");
-  const acts = { "/": () => document.querySelector("input[type=search]")?.focus(), j: () => move(1), k: () => move(-1),
+  const acts = { h: () => further(-1), l: () => further(1), "/": () => document.querySelector("input[type=search]")?.focus(), j: () => move(1), k: () => move(-1),
     u: () => go("a[rel=up]"), "[": () => go("a[rel=prev]"), "]": () => go("a[rel=next]"), "?": () => help.showModal(),
     r: () => location.assign("/") };
   if (acts[event.key]) { event.preventDefault(); acts[event.key](); }
 }
 
 document.addEventListener("keydown", keys);
+document.addEventListener("click", (event) => pick(event.target.closest?.(".tokens span[title]")));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 document.querySelectorAll("[data-live]").forEach((part) => { seen.set(part, part.outerHTML); });
 document.querySelectorAll("[data-more]").forEach((one) => near.observe(one));

@@ -1,8 +1,8 @@
 """Draws the pictures of `lightningrl ui` in docs/images: `python scripts/screenshots.py RUN-FOLDER`.
 
 It opens the page on a run in headless Chromium (Debian's chromium and chromium-driver) and walks as
-docs/how-to/look-at-a-run.md does: the run, the newest whole iteration, its group of the largest spread, and the member of
-that which earned least.
+docs/how-to/look-at-a-run.md does: the run, the newest whole iteration, its group of the largest spread, the member of
+that which earned least, its tokens with the most surprising one picked, and its credit beside another method's.
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 WIDTH, HEIGHT = 1280, 900
+BESIDE = "gigpo"
+"""The method beside the run's own."""
+
+SURPRISING = """
+const all = [...document.querySelectorAll(".tokens span[title]")];
+const level = (one) => Number(one.className.replace(/\\D/g, ""));
+all.reduce((most, one) => level(one) > level(most) ? one : most).click();
+"""
+"""Clicks the token of the deepest colour, the first such."""
 
 
 @contextmanager
@@ -81,7 +90,15 @@ def walk(url: str) -> dict[str, str]:
     }
     member = min(rewards, key=lambda one: rewards[one])
     rollout = f"rollout?{run.partition('?')[2]}&id={member}"
-    return {"ui-run": run, "ui-iteration": iteration, "ui-group": group, "ui-rollout": rollout}
+    own = rollout.partition("?")[2]
+    return {
+        "ui-run": run,
+        "ui-iteration": iteration,
+        "ui-group": group,
+        "ui-rollout": rollout,
+        "ui-tokens": f"tokens?{own}",
+        "ui-credit": f"credit?{own}&with={BESIDE}",
+    }
 
 
 def main() -> None:
@@ -94,6 +111,11 @@ def main() -> None:
                 WebDriverWait(browser, 60).until(lambda one, by=drawn: one.find_elements(*by))
                 told = (By.CSS_SELECTOR, "[data-load] .note, [data-load] .good")
                 WebDriverWait(browser, 60).until(lambda one, by=told: one.find_elements(*by))
+            if name == "ui-tokens":
+                browser.execute_script(SURPRISING)
+            if name == "ui-credit":
+                there = (By.ID, "methods-table")
+                WebDriverWait(browser, 60).until(lambda one, by=there: one.find_elements(*by))
             browser.save_screenshot(str(IMAGES / f"{name}.png"))
             print(f"wrote {name}.png of /{address}")
 

@@ -6,6 +6,8 @@ process writes into a store of its own, with and without a page that asks for ev
 
 - `server_ms_p95`, `server_ms_median`: from the request to the last byte, over twenty requests; `server_cpu_ms`: the
   page's CPU time for one, on the average.
+- `until_there`: of a screen that compares credit methods on an iteration of 1,920 rollouts, how long they take to be
+  computed; each request until then, and for other rollouts of the iteration, is among its `server_ms_p95`.
 - `rss`: resident memory of the page's process after all that.
 - `idle_cpu`: its share of a core while a page is open that asks for changes every four seconds.
 - `writer_cpu_ms`: the writer's CPU time per rollout written, without the page and with it.
@@ -200,6 +202,42 @@ def measure_screens(results: Results, folder: Path) -> None:
         results.add("idle", OURS, "cpu_share", [spent.cpu_ms / 20_000], "of a core")
 
 
+def measure_beside(results: Results, folder: Path, number: int) -> None:
+    """The screen that compares two credit methods: asked until they are there, then for other rollouts."""
+    addresses = asyncio.run(_beside(folder / "store.db", number))
+    with page(folder) as (url, meter), httpx.Client(base_url=url, timeout=300) as client:
+        client.get("/run?run=run").raise_for_status()
+        times: list[float] = []
+        begun = time.perf_counter()
+        while "methods-table" not in _asked(client, addresses[0], times):
+            time.sleep(0.5)
+        there = time.perf_counter() - begun
+        for address in addresses[1:]:
+            _asked(client, address, times)
+        case = "credit, two methods"
+        results.add(case, OURS, "until_there", [there], "s")
+        results.add(case, OURS, "server_ms_p95", [_p95(times)], "ms")
+        results.add(case, OURS, "server_ms_max", [max(times)], "ms")
+        results.add(case, OURS, "rss", [meter.resident_bytes() / 2**20], "MiB")
+
+
+def _asked(client: httpx.Client, address: str, times: list[float]) -> str:
+    """What a page answers; how long it took, in ms, is added to `times`."""
+    begun = time.perf_counter()
+    text = client.get("/" + address).raise_for_status().text
+    times.append(1e3 * (time.perf_counter() - begun))
+    return text
+
+
+async def _beside(store_path: Path, number: int) -> list[str]:
+    store = open_store(store_path, read_only=True)
+    query = RolloutQuery(run="run", iteration=number, mode=Mode.TRAIN, limit=20)
+    found = await store.rollouts(query)
+    await store.close()
+    asked = ({"run": "run", "id": one.id, "with": "gigpo,step_reward"} for one in found)
+    return [f"credit?{urlencode(one)}" for one in asked]
+
+
 WRITER = """
 import asyncio, sys, time
 from pathlib import Path
@@ -281,8 +319,10 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, help="a folder for the run, used again where it is there"
     )
-    parser.add_argument("--seconds", type=float, default=60.0, help="of writing")
-    parser.add_argument("--rounds", type=int, default=3, help="of writing")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of writing")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="of writing, without a page and with it"
+    )
     arguments = parser.parse_args()
     results = Results(
         "ui", _RESULTS, {"rollouts": arguments.rollouts, "events": 10 * arguments.rollouts}
@@ -295,6 +335,7 @@ def main() -> None:
         )
         measure_screens(results, folder)
         measure_store_alone(results, folder)
+        measure_beside(results, folder, 1)
     measure_writer(results, arguments.seconds, arguments.rounds)
     results.show()
     results.write()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 from lightningrl.credit import broadcast
 from lightningrl.errors import StoreError
@@ -234,3 +235,9 @@ def test_the_agents_around_a_step_are_told_from_the_outermost_to_its_own() -> No
         "e": ["alone"], "f": ["alone"],
         "x": ["two", "one"], "y": ["one", "two"], "z": [],
     }  # fmt: skip
+    # A call's own word goes before its parents', which may not be known.
+    said = structs.replace(call(AttemptId("a"), "c"), agent="maths", within=("team", "club"))
+    asked = structs.replace(step("call", "lost", "maths"), call=said)
+    tool = step("tool", "call", "maths")
+    known = {one.step_id: one for one in (asked, tool)}
+    assert [agent_path(one, known) for one in (asked, tool)] == [["team", "club", "maths"]] * 2

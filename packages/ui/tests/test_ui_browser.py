@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -122,10 +122,21 @@ def screens(url: str) -> list[str]:
     return [*found, f"{url}compare?run=run&metric=train/reward", f"{url}iteration?run=no"]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (2560, "dark")])
+SIZES = [(1280, "light"), (2560, "dark")]
+"""Width in pixels and colour scheme."""
+
+
+@pytest.mark.parametrize(("width", "scheme"), SIZES)
 def test_every_screen_opens_by_its_address_fits_and_runs_nothing_of_others(
     browser: webdriver.Chrome, screens: list[str], width: int, scheme: str
 ) -> None:
+    check_screens(browser, screens, width, scheme)
+
+
+def check_screens(
+    browser: webdriver.Chrome, screens: Sequence[str], width: int, scheme: str
+) -> None:
+    """Whether each screen fits, can be read, and neither runs nor loads what others wrote."""
     browser.set_window_size(width, 1000)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})

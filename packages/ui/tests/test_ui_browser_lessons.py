@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import html
+import re
 from pathlib import Path
 
+import httpx
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-from test_ui_browser import browser, pytestmark, url  # noqa: F401  # fixtures and the reason to skip
+from test_ui_browser import SIZES, browser, check_screens, pytestmark, url  # noqa: F401  # fixtures and the reason to skip
 from test_ui_lessons import long_run, taught_run
+
+from lightningrl_ui.views.tokens import BY
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +48,20 @@ def test_the_first_tokens_credit_is_four_clicks_from_the_runs(
     token = WebDriverWait(browser, 30).until(
         lambda one: one.find_element(By.CSS_SELECTOR, ".tokens span")
     )
-    assert token.get_attribute("title") == "token 0, id 4: engine -0.5000, trainer -0.7500"
+    assert (
+        token.get_attribute("title")
+        == "token 0, id 4: engine -0.5000, trainer -0.7500, credit +0.5"
+    )
     assert "credit +0.5" in browser.find_element(By.CSS_SELECTOR, "section.call").text
+    assert browser.execute_script("return window.hit") is None
+    # By a click or by keys a token's numbers stay on the screen.
+    token.click()
+    told = browser.find_element(By.ID, "told")
+    assert told.text.endswith("token 0, id 4: engine -0.5000, trainer -0.7500, credit +0.5")
+    browser.switch_to.active_element.send_keys("l")
+    assert "token 1, id 5" in told.text
+    browser.switch_to.active_element.send_keys("h", "h")
+    assert "token 0, id 4" in told.text
     assert browser.execute_script("return window.hit") is None
     # The link of the credit's screen is there too, and its bars are drawn.
     _click(browser, "a[href^='/credit']")
@@ -70,3 +88,32 @@ def test_a_long_answer_follows_while_one_scrolls(
     browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
     wait.until(lambda _: pieces() == 4000)
     assert not browser.find_elements(By.CSS_SELECTOR, "[data-more]")
+
+
+@pytest.mark.parametrize(("width", "scheme"), SIZES)
+def test_tokens_credit_and_now_open_by_their_addresses_and_run_nothing_of_others(
+    browser: webdriver.Chrome,  # noqa: F811
+    url: str,  # noqa: F811
+    width: int,
+    scheme: str,
+) -> None:
+    text = httpx.get(f"{url}iteration?run=run&n=1").text
+    ident = html.unescape(re.findall(r'href="/rollout\?run=run&amp;id=([^"&]*)"', text)[0])
+    own = f"run=run&id={ident}"
+    colours = [f"tokens?{own}&by={one}" for one in BY]
+    others = [f"credit?{own}", f"credit?{own}&state=7&with=step_reward", "live?run=run"]
+    check_screens(browser, [url + one for one in (*colours, *others)], width, scheme)
+
+
+def test_methods_that_are_being_computed_come_by_themselves(
+    browser: webdriver.Chrome,  # noqa: F811
+    url: str,  # noqa: F811
+) -> None:
+    browser.get(f"{url}iteration?run=run&n=1")
+    _click(browser, "#groups a.cell")
+    _click(browser, "a[href^='/credit']")
+    _click(browser, "input[name=with]")
+    browser.switch_to.active_element.send_keys("per_agent", Keys.ENTER)
+    wait = WebDriverWait(browser, 30)
+    wait.until(lambda one: "with=per_agent" in one.current_url)
+    wait.until(lambda one: one.find_elements(By.ID, "methods-table"))

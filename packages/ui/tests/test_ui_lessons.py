@@ -143,8 +143,8 @@ async def test_tokens_are_coloured_by_what_is_asked_for(page: Page) -> None:
     address = links(await rollout(page), "tokens")[0]
     # log-prob -0.5 of -5 is a tenth of nine shades; ids 4 and 5
     assert pieces(await page.get(address))[:2] == [
-        ("w1", HOSTILE, "token 0, id 4: engine -0.5000, trainer -0.7500"),
-        ("w1", "◌", "token 1, id 5: engine -0.5000, trainer -0.7500"),
+        ("w1", HOSTILE, "token 0, id 4: engine -0.5000, trainer -0.7500, credit +0.5"),
+        ("w1", "◌", "token 1, id 5: engine -0.5000, trainer -0.7500, credit +0.5"),
     ]
     # a gap of 0.25 of 0.5; the writer's tokens were not trained
     gaps = pieces(await page.get(f"{address}&by=gap"))
@@ -159,6 +159,19 @@ async def test_tokens_are_coloured_by_what_is_asked_for(page: Page) -> None:
         "tokens 0 to 1: version 0"
     ] * 2
     assert "use one of logprob" in told(await page.get(f"{address}&by=mood", 400))
+
+
+async def test_tokens_are_exported_each_with_all_that_is_known_of_it(page: Page) -> None:
+    address = links(await rollout(page), "tokens")[0]
+    rows = await page.table(f"{address}&as=csv")
+    assert [(row["agent"], row["id"], row["trainer_log_prob"], row["trained"]) for row in rows] == [
+        ("planner", "4", "-0.75", "True"), ("planner", "5", "-0.75", "True"),
+        (f"writer {HOSTILE}", "4", "", "False"), (f"writer {HOSTILE}", "5", "", "False"),
+    ]  # fmt: skip
+    assert (rows[0]["text"], rows[0]["credit"]) == (HOSTILE, "0.5")
+    assert rows[2]["reason"] == f"left out {HOSTILE}"
+    whole = await page.table(f"{address}&as=csv&table=left-out")
+    assert whole == [{"reason": f"left out {HOSTILE}", "calls": "1", "tokens": "2"}]
 
 
 async def test_what_was_not_trained_and_what_broke_is_said(page: Page) -> None:
@@ -187,20 +200,36 @@ async def test_credit_is_a_bar_with_its_parts_and_links_to_its_state(page: Page)
     (state,) = (one for one in links(text, "credit") if "state=7" in one)
     met = told((await page.get(state)).split('id="state"')[1])
     assert met.count("planner") == 4  # of both members of both groups that ended
+    members = await page.table(f"{state.partition('#')[0]}&as=csv&table=state")
+    assert [one["agent"] for one in members] == ["planner"] * 4
     rows = await page.table(f"{address}&as=csv")
     assert [(row["credit"], row["baseline"], row["state"]) for row in rows] == [
         ("0.5", "0.5", "7"), ("-0.25", "1.25", "")
     ]  # fmt: skip
 
 
+async def compared(page: Page, address: str) -> str:
+    """The screen of credit, once the methods are computed; until then it says so and asks for them by itself."""
+    while "data-again" in (text := await page.get(address)):
+        assert 'data-load="/credit/methods?' in text
+    return text
+
+
 async def test_methods_stand_side_by_side_on_stored_rollouts(page: Page) -> None:
     address = links(await rollout(page), "credit")[0]
-    text = await page.get(f"{address}&with=step_reward,gae")
+    text = await compared(page, f"{address}&with=step_reward,gae")
     table = told(text.split('id="methods-table"')[1])
     assert "broadcast (the run's) step_reward" in table
     # rewards 1 and 0: (1 - 1/2) / 0.7071
     assert "0 planner +0.7071" in table
     assert "gae: has a state or a critic, which is not stored" in told(text)
+    rows = await page.table(f"{address}&with=step_reward,gae&as=csv&table=methods")
+    first = {one["method"]: one["credit"][:6] for one in rows if one["place"] == "0"}
+    assert first == {"broadcast": "0.7071", "step_reward": "0.5"}
+    # Another rollout of the iteration needs no computing.
+    other = links(await page.get("/iteration?run=run&n=1"), "rollout")[1].partition("id=")[2]
+    beside = await page.get(f"/credit/methods?run=run&id={other}&with=step_reward,gae")
+    assert "0 planner -0.7071" in told(beside)
     # An address must not make the page run code.
     for name in ("magic", "os:getcwd"):
         said = told(await page.get(f"{address}&with={name}", 400))

@@ -17,6 +17,9 @@ from lightningrl_testkit.records import group, reward
 from lightningrl_testkit.server import serving
 from lightningrl_testkit.store_model import ManualClock
 
+TABLES = {"policies": 1, "runners": 1, "running": 2, "queued": 1, "groups": 1}
+"""Of three rollouts of one group, two of which run."""
+
 
 @pytest_asyncio.fixture
 async def server(tmp_path: Path) -> AsyncGenerator[str]:
@@ -46,6 +49,11 @@ async def test_a_server_tells_what_waits_for_what(server: str) -> None:
             assert "1 queued rollouts wait for room at 1 runners, which hold 2 now." in text
             assert "2 running rollouts at least have no model call under way" in text
             assert "<b>hard</b> #0 train, iteration 1 1 worker-1" in text
+            tables = {one: await page.table(f"/live?run=run&as=csv&table={one}") for one in TABLES}
+            assert {name: len(rows) for name, rows in tables.items()} == TABLES
+            assert tables["running"][0]["task"] == "<b>hard</b>"
+            assert tables["policies"][0]["up"] == "True"
+            assert "use one of policies" in await page.get("/live?run=run&as=csv&table=x", 400)
             await control.hold("run", "policy", hold_seconds=60, drain_seconds=0)
             text = told(await page.get(address))
             assert "Policy policy is held: 0 calls wait for its new weights." in text

@@ -20,11 +20,11 @@ import httpx
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner
-from lab import HOSTILE, answered, conversation, fill, write_folder
+from lab import HOSTILE, answered, conversation, fill, started, write_folder
 
 from lightningrl.cli import commands
 from lightningrl.keys import ViewerKey
-from lightningrl.schema import AttemptState
+from lightningrl.schema import AttemptState, StepId, StepKind
 from lightningrl.store.queries import folder as sql_folder
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl.store.versions import SCHEMA_VERSION
@@ -528,4 +528,32 @@ async def test_many_agents_and_names_of_any_kind(tmp_path: Path) -> None:
     assert text.count('<svg class="lane"') == 64
     assert "日本/#1" in text
     assert "no such step" in text
+    await page.close()
+
+
+async def test_agents_of_one_name_have_a_lane_for_each_agent_around_them(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "run")
+    store = SqliteStore.open(folder / "store.db")
+    await store.enqueue(group(1))
+    (claim,) = await store.claim("worker")
+    question = [{"role": "user", "content": "hello"}]
+    for second, around in enumerate(("red", "blue", "red"), 1):
+        answer = {"role": "assistant", "content": around}
+        where = {"agent": "writer", "within": (around,)}
+        said = answered(claim.attempt, f"c{second}", second, question, answer, **where)
+        await store.append([said])
+    tool = StepId("tool")
+    begun = started(claim.attempt, tool, 2.5, StepKind.TOOL, parent_id=StepId("c2"), agent="writer")
+    await store.append([begun, reward(claim.attempt.id, 1.0)])
+    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+    await store.close()
+    page = Page(tmp_path)
+    address = links(await page.get("/iteration?run=run&n=1"), "rollout")[0]
+    text = await page.get(address)
+    lanes = re.findall(r'aria-label="steps of ([^"]*)"(.*?)</svg>', text, re.DOTALL)
+    assert [(name, body.count("<rect")) for name, body in lanes] == [
+        ("red/writer", 2), ("blue/writer", 2)
+    ]  # fmt: skip
+    calls = told(await page.get(address.replace("/rollout", "/tokens")))
+    assert "blue/writer step c2" in calls
     await page.close()

@@ -139,7 +139,8 @@ def agent_path(step: Transition, steps: Mapping[StepId, Transition]) -> list[str
 
     Args:
         step: one of the attempt's.
-        steps: all of the attempt's that are known, by id; the path ends above where a parent is not among them.
+        steps: all of the attempt's that are known, by id; the path ends above where a parent is not among them,
+            unless the call said itself which agents were around it.
     """
     names: list[str] = []
     seen: set[StepId] = set()
@@ -148,6 +149,8 @@ def agent_path(step: Transition, steps: Mapping[StepId, Transition]) -> list[str
         seen.add(one.step_id)
         if one.agent is not None and one.agent != (names or [None])[-1]:
             names.append(one.agent)
+        if one.within:
+            return [*one.within, *names[::-1]]
         one = None if one.parent_id is None else steps.get(one.parent_id)
     return names[::-1]
 

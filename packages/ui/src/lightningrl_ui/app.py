@@ -61,6 +61,7 @@ _SCREENS: dict[str, pages.Handler] = {
     "/call": pages.call,
     "/compare": pages.compare,
     "/credit": credit_pages.credit,
+    "/credit/methods": credit_pages.credit_methods,
     "/live": live_pages.live,
     "/live/pulse": live_pages.live_beat,
     "/tokens": token_pages.tokens,

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lightningrl.credit import assigner_names
+from lightningrl.errors import ConfigError, StoreUnavailable
 from lightningrl_ui.asked import (
     asked_run,
     csv_answer,
@@ -20,28 +21,69 @@ from lightningrl_ui.asked import (
 from lightningrl_ui.rendering import page
 from lightningrl_ui.sources import Sources
 from lightningrl_ui.views.credit import CreditView, credit_view
+from lightningrl_ui.views.methods import MethodsView, methods_view
 
 
 async def credit(request: Request, sources: Sources) -> Response:
     """The credit of a rollout's steps."""
+    shown = await _shown(request, sources)
+    if wants_csv(request) and request.query_params.get("table") == "methods":
+        return _methods_csv(shown)
+    if wants_csv(request) and request.query_params.get("table") == "state":
+        head = ("rollout", "task", "member", "place", "agent", "reward", "credit")
+        return csv_answer(f"{shown['run'].name}-state-{shown['state']}", head, _state_rows(shown["view"]))  # fmt: skip
+    if wants_csv(request):
+        head = ("step", "place", "agent", "reward", "step_reward", "credit", *shown["view"].parts, "state", "not_trained")  # fmt: skip
+        return csv_answer(f"{shown['run'].name}-credit", head, _rows(shown["view"]))
+    return page("credit.html", known=assigner_names(), **shown)
+
+
+async def credit_methods(request: Request, sources: Sources) -> Response:
+    """Other methods beside the run's: a part of a page."""
+    return page("credit_methods.html", **await _shown(request, sources))
+
+
+async def _shown(request: Request, sources: Sources) -> dict[str, Any]:
+    """What the screen shows."""
     found = await asked_run(request, sources)
     store = await needed_store(sources, found)
     query = request.query_params
     names = [one.strip() for one in query.get("with", "").split(",") if one.strip()]
     state = whole_of(query, "state") if "state" in query else None
-    view = await credit_view(store, found, text_of(query, "id"), names, state)
-    if wants_csv(request):
-        head = ("step", "place", "agent", "reward", "step_reward", "credit", *view.parts, "state", "not_trained")  # fmt: skip
-        return csv_answer(f"{found.name}-credit", head, _rows(view))
-    return page(
-        "credit.html",
-        run=found,
-        view=view,
-        spec=view.rollout.spec,
-        names=",".join(names),
-        state=state,
-        known=assigner_names(),
-    )
+    view = await credit_view(store, found, text_of(query, "id"), state)
+    beside = await methods_view(sources, found, view.rollout, view.lesson, names) if names else None
+    return {
+        "run": found,
+        "view": view,
+        "beside": beside,
+        "spec": view.rollout.spec,
+        "names": ",".join(names),
+        "state": state,
+    }
+
+
+def _methods_csv(shown: dict[str, Any]) -> Response:
+    beside: MethodsView | None = shown["beside"]
+    if beside is None:
+        raise ConfigError("the address lacks with=..., the methods")
+    if beside.waiting:
+        raise StoreUnavailable("the methods are being computed; ask again in a few seconds")
+    head = ("place", "agent", "method", "credit", "part", "value")
+    return csv_answer(f"{shown['run'].name}-methods", head, _method_rows(beside))
+
+
+def _method_rows(beside: MethodsView) -> Iterator[tuple[Any, ...]]:
+    for one in beside.methods:
+        for place, credit in one.credit.items():
+            own = (place, (beside.agents or {})[place], one.name, credit)
+            yield (*own, None, None)
+            for part, value in one.parts[place].items():
+                yield (*own, part, value)
+
+
+def _state_rows(view: CreditView) -> Iterator[tuple[Any, ...]]:
+    for one in view.state:
+        yield (one.rollout_id, one.task_id, one.member, one.place, one.agent, one.reward, one.credit)  # fmt: skip
 
 
 def _rows(view: CreditView) -> Iterator[tuple[Any, ...]]:

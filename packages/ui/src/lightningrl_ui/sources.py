@@ -11,7 +11,7 @@ import functools
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from lightningrl.store.databases import shown
 from lightningrl.store.http import HttpStore
 from lightningrl.store.urls import Kind, kind_of, path_of
 from lightningrl.user_input.names import suggest
+from lightningrl_ui.kept import Kept
 
 _RETRY_SECONDS = 2.0
 """How long a server that doesn't answer is tried again."""
@@ -57,6 +58,8 @@ class _Opened:
     """Of an SQLite file, to see that another took its place."""
     copied_at: datetime | None
     """When a store of an older schema was copied. `None`: it is read where it is."""
+    url: str
+    """What is read: the store's own, or its copy's."""
 
 
 @dataclass
@@ -69,6 +72,8 @@ class Sources:
     """Of servers among them."""
     only: frozenset[str] | None = None
     """Names of the runs that are shown. `None`: all."""
+    kept: Kept = field(default_factory=Kept)
+    """Answers that take long."""
     _opened: dict[str, _Opened] = field(default_factory=dict[str, "_Opened"])
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     _copies: list[tempfile.TemporaryDirectory[str]] = field(
@@ -126,6 +131,16 @@ class Sources:
         """
         return None if run.store_url is None else await self._open(run.store_url)
 
+    async def store_apart(self, run: Run) -> Callable[[], Store]:
+        """What opens the run's store once more, for a process of its own; who calls it closes the store.
+
+        Raises:
+            NotFound: it has none.
+        """
+        if await self.store(run) is None:
+            raise NotFound(f"run {run.key!r} has no store")
+        return functools.partial(_connect, self._opened[run.store_url or ""].url, self.server_key)
+
     def copied_at(self, run: Run) -> datetime | None:
         """When the run's store was copied because its schema is older. `None`: it is read where it is."""
         opened = self._opened.get(run.store_url or "")
@@ -133,6 +148,7 @@ class Sources:
 
     async def close(self) -> None:
         """Close all stores, and delete copies."""
+        await self.kept.close()
         for opened in self._opened.values():
             await opened.store.close()
         self._opened.clear()
@@ -160,11 +176,7 @@ class Sources:
             return opened.store
 
     def _open_anew(self, url: str, file_id: int | None) -> _Opened:
-        kind = kind_of(url)
-        if kind is Kind.HTTP:
-            store = HttpStore.connect(url, key=self.server_key, retry_seconds=_RETRY_SECONDS)
-            return _Opened(store, None, None)
-        if kind is Kind.SQLITE:
+        if kind_of(url) is Kind.SQLITE:
             # Only now: servers and PostgreSQL need no apsw.
             from lightningrl.store.sqlite.copy import is_older, migrated_copy
 
@@ -173,8 +185,16 @@ class Sources:
                     self._copies.append(tempfile.TemporaryDirectory(prefix="lightningrl-ui-"))
                 copy = Path(self._copies[0].name) / f"{_digest(url)}-{file_id}.db"
                 migrated_copy(path_of(url), copy)
-                return _Opened(open_store(copy, read_only=True), file_id, datetime.now(UTC))
-        return _Opened(open_store(url, read_only=True), file_id, None)
+                return _Opened(
+                    _connect(str(copy), self.server_key), file_id, datetime.now(UTC), str(copy)
+                )
+        return _Opened(_connect(url, self.server_key), file_id, None, url)
+
+
+def _connect(url: str, key: str | None) -> Store:
+    if kind_of(url) is Kind.HTTP:
+        return HttpStore.connect(url, key=key, retry_seconds=_RETRY_SECONDS)
+    return open_store(url, read_only=True)
 
 
 def _kind(target: str) -> Path | str | None:

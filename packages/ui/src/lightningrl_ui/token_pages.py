@@ -6,15 +6,39 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lightningrl.errors import ConfigError
-from lightningrl_ui.asked import asked_run, needed_store, text_of, whole_of
+from lightningrl_ui.asked import (
+    asked_run,
+    csv_answer,
+    needed_store,
+    text_of,
+    wants_csv,
+    whole_of,
+)
 from lightningrl_ui.rendering import page
 from lightningrl_ui.sources import Sources
-from lightningrl_ui.views.tokens import BY, LEGENDS, TokensView, left_out, tokens_view
+from lightningrl_ui.views.tokens import (
+    BY,
+    LEGENDS,
+    TOKEN_COLUMNS,
+    TokensView,
+    left_out,
+    token_rows,
+    tokens_view,
+)
 
 
 async def tokens(request: Request, sources: Sources) -> Response:
     """The sampled tokens of a rollout, or of one of its calls."""
+    query = request.query_params
+    if wants_csv(request) and query.get("table") is None:
+        found = await asked_run(request, sources)
+        number = whole_of(query, "attempt") if "attempt" in query else None
+        store = await needed_store(sources, found)
+        rows = await token_rows(store, found, text_of(query, "id"), number)
+        return csv_answer(f"{found.name}-tokens", TOKEN_COLUMNS, rows)
     view, by, found = await _view(request, sources)
+    if wants_csv(request):
+        return csv_answer(f"{found.name}-left-out", ("reason", "calls", "tokens"), left_out(view.calls))  # fmt: skip
     return page(
         "tokens.html",
         run=found,
@@ -24,7 +48,7 @@ async def tokens(request: Request, sources: Sources) -> Response:
         titles=BY,
         legend=LEGENDS[by],
         left_out=left_out(view.calls),
-        call=request.query_params.get("call"),
+        call=query.get("call"),
     )
 
 

@@ -3,6 +3,7 @@
 "use strict";
 
 const LOOK_MS = 4000;
+const AGAIN_MS = 500; // until a part that is being made is asked for again
 const seen = new WeakMap(); // part of the page -> its HTML as the server sent it
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -34,11 +35,12 @@ async function text(url) {
   return answer.text();
 }
 
-async function load() {
-  for (const box of document.querySelectorAll("[data-load]")) {
-    try { box.innerHTML = await text(box.dataset.load); } catch (error) { box.textContent = `can't be read: ${error.message}`; }
-  }
+async function fill(box) {
+  try { box.innerHTML = await text(box.dataset.load); } catch (error) { box.textContent = `can't be read: ${error.message}`; }
+  if (box.querySelector("[data-again]")) setTimeout(fill, AGAIN_MS, box);
 }
+
+async function load() { for (const box of document.querySelectorAll("[data-load]")) await fill(box); }
 
 // The next part of a long answer, once its place comes near.
 const near = new IntersectionObserver((seenNow) => {
@@ -97,6 +99,23 @@ function watch() {
 
 function rows() { return [...document.querySelectorAll("table a.open, .step > details > summary")]; }
 
+// The token that was clicked, or is so many further; what is known of it stands below.
+function pick(token) {
+  const told = document.getElementById("told");
+  if (!token || !told) return;
+  document.querySelector(".tokens .here")?.classList.remove("here");
+  token.classList.add("here");
+  token.scrollIntoView({ block: "nearest" });
+  told.hidden = false;
+  told.textContent = `${JSON.stringify(token.textContent)} · ${token.title}`;
+}
+
+function further(by) {
+  const all = [...document.querySelectorAll(".tokens span[title]")];
+  const at = all.findIndex((one) => one.classList.contains("here"));
+  pick(all[at < 0 ? 0 : Math.min(all.length - 1, Math.max(0, at + by))]);
+}
+
 function keys(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) {
     if (event.key === "Escape") event.target.blur();
@@ -109,13 +128,14 @@ function keys(event) {
     if (next) next.focus();
   };
   const help = document.getElementById("keys");
-  const acts = { "/": () => document.querySelector("input[type=search]")?.focus(), j: () => move(1), k: () => move(-1),
+  const acts = { h: () => further(-1), l: () => further(1), "/": () => document.querySelector("input[type=search]")?.focus(), j: () => move(1), k: () => move(-1),
     u: () => go("a[rel=up]"), "[": () => go("a[rel=prev]"), "]": () => go("a[rel=next]"), "?": () => help.showModal(),
     r: () => location.assign("/") };
   if (acts[event.key]) { event.preventDefault(); acts[event.key](); }
 }
 
 document.addEventListener("keydown", keys);
+document.addEventListener("click", (event) => pick(event.target.closest?.(".tokens span[title]")));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 document.querySelectorAll("[data-live]").forEach((part) => { seen.set(part, part.outerHTML); });
 document.querySelectorAll("[data-more]").forEach((one) => near.observe(one));

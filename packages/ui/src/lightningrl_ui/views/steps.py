@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,7 +20,7 @@ from lightningrl.schema import (
     StepId,
     StepKind,
 )
-from lightningrl.traces import AttemptRecord, outline
+from lightningrl.traces import AttemptRecord, agent_path, outline
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StepView:
     depth: int
     """Below the top of the tree."""
     lane: str
-    """Whose: the agent's name, or that nobody said."""
+    """Whose: the agent's name behind those of the agents around it, `team/maths`, or that nobody said."""
     starts: float
     """Seconds since the attempt's start."""
     ends: float | None
@@ -102,6 +102,11 @@ NOBODY = "(no agent named)"
 """The lane of steps of which nobody said whose they are."""
 
 
+def lane_of(one: Transition, steps: Mapping[StepId, Transition]) -> str:
+    """The lane of one of an attempt's steps, so that agents of one name within others have lanes of their own."""
+    return "/".join(agent_path(one, steps)) or NOBODY
+
+
 def attempt_view(record: AttemptRecord) -> AttemptView:
     """An attempt's steps, in time and as a tree."""
     reader = _Reader(record)
@@ -142,6 +147,7 @@ class _Reader:
 
     def __init__(self, record: AttemptRecord) -> None:
         self._begun = record.attempt.started_at
+        self._steps = {one.step_id: one for one in record.transitions}
         self._ended: dict[StepId, datetime] = {}
         self._rewards: dict[StepId, list[RewardEvent]] = {}
         self._calls: dict[StepId, list[CallEvent]] = {}
@@ -183,7 +189,7 @@ class _Reader:
         return StepView(
             transition=one,
             depth=depth,
-            lane=one.agent or NOBODY,
+            lane=lane_of(one, self._steps),
             starts=max(0.0, (one.started_at - self._begun) / timedelta(seconds=1)),
             ends=max(0.0, (ended - self._begun) / timedelta(seconds=1))
             if ended is not None

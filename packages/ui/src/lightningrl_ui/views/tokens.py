@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lightningrl.errors import NotFound
 from lightningrl.experience.trainable import EMPTY
@@ -19,7 +20,7 @@ from lightningrl_ui.reading_tokens import TokenReader
 from lightningrl_ui.sources import Run
 from lightningrl_ui.views.lesson import RolloutLesson, rollout_lesson
 from lightningrl_ui.views.rollout import find_rollout
-from lightningrl_ui.views.steps import NOBODY
+from lightningrl_ui.views.steps import lane_of
 
 AT_ONCE = 2000
 """Tokens of one answer of the server; the others follow when they are scrolled to."""
@@ -152,6 +153,7 @@ class _Colour:
             other = float(trainer[place]) if place < len(trainer) else None
             texts = [] if own is None else [f"engine {own:.4f}"]
             texts += [] if other is None else [f"trainer {other:.4f}"]
+            texts += [] if found is None else [f"credit {found.credit:+.4g}"]
             gap = None if own is None or other is None else abs(own - other)
             value, most = (
                 (gap, _GAP_NATS)
@@ -192,13 +194,7 @@ async def tokens_view(
     Raises:
         NotFound: there is no such rollout, attempt or call.
     """
-    rollout = await find_rollout(store, run, ident)
-    (records,) = await read_attempts(store, [rollout])
-    chosen = [one for one in records if attempt in (None, one.attempt.number)]
-    if not chosen:
-        raise NotFound(f"rollout {ident!r} has no attempt {'' if attempt is None else attempt}")
-    record = chosen[-1]
-    lesson = await rollout_lesson(store, run, rollout, log_probs=True)
+    rollout, record, lesson = await _read(store, run, ident, attempt)
     teller = _Teller(run, record, lesson, by)
     room, found = AT_ONCE, list[CallTokens]()
     for place, one in enumerate(record.transitions):
@@ -211,12 +207,36 @@ async def tokens_view(
     return TokensView(rollout, record, lesson, tuple(found), teller.readable)
 
 
+TOKEN_COLUMNS = ("step", "agent", "policy", "version", "call", "place", "id", "text", "engine_log_prob", "trainer_log_prob", "credit", "trained", "reason")  # fmt: skip
+
+
+async def token_rows(
+    store: Store, run: Run, ident: str, attempt: int | None
+) -> Iterator[tuple[Any, ...]]:
+    """Every sampled token of an attempt as a row of `TOKEN_COLUMNS`; arguments and errors as of `tokens_view`."""
+    _, record, lesson = await _read(store, run, ident, attempt)
+    teller = _Teller(run, record, lesson, "mask")
+    return (row for place in range(len(record.transitions)) for row in teller.rows(place))
+
+
+async def _read(
+    store: Store, run: Run, ident: str, attempt: int | None
+) -> tuple[Rollout, AttemptRecord, RolloutLesson]:
+    rollout = await find_rollout(store, run, ident)
+    (records,) = await read_attempts(store, [rollout])
+    chosen = [one for one in records if attempt in (None, one.attempt.number)]
+    if not chosen:
+        raise NotFound(f"rollout {ident!r} has no attempt {'' if attempt is None else attempt}")
+    return rollout, chosen[-1], await rollout_lesson(store, run, rollout, log_probs=True)
+
+
 class _Teller:
     """Tells what became of an attempt's calls."""
 
     def __init__(self, run: Run, record: AttemptRecord, lesson: RolloutLesson, by: str) -> None:
         looks = _lenses(run, record)
         self._steps = record.transitions
+        self._by_id = {one.step_id: one for one in record.transitions}
         self._seen = [as_seen(one, looks) for one in record.transitions]
         self._merged = {
             alias: merge([lens.look(one) for one in record.transitions])
@@ -234,25 +254,48 @@ class _Teller:
 
     def call(self, place: int, call: CallEvent, start: int, stop: int) -> CallTokens:
         """The call of the step at `place`, with its tokens [start, stop)."""
-        one, seen = self._steps[place], self._seen[place]
-        if call.policy not in self._readers:
-            self._readers[call.policy] = TokenReader(self._folder, call.policy)
-        reader = self._readers[call.policy]
+        one, reader = self._steps[place], self._reader(call.policy)
         found = self._lesson.calls.get(call.id)
         rows = self._merged.get(call.policy)
         return CallTokens(
             step=one,
             call=call,
             lesson=found,
-            lane=one.agent or NOBODY,
+            lane=lane_of(one, self._by_id),
             tokens=len(one.token_ids),
-            reason=found.reason if found is not None else seen.untrainable or _no_tokens(one),
+            reason=self._reason(place),
             row="" if rows is None else _row(rows, place),
             broke=None if rows is None else _broke(rows, one, reader),
             others=len(call.choices) - 1,
             pieces=_pieces(one, found, self._colour, reader, start, stop),
             next=stop if stop < len(one.token_ids) else None,
         )
+
+    def rows(self, place: int) -> Iterator[tuple[Any, ...]]:
+        """A row per sampled token of the step at `place`; none of one that is no call."""
+        one = self._steps[place]
+        if one.call is None:
+            return
+        found = self._lesson.calls.get(one.call.id)
+        own = (one.step_id, lane_of(one, self._by_id), one.call.policy, one.call.version_end, one.call.id)  # fmt: skip
+        credit = (None, None) if found is None else (found.credit, found.trained)
+        ids: list[int] = one.token_ids.tolist()
+        texts = self._reader(one.call.policy).pieces(ids)
+        logs = (one.logprobs, found.trainer_log_probs if found is not None else ())
+        for n, (ident, text) in enumerate(zip(ids, texts, strict=True)):
+            said = (float(each[n]) if n < len(each) else None for each in logs)
+            yield (*own, n, ident, text, *said, *credit, self._reason(place))
+
+    def _reason(self, place: int) -> str | None:
+        """Why the call of the step at `place` was not trained. `None`: it was, or nothing is against it."""
+        one = self._steps[place]
+        found = self._lesson.calls.get(one.call.id) if one.call is not None else None
+        return found.reason if found is not None else self._seen[place].untrainable or _no_tokens(one)  # fmt: skip
+
+    def _reader(self, policy: str) -> TokenReader:
+        if policy not in self._readers:
+            self._readers[policy] = TokenReader(self._folder, policy)
+        return self._readers[policy]
 
 
 def _no_tokens(one: Transition) -> str | None:

@@ -209,8 +209,10 @@ def _told(context: RolloutContext, step_id: str | None) -> dict[str, str]:
 
 def _printable(name: str) -> str:
     """`name` as the gateway takes it: printable characters, not too many."""
-    shown = (one if one.isprintable() else "\ufffd" for one in unicode_text(name)[:_LONGEST_NAME])
-    return "".join(shown)
+    cut = unicode_text(name)[:_LONGEST_NAME]
+    if cut.isprintable():
+        return cut
+    return "".join(one if one.isprintable() else "\ufffd" for one in cut)
 
 
 def _wrap(original: Callable[..., Any], sdk: Sdk) -> Callable[..., Any]:
@@ -241,8 +243,9 @@ def _is_users(client: Any, options: Any, sdk: Sdk) -> bool:
     Without a key of the user's it stays the run's, and is refused there by name.
     """
     route = str(options.url).partition("?")[0].removeprefix(sdk.prefix)
-    asks_policy = route.startswith(_ROUTES)
-    return _is_runners(client, sdk) and not asks_policy and _users_key(client, sdk) is not None
+    if route.startswith(_ROUTES):
+        return False
+    return _is_runners(client, sdk) and _users_key(client, sdk) is not None
 
 
 def _is_runners(client: Any, sdk: Sdk) -> bool:

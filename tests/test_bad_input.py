@@ -12,6 +12,8 @@ import pytest
 import yaml
 from user_project import Project
 
+from lightningrl.cli.run_starts import read_starts
+
 
 def _agent(project: Project, body: str) -> dict[str, Any]:
     (project.folder / "bad_agent.py").write_text(body, encoding="utf-8")
@@ -119,6 +121,9 @@ def test_a_port_in_use_is_named(project: Project) -> None:
         done = project.train(str(project.recipe(gateway={"port": port})))
     assert done.returncode == 1, done.stdout + done.stderr
     assert str(port) in done.stderr + done.stdout
+    (start,) = read_starts(project.run)
+    assert start.said.startswith("error at 20")
+    assert str(port) in start.why
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(project: Project) -> None:
@@ -139,9 +144,11 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(project: Project) -> 
     first.send_signal(signal.SIGINT)  # as impatient people do
     assert first.wait(timeout=60) == 130, project.output
     assert "Stopped." in project.output
+    assert read_starts(project.run)[-1].said.startswith("stopped at 20")
     done = project.train(recipe)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line["iteration"] for line in project.metrics()] == list(range(7))
+    assert [one.how for one in read_starts(project.run)] == ["stopped", "finished"]
 
 
 def test_recipes_in_the_repository_are_valid() -> None:

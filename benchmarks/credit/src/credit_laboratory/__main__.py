@@ -98,7 +98,7 @@ def run(tasks: list[str], methods: list[str], jobs: int) -> None:
             chosen = [name for name in names if not methods or name in methods]
             path = RESULTS / f"{task}.json"
             kept = json.loads(path.read_text())["results"] if methods and path.exists() else []
-            found = [
+            found: list[dict[str, Any]] = [
                 {**one, "commit": commit} for one in pool.map(measure, [task] * len(chosen), chosen)
             ]
             kept = [one for one in kept if one["method"] not in chosen]

@@ -136,6 +136,9 @@ def test_options_of_our_commands_exist(page: Path) -> None:
             options = {text for one in command.params for text in one.opts}
             used = {word.partition("=")[0] for word in rest if word.startswith("--")}
             assert used <= {*options, "--help"}, f"{page}: lightningrl {name}"
+            required = {one.opts[-1] for one in command.params if one.required and rest}
+            asked = {one for one in required if one.startswith("--")}
+            assert asked <= used or "--help" in used, f"{page}: lightningrl {name} lacks {asked}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

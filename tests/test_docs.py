@@ -108,6 +108,15 @@ def test_python_blocks_compile(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
+def test_the_names_of_a_pages_files_can_be_read(page: Path) -> None:
+    """The marker is a comment, so the name stands in the text before it too, below the same heading."""
+    for one in _BLOCK.finditer(read(page)):
+        if one["name"]:
+            before = re.sub(r"```.*?```", "", read(page)[: one.start()], flags=re.DOTALL)
+            assert f"`{one['name']}`" in before.rsplit("\n#", 1)[-1], f"{page}: {one['name']}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_yaml_blocks_are_recipes(page: Path) -> None:
     for block in blocks(page):
         if block.language == "yaml" and not block.fragment:

@@ -28,13 +28,20 @@ HEADER = """\
 <!-- Written by scripts/adapter_reference.py; edit the contract classes of the adapters' tests instead. -->
 # Adapters
 
-Each adapter passes the same tests, `lightningrl_testkit.adapter.AdapterContract`, on agents of its real
-framework with a real gateway and store. A gap is a claim that can't hold for the framework: its test must
-then fail, so a gap that closes is noticed.
+An adapter records agent names, tools and steps of one framework: [LangChain and LangGraph](../how-to/use-langchain.md),
+[OpenAI Agents SDK](../how-to/use-openai-agents.md), [AutoGen](../how-to/use-autogen.md),
+[Microsoft Agent Framework](../how-to/use-agent-framework.md).
 
-`make test-oldest` runs them on the first version that an adapter claims (`ARGS=--quick`, as CI does: those that show
-each hook), `make test` on the one in `uv.lock`, and `make test-latest` reports on the newest in the registry. What whole
-runs of the first and the last said, with gaps as `xfailed`, is in the last two columns.
+Each adapter passes the same tests, `lightningrl_testkit.adapter.AdapterContract`, on agents of its real framework with a real gateway and store. A *gap*
+is a claim that can't hold for the framework. Its test must then fail, so a gap that closes is noticed.
+
+| command | runs them on |
+|---|---|
+| `make test` | the version in `uv.lock` |
+| `make test-oldest` | the first version that an adapter claims |
+| `make test-latest` | the newest in the registry |
+
+The last two columns have what whole runs said of the oldest and the newest, with gaps as `xfailed`.
 
 | pip name | framework | from | below | locked | on the oldest | on the newest |
 |---|---|---|---|---|---|---|

@@ -24,13 +24,16 @@ HEADER = """\
 <!-- Written by scripts/algorithms_reference.py from lightningrl/recipe/presets.py and the trainer's table. -->
 # Algorithms
 
-An algorithm is a set of recipe keys. `algorithm.preset: NAME` fills those below where the recipe has none of
-its own, `optimiser.*` in each policy's own optimiser as well; keys that the recipe does have win.
-[Choose an algorithm](../how-to/choose-an-algorithm.md) says which to take; [the recipe reference](recipe.md)
-has every key.
+<!-- fragment -->
+```yaml
+algorithm: {preset: grpo}
+```
 
-All of them share one rule: a rollout weighs 1/N in the loss, with N the rollouts of the iteration, however
-many calls, rows or tokens it has, and however many mini-batches the update has.
+An algorithm is a set of recipe keys. `algorithm.preset: NAME` sets the keys below, `optimiser.*` in each policy's own optimiser as well. Keys that the
+recipe sets itself win. [Choose an algorithm](../how-to/choose-an-algorithm.md) says which to take; [the recipe reference](recipe.md) has every key.
+
+All of them share one rule: a rollout weighs 1/N in the loss, with N the rollouts of the iteration. It does not matter how many calls, rows or tokens it
+has, nor how many mini-batches the update has.
 """
 
 OPTIONS: dict[str, dict[str, Any]] = {

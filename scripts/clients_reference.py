@@ -21,23 +21,26 @@ HEADER = """\
 <!-- Written by scripts/clients_reference.py; edit tests/clients/clients.toml and run `make test-clients` instead. -->
 # Clients
 
-Third-party clients and frameworks, each by its real package in an environment of its own. A small program, written as the
-client's users write it, gets a rollout's environment and nothing else: `OPENAI_BASE_URL`, `OPENAI_API_KEY`,
-`ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY` and their [other names](../how-to/train-your-own-agent.md). It runs against a real
-gateway and store, with a scripted model behind them. The programs are in
-`tests/clients/programs/`.
-
 ```bash
 make test-clients                      # all of them; needs Node 20, npm and the package registries
 make test-clients ARGS="-k pydantic"   # some
 ```
 
-In each run, this was checked: every call that the model server got is in the rollout, once, answered, with token ids and
-log-probs; the agent's tool ran and the model saw its result; the text came through, also where it was streamed; token counts
-that the client reports are the engine's. A call *under a grammar* works, and is not
-trained, since the answer was forced; [how to train such agents](../how-to/train-typed-answers.md).
+These third-party clients and frameworks were tried, each by its real package in an environment of its own. A small program, written as the client's users
+write it, gets a rollout's environment and nothing else: `OPENAI_BASE_URL`, `OPENAI_API_KEY`, `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY` and their
+[other names](../how-to/train-your-own-agent.md#what-an-agent-may-be). It runs against a real gateway and store, with a scripted model behind them. The
+programs are in `tests/clients/programs/`.
 
-"Line" is what a program needs beside the environment; most need nothing.
+In each run this was checked:
+
+- Every call that the model server got is in the rollout, once, answered, with token ids and log-probs.
+- The agent's tool ran, and the model saw its result.
+- The text came through, also where it was streamed.
+- Token counts that the client reports are the engine's.
+
+A call *under a grammar* works, and is not trained, since the answer was forced: [how to train such agents](../how-to/train-typed-answers.md).
+
+"Line" is what a program needs beside the environment. Most need nothing.
 
 | client | version | what runs | calls | line | what does not, and why | tried on |
 |---|---|---|---|---|---|---|

@@ -17,9 +17,9 @@ HEADER = """\
 <!-- Written by scripts/engine_fields_reference.py; edit lightningrl_testkit/engine_fields.py instead. -->
 # Engines: fields of a chat completion
 
-What the embedded engine (`engine.backend: torch`) and vLLM do with each field that reaches them. What reaches them is in
-[gateway: request fields](gateway-fields.md). A test sends each row to the embedded engine. vLLM's column is of version 0.24 by
-its documentation; `tests/test_vllm.py` sends the rows to a vLLM where there is one.
+What the built-in engine (`engine.backend: torch`) and vLLM do with each field that reaches them. What reaches them is in
+[gateway: request fields](gateway-fields.md). A test sends each row to the built-in engine. vLLM's column is of version 0.24, from its
+documentation; `tests/test_vllm.py` sends the rows to a vLLM where there is one.
 
 | word | meaning |
 |---|---|
@@ -27,7 +27,7 @@ its documentation; `tests/test_vllm.py` sends the rows to a vLLM where there is 
 | ignored | the answer is the same with it |
 | refused | status 400, which names the field: it would change the answer, and the engine does not do it |
 
-| field | value | embedded | vLLM | |
+| field | value | built-in | vLLM | |
 |---|---|---|---|---|
 """
 

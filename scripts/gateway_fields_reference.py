@@ -18,17 +18,17 @@ HEADER = """\
 <!-- Written by scripts/gateway_fields_reference.py; edit the tables in gateway/dialects/ instead. -->
 # Gateway: request fields
 
-What becomes of each field of a request, by dialect. A test sends a request for every row.
+What becomes of each field of a request to the gateway, by dialect. A test sends a request for every row.
 
 | word | meaning |
 |---|---|
-| passed | the engine is asked for it, by its own name for it; what the engine can't do, it refuses, and its error reaches the agent in the dialect's form |
-| emulated | the gateway brings it about |
-| accepted | it changes no answer: the real service's bookkeeping, or a hint |
-| left out | nobody here knows it: the engine does not see it, the call stays trainable, and a line in the attempt's log names it, once for each field; the gateway counts them (`lightningrl_gateway_unknown_fields_total`), `lightningrl try` and `doctor` tell of them |
+| passed | the engine gets it, under its own name for it. What the engine can't do, it refuses; the agent gets that error in the dialect's form |
+| emulated | the gateway does it |
+| accepted | it changes no answer: a hint, or a field for the real service's bookkeeping |
+| left out | the gateway does not know it. The engine does not see it, and the call stays trainable. A line in the attempt's log names it, and `lightningrl try` and `doctor` tell of it |
 | refused | the request gets that status and code, in the dialect's error format, and is not recorded |
 
-`null` is the same as leaving a field away.
+`null` is the same as leaving a field out.
 """
 
 

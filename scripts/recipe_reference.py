@@ -28,16 +28,17 @@ HEADER = """\
 <!-- Written by scripts/recipe_reference.py; edit the docstrings of lightningrl/recipe/ instead. -->
 # Recipe reference
 
-A recipe is one YAML mapping. Every key below may also be given on the command line, as
-`lightningrl train RECIPE algorithm.group_size=8`. An unknown key, or a value of another type, is an
-error that names the key and the nearest valid one. Paths and modules are relative to the recipe's
-folder, except `folder` itself, which is relative to the working directory.
+```bash
+lightningrl train recipe.yaml algorithm.group_size=8     # changes one key
+```
 
-`name` and one of `agent` and `command` are required. `lightningrl train` also needs `data`,
-`algorithm`, `optimiser` and at least one trainable policy.
+A recipe is one YAML mapping. [Train your own agent](../how-to/train-your-own-agent.md) explains a small one.
 
-Of the sampling keys the update knows the temperature alone: in `sampling.train` leave `top_p`, `top_k`
-and the penalties off, or its log-probs are not those that the tokens were sampled at.
+- `name` and one of `agent` and `command` are required. `lightningrl train` also needs `data`, `algorithm`, `optimiser` and at least one trainable policy.
+- An unknown key, or a value of another type, is an error. It names the key and the nearest valid one.
+- Paths and modules are relative to the recipe's folder. Only `folder` itself is relative to the working directory.
+- In `sampling.train` leave `top_p`, `top_k` and the penalties off. The update knows the temperature alone: with these, its log-probs are not those that the
+  tokens were sampled at.
 """
 
 MEANINGS = {

@@ -16,20 +16,22 @@ HEADER = """\
 <!-- Written by scripts/settings_reference.py; edit the table in lightningrl/settings.py instead. -->
 # Settings
 
-Everything that the environment sets. An option on the command line goes before its variable, a variable
-before its default. A variable that begins with `LIGHTNINGRL_` and is not listed here is an error, which
-names the nearest one.
+```bash
+LIGHTNINGRL_PORT=8800 lightningrl serve store.db
+```
+
+These are all environment variables that LightningRL reads. An option on the command line wins over its variable, and a variable over its default. A
+variable that begins with `LIGHTNINGRL_` and is not listed here is an error, which names the nearest one.
 
 | variable | read by | default | meaning |
 |---|---|---|---|
 """
 
 FOOTER = """
-Those with *(or file)* are secrets: `NAME_FILE` may name a file that holds the value instead, which not
-every user of the machine may read; the two are never set together.
+Those with *(or file)* are secrets. `NAME_FILE` may name a file that holds the value instead. It must not be readable for every user of the machine. Never
+set both.
 
-A runner sets {given} for an agent that is a command; see
-[train your own agent](../how-to/train-your-own-agent.md).
+A runner sets {given} for an agent that is a `command`: [train your own agent](../how-to/train-your-own-agent.md#what-an-agent-may-be).
 """
 
 

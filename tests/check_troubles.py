@@ -40,9 +40,8 @@ lightningrl doctor RUN                                                # a run th
 lightningrl try recipe.yaml --policy http://127.0.0.1:8000/v1         # an agent, before anything is trained
 ```
 
-Both name what they find, with evidence and a remedy. Find what you see in this list, or the name that they print.
-[How the checks work](reference/checks.md), with exit codes and every case, is a page of its own.
-This page is made from the checks themselves (`make docs`).
+Both say what is wrong, with evidence and a remedy. Find here what you see, or the name that they print. [The checks](reference/checks.md) has exit codes
+and every case that is tested.
 """
 
 
@@ -122,19 +121,26 @@ def section(kind: str, seen: Sequence[tuple[Case, Said]]) -> str:
     findings = [finding for _, said in seen for finding in said.values()]
     places = [place for place in Place if any(place in one.places for one in checks)]
     again = " or ".join(_LOOK_AGAIN[one] for one in places if one in _LOOK_AGAIN)
-    example = "So it is, for example, where" + ("" if places == [Place.DOCTOR] else " somebody")
+    example = "For example:" if places == [Place.DOCTOR] else "For example, somebody"
     levels = " or ".join(sorted({one.level.value for one in findings}))
     parts = [
         f"## {SYMPTOMS[kind]}",
-        f"Named `{kind}`, a {levels}, by {', '.join(f'`{place}`' for place in places)}.",
+        f"{_listed(places)} this `{kind}`, a {levels}.",
         f"**Why.** {' '.join(causes)} {example}",
         "\n".join(happened(case) for case, _ in seen),
-        "It is told as",
+        "**The message.**",
         said_of(findings[0]),
         *dict.fromkeys(map(remedied, findings)),
         f"**Then look again**: {again}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _listed(places: Sequence[Place]) -> str:
+    names = [f"`{place}`" for place in places]
+    return (
+        f"{names[0]} calls" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} call"
+    )
 
 
 def _cause(docstring: str) -> str:

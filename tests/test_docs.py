@@ -108,6 +108,15 @@ def test_python_blocks_compile(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
+def test_the_names_of_a_pages_files_can_be_read(page: Path) -> None:
+    """The marker is a comment, so the name stands in the text before it too, below the same heading."""
+    for one in _BLOCK.finditer(read(page)):
+        if one["name"]:
+            before = re.sub(r"```.*?```", "", read(page)[: one.start()], flags=re.DOTALL)
+            assert f"`{one['name']}`" in before.rsplit("\n#", 1)[-1], f"{page}: {one['name']}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_yaml_blocks_are_recipes(page: Path) -> None:
     for block in blocks(page):
         if block.language == "yaml" and not block.fragment:
@@ -136,6 +145,9 @@ def test_options_of_our_commands_exist(page: Path) -> None:
             options = {text for one in command.params for text in one.opts}
             used = {word.partition("=")[0] for word in rest if word.startswith("--")}
             assert used <= {*options, "--help"}, f"{page}: lightningrl {name}"
+            required = {one.opts[-1] for one in command.params if one.required and rest}
+            asked = {one for one in required if one.startswith("--")}
+            assert asked <= used or "--help" in used, f"{page}: lightningrl {name} lacks {asked}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

@@ -37,6 +37,7 @@ autodoc_typehints = "signature"
 html_theme = "furo"
 html_title = f"LightningRL {version}"
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 html_extra_path = ["index.html"]  # the first page lies where it lies in the repository
 

@@ -190,6 +190,15 @@ async def test_too_few_trainable_calls_are_a_problem_with_the_remedy_of_their_re
     assert await lab.examine(guards={"min_trainable_share": 0.33}) == []
 
 
+async def test_an_endpoint_without_token_ids_can_still_be_looked_at_as_the_remedy_says(
+    lab: Lab,
+) -> None:
+    lacking = "the engine gave no prompt token ids"
+    await lab.rollouts(lambda a: [call(a, "c", untrainable=lacking)])
+    assert "add guards.min_trainable_share=0" in (await lab.only()).remedy
+    assert await lab.examine(guards={"min_trainable_share": 0.0}) == []
+
+
 async def test_calls_that_the_recipe_leaves_out_are_no_loss(lab: Lab) -> None:
     await lab.rollouts(lambda a: [call(a, "c"), call(a, "d", untrainable="a grammar")])
     frozen = {"policy": {"model": "m", "trainable": False}}

@@ -81,7 +81,8 @@ def _remedy(reasons: str) -> str:
     if "token ids" in reasons or "log-prob" in reasons:
         return (
             "the endpoint must give the token ids and log-probs of its answers: vLLM from 0.10 on does,"
-            " hosted models don't. What `lightningrl train` starts itself does"
+            " hosted models don't. What `lightningrl train` starts itself does. To see all the rest with this"
+            " endpoint, add guards.min_trainable_share=0"
         )
     return "the reasons name what to change in the agent's requests"
 

@@ -489,6 +489,32 @@ async def test_a_failed_rollout_is_a_problem_unless_its_failure_has_a_reward(lab
     assert rewarded.evidence.endswith("Reward -1 stands for 1 of them (algorithm.failure_reward)")
 
 
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("ValueError: no\n  File \"a.py\", line 3, in f\n    g()\n    ^^^", "ValueError: no"),
+        (
+            "RuntimeError: Error in generating:\nError code: 400 - too long\n  File \"a.py\", line 3, in f",
+            "RuntimeError: Error in generating: Error code: 400 - too long",
+        ),
+        (
+            "CommandFailed: 'python a.py' ended with status 1; it wrote last:\nTraceback (most recent call last):"
+            "\n  File \"a.py\", line 1\nKeyError: 'x'",
+            "CommandFailed: 'python a.py' ended with status 1; it wrote last: KeyError: 'x'",
+        ),
+        (
+            "CommandFailed: 'node a.mjs' ended with status 1; it wrote last:\n  throw e\n  ^\n\nError: 400 no"
+            "\n    at f (a.mjs:1:1) {\n  status: 400\n}\n\nNode.js v20.1.0",
+            "CommandFailed: 'node a.mjs' ended with status 1; it wrote last: Error: 400 no",
+        ),
+    ],
+    ids=["one line", "several", "command", "node"],
+)
+async def test_a_failure_is_told_with_its_cause(lab: Lab, message: str, told: str) -> None:
+    await lab.rollouts(lambda a: [call(a, "c")], failure=Failure(FailureKind.AGENT, message))
+    assert (await lab.only()).evidence.endswith(f"(agent): {told}")
+
+
 async def test_failed_infrastructure_is_never_rewarded(lab: Lab) -> None:
     away = Failure(FailureKind.INFRASTRUCTURE, "the engine is away")
     await lab.rollouts(lambda a: [call(a, "c")], failure=away)

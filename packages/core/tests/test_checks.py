@@ -492,9 +492,9 @@ async def test_a_failed_rollout_is_a_problem_unless_its_failure_has_a_reward(lab
 @pytest.mark.parametrize(
     ("message", "told"),
     [
-        ("ValueError: no\n  File \"a.py\", line 3, in f\n    g()\n    ^^^", "ValueError: no"),
+        ('ValueError: no\n  File "a.py", line 3, in f\n    g()\n    ^^^', "ValueError: no"),
         (
-            "RuntimeError: Error in generating:\nError code: 400 - too long\n  File \"a.py\", line 3, in f",
+            'RuntimeError: Error in generating:\nError code: 400 - too long\n  File "a.py", line 3, in f',
             "RuntimeError: Error in generating: Error code: 400 - too long",
         ),
         (

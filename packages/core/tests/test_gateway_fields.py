@@ -30,6 +30,11 @@ CUSTOM_AS_TOOL = {"type": "function", "function": {"name": "c", "parameters": FR
 """A custom tool `c` as engines are given it."""
 ALLOWED = {"type": "allowed_tools", "mode": "auto"}
 THINKS = {"chat_template_kwargs": {"enable_thinking": True}}
+CITED = {
+    "type": "document",
+    "source": {"type": "text", "media_type": "text/plain", "data": "a"},
+    "citations": {"enabled": True},
+}
 OF_ENGINES = (
     *(name for name in CONSTRAINTS if name not in ("response_format", "tool_choice", "logit_bias")),
     "stop_token_ids",
@@ -162,6 +167,9 @@ EXAMPLES: dict[str, dict[str, Example]] = {
             {"messages": [*HI, {"role": "assistant", "content": "Hi"}]},
         ),
         "input=other item types": only(input=[{"type": "web_search_call"}]),
+        "input=unknown keys of an item or part": Example(
+            {"input": [{**HI[0], "mood": "x"}]}, {"messages": HI}
+        ),
         "instructions": Example(
             {"instructions": "Be."}, {"messages": [{"role": "system", "content": "Be."}, *HI]}
         ),
@@ -240,6 +248,14 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "messages": same(messages=[*HI, {"role": "assistant", "content": "a"}, *HI]),
         "messages=other blocks": only(
             messages=[{"role": "user", "content": [{"type": "server_tool_use"}]}]
+        ),
+        "messages=unknown keys of a message or block": Example(
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "Hi", "mood": 1}]}
+                ]
+            },
+            {"messages": HI},
         ),
         "messages=an assistant's at the end": only(
             messages=[*HI, {"role": "assistant", "content": "I"}]
@@ -466,6 +482,56 @@ async def test_a_run_may_refuse_what_nobody_knows(tmp_path: Path, route: str) ->
             {"thinking": {"type": "enabled", "between_tools": True}},
             "thinking.between_tools",
         ),
+        (
+            "responses",
+            {
+                "tools": [
+                    {"type": "namespace", "name": "n", "tools": [{**F, "defer_loading": True}]}
+                ]
+            },
+            "tools[].tools[].defer_loading",
+        ),
+        (
+            "responses",
+            {"input": [*HI, {"type": "additional_tools", "tools": [{**F, "defer_loading": True}]}]},
+            "input[].tools[].defer_loading",
+        ),
+        ("responses", {"input": [{**HI[0], "mood": "x", "name": None}]}, "input[].mood"),
+        (
+            "responses",
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "m": 1}]}]},
+            "input[].content[].m",
+        ),
+        ("messages", {"messages": [{**HI[0], "mood": "x"}]}, "messages[].mood"),
+        (
+            "messages",
+            {"system": [{"type": "text", "text": "a", "citations": None, "mood": "x"}]},
+            "system[].mood",
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [CITED]}]},
+            "messages[].content[].citations",
+        ),
+        (
+            "messages",
+            {
+                "messages": [
+                    *HI,
+                    {
+                        "role": "assistant",
+                        "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}],
+                    },
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "tool_result", "tool_use_id": "c", "content": [CITED]}
+                        ],
+                    },
+                ]
+            },
+            "messages[].content[].content[].citations",
+        ),
     ],
 )
 async def test_unknown_fields_within_fields_are_told_too(
@@ -534,6 +600,7 @@ async def test_thinking_counts_above_the_engines_own_variable(tmp_path: Path) ->
         ("responses", {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False}, {}),
         ("messages", {"tools": [], "tool_choice": {"type": "auto"}, "mcp_servers": []}, {}),
         ("completions", {"stop": ""}, {}),
+        ("chat/completions", {"stop": ["", ""], "modalities": ["text"], "function_call": None}, {}),
         ("chat/completions", {"tools": None, "tool_choice": "none"}, {"tools": None}),
     ],
 )

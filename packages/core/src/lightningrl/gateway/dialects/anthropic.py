@@ -19,6 +19,7 @@ from lightningrl.gateway.dialects.base import Recall, Spoken, Written, error_eve
 from lightningrl.gateway.dialects.engine_reply import EngineReply
 from lightningrl.gateway.dialects.engine_request import EngineRequest, engine_request
 from lightningrl.gateway.dialects.reading import decode, decoded_fields, refusal_of
+from lightningrl.gateway.dialects.within import unread_of_messages
 from lightningrl.schema import Dialect, StepId
 
 _ERRORS = {
@@ -104,7 +105,7 @@ class AnthropicRequest(msgspec.Struct, frozen=True):
 async def _read(body: bytes, recall: Recall) -> AnthropicRequest:
     del recall  # every request holds its whole conversation
     fields = decoded_fields(body)
-    unknown = ANTHROPIC_FIELDS.check(fields)
+    unknown = (*ANTHROPIC_FIELDS.check(fields), *unread_of_messages(fields))
     wanted = decode(_WANTED, body)
     try:
         asked = anthropic.chat_request(fields)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,8 @@ class Trial:
     """In the order of the tasks."""
     records: tuple[tuple[AttemptRecord, ...], ...]
     """The attempts of each."""
-    unidentified: int
-    """Model calls that were refused since nothing showed them to be of any attempt."""
+    unidentified: Mapping[str, int]
+    """Origin -> model calls that were refused since nothing showed them to be of any attempt."""
 
 
 def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> list[Policy]:

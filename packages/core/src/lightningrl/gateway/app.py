@@ -127,9 +127,9 @@ class Gateway:
         self._idle.set()
 
     @property
-    def unidentified(self) -> int:
-        """Model calls since the start that nothing showed to be of any attempt: they were refused."""
-        return self._refusals.unidentified
+    def unidentified(self) -> dict[str, int]:
+        """Origin -> model calls since the start that nothing showed to be of any attempt: they were refused."""
+        return dict(self._refusals.unidentified)
 
     async def start(self) -> None:
         """Read the secret and the policies from the store."""

@@ -190,6 +190,33 @@ async def test_a_limit_beyond_the_context_is_cut_to_what_it_still_holds(
     assert call.http_status == status
 
 
+@pytest.mark.parametrize(
+    ("route", "prompt"),
+    [
+        ("chat/completions", {"messages": HI}),
+        ("responses", {"input": "Hi"}),
+        ("messages", {"messages": HI, "max_tokens": 9}),
+        ("completions", {"prompt": "Hi"}),
+    ],
+)
+async def test_a_full_context_is_said_as_the_service_says_it_whatever_the_engine(
+    rig: GatewayRig, route: str, prompt: dict[str, Any]
+) -> None:
+    told = "This model's maximum context length is 256 tokens; you have 300 input tokens."
+    with ModelServer(lambda _: Answer(told, status=400)) as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        async with aiohttp.ClientSession() as session:
+            headers = {"authorization": f"Bearer {claim.key}"}
+            url = f"{rig.attempt_url(claim)}/{route}"
+            async with session.post(url, json={"model": "m", **prompt}, headers=headers) as answer:
+                error = (await answer.json())["error"]
+    if route == "messages":
+        assert error == {"type": "invalid_request_error", "message": f"prompt is too long: {told}"}
+    else:
+        assert (error["code"], error["message"]) == ("context_length_exceeded", told)
+
+
 async def test_what_the_tool_parser_could_not_read_is_noted_and_trainable(
     rig: GatewayRig,
 ) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from lightningrl.conversation import anthropic
 from lightningrl.conversation.malformed import Malformed
-from lightningrl.gateway.asgi import Refusal, to_json
+from lightningrl.gateway.asgi import CONTEXT_EXCEEDED, Refusal, to_json
 from lightningrl.gateway.dialects.anthropic_fields import ANTHROPIC_FIELDS
 from lightningrl.gateway.dialects.anthropic_reply import event_stream, message
 from lightningrl.gateway.dialects.base import Recall, Spoken, Written, error_event
@@ -22,6 +22,7 @@ from lightningrl.gateway.dialects.reading import decode, decoded_fields, refusal
 from lightningrl.gateway.dialects.within import unread_of_messages
 from lightningrl.schema import Dialect, StepId
 
+_TOO_LONG = "prompt is too long"
 _ERRORS = {
     401: "authentication_error",
     403: "permission_error",
@@ -130,7 +131,9 @@ def error_body(refusal: Refusal) -> bytes:
     default = "invalid_request_error" if refusal.status < 500 else "api_error"
     kind = _ERRORS.get(refusal.status, default)
     message = refusal.message
-    if refusal.param and refusal.param not in message:
+    if refusal.code == CONTEXT_EXCEEDED:  # harnesses know it by these words, and cut their history
+        message = f"{_TOO_LONG}: {message}"
+    elif refusal.param and refusal.param not in message:
         message = f"{refusal.param}: {message}"
     error: dict[str, Any] = {"type": kind, "message": message}
     if refusal.param == "thread":  # by this the SDK goes on without threads

@@ -317,7 +317,8 @@ def _unserved(method: str, path: str) -> Refusal:
     return Refusal(
         404,
         "no_such_route",
-        f"the gateway does not serve {method} {shown_path(path)}. It serves {'; '.join(SERVED_ROUTES)}. What the"
-        " run's policies don't answer (embeddings, judges) needs a client with a base URL and key of"
-        " its own.",
+        f"the gateway does not serve {method} {shown_path(path)}. What the run's policies don't answer (embeddings,"
+        " judges) goes where the user's own variables say if a key was among them (OPENAI_API_KEY) when the runner was"
+        " started; a command finds them as LIGHTNINGRL_USER_OPENAI_API_KEY and so on. Else it needs a client with a base"
+        f" URL and key of its own. The gateway serves {'; '.join(SERVED_ROUTES)}.",
     )

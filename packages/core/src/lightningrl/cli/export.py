@@ -112,6 +112,7 @@ def _lacking(target: Path) -> list[str]:
     return [
         f"While it was trained its requests were rewritten ({SERVING}), which an engine alone does not do:",
         *(f"  {one}" for one in said),
+        f"With them, before any engine: lightningrl serve --policy {target} --engine http://127.0.0.1:8000/v1",
     ]
 
 

@@ -214,7 +214,7 @@ class Gateway:
         if method == "GET" and route.rest.partition("/")[0] == models.ROUTE:
             return await self._models(route, headers)
         if method == "GET" and b"upgrade" in headers and route.rest in SPOKEN:
-            raise _no_websockets()
+            raise no_websockets()
         raise await self._unserved(method, path, route, headers)
 
     async def _reward(self, route: AgentRoute, headers: Headers, receive: Receive) -> Answer:
@@ -304,7 +304,8 @@ def refusal_of(error: LightningError) -> Refusal:
     return Refusal(status, error.code, str(error), retry_after=2 if status == 503 else None)
 
 
-def _no_websockets() -> Refusal:
+def no_websockets() -> Refusal:
+    """The refusal by which clients that try a WebSocket first use HTTP at once."""
     return Refusal(
         426,
         "websockets_unsupported",

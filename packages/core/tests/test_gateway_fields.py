@@ -456,6 +456,7 @@ async def test_thinking_counts_above_the_engines_own_variable(tmp_path: Path) ->
         ("chat/completions", {"tools": [], "tool_choice": "auto", "functions": []}, {}),
         ("chat/completions", {"stop": "", "parallel_tool_calls": True}, {}),
         ("responses", {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False}, {}),
+        ("responses", {"tools": [], "tool_choice": "auto", "instructions": ""}, {}),
         ("messages", {"tools": [], "tool_choice": {"type": "auto"}, "mcp_servers": []}, {}),
         ("completions", {"stop": ""}, {}),
         ("chat/completions", {"stop": ["", ""], "modalities": ["text"], "function_call": None}, {}),

@@ -389,7 +389,7 @@ def conversation(request: Mapping[str, Any], earlier: Responses) -> list[Message
         Malformed: the request refers to what is not there, or an item is malformed.
     """
     instructions = request.get("instructions")
-    messages = [] if instructions is None else [{"role": "system", "content": instructions}]
+    messages = [{"role": "system", "content": instructions}] if instructions else []
     return without_empty_end(messages + chat_messages(_items(request, earlier)))
 
 

@@ -244,7 +244,7 @@ def refused_requests(found: Evidence) -> Iterator[Finding]:
             Level.WARNING,
             f"{counted(sum(refused.values()), 'request')} of rollouts that succeeded got an error for an"
             f" answer: {listing}; {_CAUGHT}",
-            "mend what the errors name; lightningrl show RUN has them in their place",
+            "mend what the errors name; the rollouts' trees (lightningrl show RUN) have them in their place",
         )
 
 

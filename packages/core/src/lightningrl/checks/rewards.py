@@ -75,7 +75,10 @@ def _failing(found: Evidence, share: float) -> Iterator[Finding]:
     theirs = sum(_is_agents(record.attempt.failure) for record in failed)
     counts = f"{len(failed)} of the last {counted(len(ended), 'rollout')} failed, the last being"
     evidence = f"{counts} {last.rollout.id!r} ({blame.value}): {message}"
-    remedy = f"lightningrl show RUN --rollout {last.rollout.id} shows what it did and the traceback"
+    remedy = (
+        f"lightningrl show RUN --rollout {last.rollout.id} (or the tree that `try` prints) shows what it did and the"
+        " traceback"
+    )
     level = Level.PROBLEM
     if reward is not None and theirs:
         evidence += f". Reward {reward:g} stands for {theirs} of them (algorithm.failure_reward)"

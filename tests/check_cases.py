@@ -30,6 +30,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 
 import lightningrl
+from lightningrl.capture import variables
 from lightningrl.capture.adapters import find_adapters
 from lightningrl.capture.context import step
 from lightningrl.checks import Evidence, Finding, Level, Place, examine
@@ -43,7 +44,7 @@ from lightningrl.store.base import RolloutQuery
 from lightningrl.traces import read_attempts
 from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig
 from lightningrl_testkit.model_server import Answer, ModelServer, Script, ToolCall, echo
-from lightningrl_testkit.runner_process import captured, tell_address
+from lightningrl_testkit.runner_process import captured
 
 Task = dict[str, Any]
 Does = Callable[..., Any]
@@ -82,9 +83,18 @@ async def laboratory(folder: Path, script: Script) -> AsyncGenerator[GatewayRig]
     ):
         async with open_rig(folder) as rig:
             await rig.register(model.url)
-            tell_address(environment, rig.url)
+            _become_a_runners(environment, rig.url)
             environment.setenv("OTHER_HOST", model.url)
             yield rig
+
+
+def _become_a_runners(environment: pytest.MonkeyPatch, server_url: str) -> None:
+    """Point this process at the server until `environment` is undone; its user has set nothing."""
+    environment.setattr(variables, "_pointed_at", None)
+    for name in (*variables.NAMES, "NO_PROXY", "no_proxy"):
+        environment.setenv(name, "")
+        environment.delenv(f"{variables.USER_PREFIX}{name}", raising=False)
+    variables.point_at(server_url)
 
 
 async def examine_case(case: Case, folder: Path) -> Said:

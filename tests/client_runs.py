@@ -88,8 +88,8 @@ class Seen:
     """Requests that the engine got."""
     tool_results: int
     """Requests that the engine got with a tool's result in them."""
-    unidentified: int
-    """Requests that no rollout could be told for."""
+    unidentified: dict[str, int]
+    """Where requests came from that no rollout could be told for -> how many."""
     logs: list[LogEvent] = field(default_factory=list[LogEvent])
 
     @property
@@ -194,7 +194,7 @@ def check(client: Client, seen: Seen) -> None:
     choices = [one for call in seen.calls for one in call.choices]
     assert all(len(one.token_ids) == len(one.logprobs) > 0 for one in choices)
     assert len(seen.calls) == seen.engine_calls == client.calls
-    assert seen.unidentified == 0
+    assert seen.unidentified == {}
     assert sorted({one.dialect.value for one in seen.calls}) == client.dialects
     assert seen.tool_results > 0
     assert len(seen.lines(LogTopic.REFUSED)) == client.refused

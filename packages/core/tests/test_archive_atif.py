@@ -86,6 +86,7 @@ def check(value: Any, shape: Any) -> None:
 def check_trajectory(found: dict[str, Any]) -> None:
     """What the format asks for beyond its shape."""
     check(found, "trajectory")
+    assert found["steps"]
     assert [one["step_id"] for one in found["steps"]] == list(range(1, len(found["steps"]) + 1))
     for step in found["steps"]:
         assert step["source"] in ("system", "user", "agent")
@@ -97,7 +98,8 @@ def check_trajectory(found: dict[str, Any]) -> None:
         for name, count in (("prompt", "prompt_tokens"), ("completion", "completion_tokens")):
             if f"{name}_token_ids" in metrics:
                 assert len(metrics[f"{name}_token_ids"]) == metrics[count]
-        assert len(metrics.get("logprobs", ())) == len(metrics.get("completion_token_ids", ()))
+        if "logprobs" in metrics:
+            assert len(metrics["logprobs"]) == len(metrics["completion_token_ids"])
 
 
 async def agents_calls(rig: GatewayRig, claim: Claim) -> None:
@@ -128,6 +130,7 @@ async def test_a_rollout_is_a_trajectory_with_token_ids_and_log_probs(tmp_path: 
             await rig.register(engine.url)
             claim = await rig.claim()
             await agents_calls(rig, claim)
+            await rig.claim()  # calls nothing, and the format asks for a step
         assert await export_trajectories(rig.store, "run", path) == 1
     [line] = path.read_text(encoding="utf-8").splitlines()
     found = json.loads(line)
@@ -150,6 +153,24 @@ async def test_a_rollout_is_a_trajectory_with_token_ids_and_log_probs(tmp_path: 
     assert metrics["completion_token_ids"] == answer_ids(Answer("It rains."))
     assert metrics["extra"] == {"policy": "policy", "policy_version": 0}
     assert found["final_metrics"]["total_steps"] == 6
+
+
+async def test_log_probs_that_are_none_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    unknown = {"content": [{"token": "x", "logprob": one} for one in (None, -0.5, -0.5)]}
+    async with open_rig(tmp_path) as rig:
+        with ModelServer(lambda _: Answer("Yo", extra={"logprobs": unknown})) as engine:
+            await rig.register(engine.url)
+            claim = await rig.claim()
+            async with openai.AsyncOpenAI(
+                base_url=rig.attempt_url(claim), api_key=claim.key, max_retries=0
+            ) as client:
+                hi: list[Any] = [{"role": "user", "content": "Hi"}]
+                await client.chat.completions.create(model="m", messages=hi)
+        assert await export_trajectories(rig.store, "run", path) == 1
+    metrics = json.loads(path.read_text(encoding="utf-8"))["steps"][-1]["metrics"]
+    assert "logprobs" not in metrics
+    assert metrics["completion_token_ids"] == answer_ids(Answer("Yo"))
 
 
 @pytest.mark.parametrize(

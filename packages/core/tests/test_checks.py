@@ -23,6 +23,7 @@ from lightningrl.schema import (
     FailureKind,
     LogTopic,
     Mode,
+    Origin,
     RetryPolicy,
     RewardEvent,
     StepEndEvent,
@@ -47,7 +48,7 @@ class Lab:
 
     def __init__(self, store: SqliteStore) -> None:
         self.store = store
-        self.unidentified = 0
+        self.unidentified: dict[str, int] = {}
         self._ended = 0
 
     async def rollouts(
@@ -214,11 +215,43 @@ async def test_an_endpoint_without_token_ids_is_named_as_such(lab: Lab) -> None:
 
 async def test_calls_that_nobody_could_place_are_a_problem(lab: Lab) -> None:
     await lab.rollouts(lambda a: [call(a, "c")])
-    lab.unidentified = 2
+    lab.unidentified = {"": 2}
     finding = await lab.only()
     assert (finding.kind, finding.level) == ("refused requests", Level.PROBLEM)
     assert finding.evidence.startswith("2 model calls came without a rollout and got status 401")
     assert "lightningrl.bind" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("origin", "told", "remedy"),
+    [
+        (Origin.THREAD, "from a thread that no rollout started", "lightningrl.bind"),
+        (Origin.ENDED, "from work of a rollout that had ended", "end threads and tasks"),
+        (Origin.REWARD, "from the reward function", "export the judge's key"),
+        (Origin.MAIN, "from the main thread", "inside the agent"),
+        (Origin.CHILD, "from a child process", "lightningrl.environment()"),
+        (Origin.LIBRARY, "by a client that is not captured", "`command`"),
+        (Origin.ELSEWHERE, "without a valid key", "OPENAI_API_KEY"),
+    ],
+)
+async def test_they_are_counted_by_where_they_came_from(
+    lab: Lab, origin: Origin, told: str, remedy: str
+) -> None:
+    await lab.rollouts(lambda a: [call(a, "c")])
+    lab.unidentified = {origin.value: 2}
+    finding = await lab.only()
+    assert f"got status 401: 2 {told}" in finding.evidence
+    assert remedy in finding.remedy
+    assert ";" not in finding.remedy  # of this one alone
+
+
+async def test_several_origins_have_a_remedy_each(lab: Lab) -> None:
+    await lab.rollouts(lambda a: [call(a, "c")])
+    lab.unidentified = {"child": 1, "thread": 2}
+    finding = await lab.only()
+    assert "3 model calls came" in finding.evidence
+    assert "2 from a thread that no rollout started, 1 from a child process" in finding.evidence
+    assert finding.remedy.count(" needs `") == 2
 
 
 async def test_refusals_that_the_agent_caught_are_counted_by_their_kind(lab: Lab) -> None:
@@ -498,6 +531,32 @@ async def test_a_failed_rollout_is_a_problem_unless_its_failure_has_a_reward(lab
     assert rewarded.evidence.endswith("Reward -1 stands for 1 of them (algorithm.failure_reward)")
 
 
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ('ValueError: no\n  File "a.py", line 3, in f\n    g()\n    ^^^', "ValueError: no"),
+        (
+            'RuntimeError: Error in generating:\nError code: 400 - too long\n  File "a.py", line 3, in f',
+            "RuntimeError: Error in generating: Error code: 400 - too long",
+        ),
+        (
+            "CommandFailed: 'python a.py' ended with status 1; it wrote last:\nTraceback (most recent call last):"
+            "\n  File \"a.py\", line 1\nKeyError: 'x'",
+            "CommandFailed: 'python a.py' ended with status 1; it wrote last: KeyError: 'x'",
+        ),
+        (
+            "CommandFailed: 'node a.mjs' ended with status 1; it wrote last:\n  throw e\n  ^\n\nError: 400 no"
+            "\n    at f (a.mjs:1:1) {\n  status: 400\n}\n\nNode.js v20.1.0",
+            "CommandFailed: 'node a.mjs' ended with status 1; it wrote last: Error: 400 no",
+        ),
+    ],
+    ids=["one line", "several", "command", "node"],
+)
+async def test_a_failure_is_told_with_its_cause(lab: Lab, message: str, told: str) -> None:
+    await lab.rollouts(lambda a: [call(a, "c")], failure=Failure(FailureKind.AGENT, message))
+    assert (await lab.only()).evidence.endswith(f"(agent): {told}")
+
+
 async def test_failed_infrastructure_is_never_rewarded(lab: Lab) -> None:
     away = Failure(FailureKind.INFRASTRUCTURE, "the engine is away")
     await lab.rollouts(lambda a: [call(a, "c")], failure=away)
@@ -509,5 +568,5 @@ async def test_failed_infrastructure_is_never_rewarded(lab: Lab) -> None:
 
 async def test_problems_come_before_warnings(lab: Lab) -> None:
     await lab.rollouts(said(LogTopic.OUTSIDE, "went out"))
-    lab.unidentified = 1
+    lab.unidentified = {"child": 1}
     assert [one.level for one in await lab.examine()] == [Level.PROBLEM, Level.WARNING]

@@ -43,6 +43,7 @@ async def ask_two(task):
 said = []
 
 async def remember(task):
+    print("an agent prints")
     said.append({"role": "user", "content": task["question"]})
     client = openai.AsyncOpenAI()
     answer = await client.chat.completions.create(model="gpt-x", messages=said)
@@ -116,7 +117,9 @@ def test_what_the_recipe_leaves_out_is_told_and_is_no_problem(recipe: Path) -> N
     assert left_out in " ".join(result.output.split())
 
 
-def test_state_and_a_lost_call_are_told_to_programs_as_well(recipe: Path) -> None:
+def test_state_and_a_lost_call_are_told_to_programs_as_well(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with ModelServer() as engine:
         result = attempt(
             recipe, engine.url, "--tasks", "1", "--json", "agent=agent_of_the_trial:remember"
@@ -127,6 +130,9 @@ def test_state_and_a_lost_call_are_told_to_programs_as_well(recipe: Path) -> Non
     assert said["redirected"] == [{"model": "gpt-x", "policy": "policy", "calls": 2}]
     kinds = {one["kind"]: one["level"] for one in said["findings"]}
     assert kinds == {"refused requests": "problem", "carried-over state": "problem"}
+    printed = capfd.readouterr()
+    assert "an agent prints" not in printed.out  # where the object goes, and nothing else
+    assert "an agent prints" in printed.err
 
 
 def test_rewards_that_come_later_are_not_waited_for(recipe: Path) -> None:

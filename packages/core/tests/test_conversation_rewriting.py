@@ -240,6 +240,9 @@ def test_what_the_model_would_never_read_is_refused_by_name(
         ({"tool_choice": None}, {"tool_choice": None}),
         ({"stop": ""}, {}),
         ({"stop": [""]}, {}),
+        ({"stop": ["", ""]}, {}),
+        ({"stop": []}, {}),
+        ({"stop": ["", "x"]}, {"stop": ["", "x"]}),
         ({"stop": ["x"], "tools": [1], "tool_choice": "required"}, None),
     ],
 )

@@ -259,12 +259,51 @@ def test_the_model_is_told_the_size_of_the_screen() -> None:
             },
             "T\ns\nx",
         ),
+        ({"type": "document", "source": {"type": "text", "data": "x"}}, "x"),
+        (
+            {
+                "type": "document",
+                "title": "T",
+                "context": "c",
+                "source": {"type": "text", "data": "x"},
+            },
+            "T\nc\nx",
+        ),
+        ({"type": "document", "title": "T", "source": {"type": "content", "content": "x"}}, "T\nx"),
+        (
+            {
+                "type": "document",
+                "context": None,
+                "source": {
+                    "type": "content",
+                    "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}],
+                },
+            },
+            "x\ny",
+        ),
     ],
 )
 def test_blocks_that_are_texts_are_read(block: dict[str, Any], text: str) -> None:
     result = {"type": "tool_result", "tool_use_id": "c", "content": [block]}
     [message] = anthropic.conversation({"messages": [{"role": "user", "content": [result]}]})
     assert message["content"] == text
+
+
+def test_a_file_has_its_title_before_it() -> None:
+    source = {"type": "base64", "media_type": "application/pdf", "data": "eA=="}
+    block = {"type": "document", "title": "T", "source": source}
+    [message] = anthropic.conversation({"messages": [{"role": "user", "content": [block]}]})
+    data = "data:application/pdf;base64,eA=="
+    file = {"type": "file", "file": {"file_data": data}}
+    assert message["content"] == [{"type": "text", "text": "T"}, file]
+
+
+def test_a_file_elsewhere_is_refused_by_name() -> None:
+    part = {"type": "input_file", "file_url": "http://host/x.pdf"}
+    item = {"role": "user", "content": [part]}
+    with pytest.raises(Malformed, match="not fetched here") as refused:
+        responses.chat_messages([item])
+    assert refused.value.param == "input[0].content[0].file_url"
 
 
 def test_chat_requests_without_such_tools_keep_their_bytes() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from lightningrl.schema import CallEvent, CallStatus, Claim, Sampling
 from lightningrl_testkit.gateway import GatewayRig, open_rig
-from lightningrl_testkit.model_server import Answer, ModelServer, in_turn
+from lightningrl_testkit.model_server import Answer, ModelServer, ToolCall, in_turn
 
 HI = [{"role": "user", "content": "Hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
@@ -188,6 +188,49 @@ async def test_a_limit_beyond_the_context_is_cut_to_what_it_still_holds(
         assert [one.body.get("max_tokens") for one in engine.arrivals] == [128, None]
     [call] = await rig.calls(claim)
     assert call.http_status == status
+
+
+@pytest.mark.parametrize(
+    ("route", "prompt"),
+    [
+        ("chat/completions", {"messages": HI}),
+        ("responses", {"input": "Hi"}),
+        ("messages", {"messages": HI, "max_tokens": 9}),
+        ("completions", {"prompt": "Hi"}),
+    ],
+)
+async def test_a_full_context_is_said_as_the_service_says_it_whatever_the_engine(
+    rig: GatewayRig, route: str, prompt: dict[str, Any]
+) -> None:
+    told = "This model's maximum context length is 256 tokens; you have 300 input tokens."
+    with ModelServer(lambda _: Answer(told, status=400)) as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        async with aiohttp.ClientSession() as session:
+            headers = {"authorization": f"Bearer {claim.key}"}
+            url = f"{rig.attempt_url(claim)}/{route}"
+            async with session.post(url, json={"model": "m", **prompt}, headers=headers) as answer:
+                error = (await answer.json())["error"]
+    if route == "messages":
+        assert error == {"type": "invalid_request_error", "message": f"prompt is too long: {told}"}
+    else:
+        assert (error["code"], error["message"]) == ("context_length_exceeded", told)
+
+
+async def test_tool_calls_without_an_id_of_their_own_get_one(rig: GatewayRig) -> None:
+    calls = tuple(ToolCall(name, f"f{n}", "{}") for n, name in enumerate(("", "a", "a", "b")))
+    with ModelServer(lambda _: Answer(tool_calls=calls)) as engine:
+        await rig.register(engine.url)
+        claim = await rig.claim()
+        replies = [await post(rig, claim) for _ in range(2)]
+    messages = [reply["choices"][0]["message"] for reply in replies]
+    told = [[one["id"] for one in message["tool_calls"]] for message in messages]
+    assert [[ids[1], ids[3]] for ids in told] == [["a", "b"]] * 2  # those of the engine's stay
+    made = [one for ids in told for one in (ids[0], ids[2])]
+    assert len(set(made)) == 4
+    assert all(made)
+    recorded = [json.loads(one.choices[0].message or b"") for one in await rig.calls(claim)]
+    assert recorded == messages
 
 
 async def test_what_the_tool_parser_could_not_read_is_noted_and_trainable(

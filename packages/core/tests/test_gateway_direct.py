@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import anthropic
 import openai
 import pytest
 from click.testing import CliRunner
 
 from lightningrl.cli import commands
+from lightningrl.deployment import SERVING, Serving, write_serving
 from lightningrl.gateway.direct import DirectGateway
 from lightningrl.keys import OPEN
 from lightningrl.machine.clock import SystemClock
@@ -134,6 +140,80 @@ async def test_anthropics_client_gets_tool_calls() -> None:
     assert (block.type, block.to_dict()["input"]) == ("tool_use", {"city": "Bern"})
 
 
+async def test_tokens_are_counted_as_a_call_would_have_them() -> None:
+    rules = RewriteRules(merge_instructions=True)
+    messages: list[Any] = [{"role": one, "content": one} for one in ("system", "system", "user")]
+    with ModelServer(in_turn("Yo")) as engine:
+        async with (
+            serving(engine, rules) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-") as client,
+            anthropic.AsyncAnthropic(base_url=url, api_key="-") as other,
+        ):
+            reply = await client.responses.create(model="m", input=messages)
+            counted = await client.responses.input_tokens.count(model="m", input=messages)
+            of_anthropic = await other.messages.count_tokens(model="m", messages=HI)
+            answer = await other.messages.create(model="m", max_tokens=9, messages=HI)
+    assert reply.usage is not None
+    assert counted.input_tokens == reply.usage.input_tokens
+    assert of_anthropic.input_tokens == answer.usage.input_tokens
+
+
+async def test_a_limit_beyond_the_context_is_cut_to_what_it_still_holds() -> None:
+    def strict(request: dict[str, Any]) -> Answer:
+        if request.get("max_tokens", 1) <= 9:
+            return Answer("Yo")
+        return Answer("This model's maximum context length is 256 tokens.", status=400)
+
+    with ModelServer(strict) as engine:
+        async with (
+            serving(engine) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client,
+        ):
+            reply = await client.chat.completions.create(model="m", messages=HI, max_tokens=500)
+        assert [one.body.get("max_tokens") for one in engine.arrivals] == [500, None]
+    assert reply.choices[0].message.content == "Yo"
+
+
+async def test_a_client_that_tries_a_websocket_is_told_to_use_http() -> None:
+    with ModelServer(in_turn("Yo")) as engine:
+        async with serving(engine) as url, aiohttp.ClientSession() as session:
+            asked = {"upgrade": "websocket", "connection": "upgrade"}
+            async with session.get(f"{url}/v1/responses", headers=asked) as answer:
+                assert answer.status == 426
+
+
+def test_an_export_is_served_by_any_engine_with_the_rewrites_of_its_training(
+    tmp_path: Path,
+) -> None:
+    rules = RewriteRules(roles={"developer": "system"})
+    write_serving(tmp_path / SERVING, Serving("policy", "gpt-x", rules, None, "none", 64))
+    url_file = tmp_path / "url"
+    with ModelServer(in_turn("Yo")) as engine:
+        command = ("serve", "--policy", str(tmp_path), "--engine", f"{engine.url}/", "--port", "0")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lightningrl.cli", *command, "--url-file", str(url_file)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "LIGHTNINGRL_POLICY_KEY": "sk-engine"},
+        )
+        try:
+            assert process.stdout is not None
+            assert b"serving" in process.stdout.readline()
+            url = url_file.read_text(encoding="utf-8")
+            with openai.OpenAI(base_url=f"{url}/v1", api_key="-") as client:
+                asked: Any = [{"role": "developer", "content": "Be."}, *HI]
+                reply = client.chat.completions.create(model="m", messages=asked)
+        finally:
+            process.terminate()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+        [arrival] = engine.arrivals
+    assert reply.choices[0].message.content == "Yo"
+    assert arrival.body["model"] == "gpt-x"
+    assert arrival.body["messages"][0]["role"] == "system"
+    assert arrival.headers["authorization"] == "Bearer sk-engine"
+
+
 async def test_what_the_engine_refuses_and_unknown_routes_are_errors_of_the_dialect() -> None:
     with ModelServer(in_turn("Yo")) as engine:
         async with (
@@ -151,7 +231,13 @@ async def test_what_the_engine_refuses_and_unknown_routes_are_errors_of_the_dial
     ("arguments", "reason"),
     [
         ([], "give a STORE to serve, or a model by --policy"),
-        (["s.db", "--chat-template", "hermes"], "--chat-template is of the latter"),
+        (["s.db", "--chat-template", "hermes"], "--chat-template and --engine are of the latter"),
+        (["s.db", "--engine", "http://h/v1"], "--chat-template and --engine are of the latter"),
+        (["--policy", "nowhere", "--engine", "http://h/v1"], "'nowhere' has no serving.json"),
+        (
+            ["--policy", ".", "--engine", "http://h/v1", "--chat-template", "hermes"],
+            "so give it to the engine",
+        ),
         (["s.db", "--policy", "m"], "not a store; leave out: store"),
         (["--policy", "m", "--delete-down-to", "9"], "leave out: delete_down_to"),
     ],

@@ -13,7 +13,6 @@ from lightningrl.conversation.tools.anthropic import built_in
 from lightningrl.gateway.dialects import FIELDS
 from lightningrl.gateway.dialects.engine_request import CONSTRAINTS
 from lightningrl.gateway.dialects.fields import Field, Handling
-from lightningrl.schema import Claim, LogEvent, LogTopic
 from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.model_server import ModelServer
 
@@ -162,6 +161,9 @@ EXAMPLES: dict[str, dict[str, Example]] = {
             {"messages": [*HI, {"role": "assistant", "content": "Hi"}]},
         ),
         "input=other item types": only(input=[{"type": "web_search_call"}]),
+        "input=unknown keys of an item or part": Example(
+            {"input": [{**HI[0], "mood": "x"}]}, {"messages": HI}
+        ),
         "instructions": Example(
             {"instructions": "Be."}, {"messages": [{"role": "system", "content": "Be."}, *HI]}
         ),
@@ -240,6 +242,14 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "messages": same(messages=[*HI, {"role": "assistant", "content": "a"}, *HI]),
         "messages=other blocks": only(
             messages=[{"role": "user", "content": [{"type": "server_tool_use"}]}]
+        ),
+        "messages=unknown keys of a message or block": Example(
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "Hi", "mood": 1}]}
+                ]
+            },
+            {"messages": HI},
         ),
         "messages=an assistant's at the end": only(
             messages=[*HI, {"role": "assistant", "content": "I"}]
@@ -415,92 +425,6 @@ def check(
             assert asked == [{**plain, **example.engine}], row.key
 
 
-async def log_of(rig: GatewayRig, claim: Claim) -> list[str]:
-    """What the attempt's log says of unknown fields."""
-    [events] = await rig.store.events([claim.attempt.id])
-    logs = (one for one in events if isinstance(one, LogEvent))
-    return [one.message for one in logs if one.topic is LogTopic.UNKNOWN_FIELD]
-
-
-@pytest.mark.parametrize("route", FIELDS)
-async def test_what_nobody_knows_is_left_out_with_one_line_for_each_field(
-    tmp_path: Path, route: str
-) -> None:
-    async with open_rig(tmp_path) as rig:
-        with ModelServer() as engine:
-            await rig.register(engine.url)
-            claim = await rig.claim()
-            for fields in ({}, {"unheard_of": 1}, {"unheard_of": 2}):
-                assert (await ask(rig, route, fields, claim.key))[0] == 200
-            plain, *asked = (arrival.body for arrival in engine.arrivals)
-        calls = await rig.calls(claim)
-        [line] = await log_of(rig, claim)
-        async with aiohttp.ClientSession() as session, session.get(f"{rig.url}/metrics") as answer:
-            assert "lightningrl_gateway_unknown_fields_total 2.0" in await answer.text()
-    assert asked == [plain, plain]
-    assert "'unheard_of'" in line
-    assert [call.choices[0].untrainable for call in calls] == [None] * 3
-    assert b"unheard_of" in calls[1].request  # the record keeps the agent's own body
-
-
-@pytest.mark.parametrize("route", FIELDS)
-async def test_a_run_may_refuse_what_nobody_knows(tmp_path: Path, route: str) -> None:
-    async with open_rig(tmp_path) as rig:
-        with ModelServer() as engine:
-            await rig.register(engine.url, refuse_unknown=True)
-            status, body = await ask(rig, route, {"unheard_of": 1}, (await rig.claim()).key)
-            assert engine.calls == 0
-    assert status == 400
-    assert "unheard_of" in json.loads(body)["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    ("route", "fields", "path"),
-    [
-        ("responses", {"reasoning": {"effort": "low", "context": "x"}}, "reasoning.context"),
-        ("responses", {"text": {"verbosity": "low", "tone": "x"}}, "text.tone"),
-        ("responses", {"tools": [{**F, "defer_loading": True}]}, "tools[].defer_loading"),
-        ("messages", {"output_config": {"task_budget": {}}}, "output_config.task_budget"),
-        (
-            "messages",
-            {"thinking": {"type": "enabled", "between_tools": True}},
-            "thinking.between_tools",
-        ),
-    ],
-)
-async def test_unknown_fields_within_fields_are_told_too(
-    tmp_path: Path, route: str, fields: dict[str, Any], path: str
-) -> None:
-    async with open_rig(tmp_path) as rig:
-        with ModelServer() as engine:
-            await rig.register(engine.url)
-            claim = await rig.claim()
-            assert (await ask(rig, route, fields, claim.key))[0] == 200
-        assert [path in line for line in await log_of(rig, claim)] == [True]
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"context_management": {"edits": []}},
-        {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}},
-        {"container": {"skills": []}},
-        {"mcp_servers": []},
-        {"thread": None},
-        {"tools": [{"name": "f", "input_schema": SCHEMA, "eager_input_streaming": True}]},
-    ],
-)
-async def test_fields_of_anthropics_that_ask_for_nothing_pass(
-    tmp_path: Path, fields: dict[str, Any]
-) -> None:
-    async with open_rig(tmp_path) as rig:
-        with ModelServer() as engine:
-            await rig.register(engine.url)
-            claim = await rig.claim()
-            assert (await ask(rig, "messages", fields, claim.key))[0] == 200
-        assert await log_of(rig, claim) == []
-
-
 async def test_the_sdk_is_told_that_there_are_no_threads_in_the_form_that_it_acts_on(
     tmp_path: Path,
 ) -> None:
@@ -532,8 +456,10 @@ async def test_thinking_counts_above_the_engines_own_variable(tmp_path: Path) ->
         ("chat/completions", {"tools": [], "tool_choice": "auto", "functions": []}, {}),
         ("chat/completions", {"stop": "", "parallel_tool_calls": True}, {}),
         ("responses", {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False}, {}),
+        ("responses", {"tools": [], "tool_choice": "auto", "instructions": ""}, {}),
         ("messages", {"tools": [], "tool_choice": {"type": "auto"}, "mcp_servers": []}, {}),
         ("completions", {"stop": ""}, {}),
+        ("chat/completions", {"stop": ["", ""], "modalities": ["text"], "function_call": None}, {}),
         ("chat/completions", {"tools": None, "tool_choice": "none"}, {"tools": None}),
     ],
 )

@@ -171,6 +171,12 @@ SEEDS: dict[str, dict[str, Any]] = {
                         "source": {"type": "base64", "media_type": "image/png", "data": "A"},
                     },
                     {"type": "document", "source": {"type": "text", "data": "d"}},
+                    {
+                        "type": "document",
+                        "title": "t",
+                        "context": "c",
+                        "source": {"type": "content", "content": [{"type": "text", "text": "x"}]},
+                    },
                 ],
             },
             {

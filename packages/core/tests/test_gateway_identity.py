@@ -379,7 +379,7 @@ async def test_an_unknown_path_is_shown_without_its_key(
     async with aiohttp.ClientSession() as session, session.post(url, json={}) as response:
         error = (await response.json())["error"]
     assert (response.status, error["code"]) == (404, "no_such_route")
-    assert error["message"].startswith(f"the gateway does not serve POST {shown}. It")
+    assert error["message"].startswith(f"the gateway does not serve POST {shown}. What")
 
 
 async def test_the_log_of_a_failure_has_no_key(

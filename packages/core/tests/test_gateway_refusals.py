@@ -9,6 +9,7 @@ import pytest
 
 from lightningrl.cli.doctor import gather_evidence
 from lightningrl.cli.stored_run import StoredRun
+from lightningrl.gateway.control import Refused
 from lightningrl.gateway.refusals import MOST_TOLD
 from lightningrl.schema import Claim, LogEvent, LogTopic
 from lightningrl_testkit.gateway import RUN, GatewayRig, open_rig
@@ -44,13 +45,16 @@ async def test_calls_that_nothing_places_are_counted(rig: GatewayRig) -> None:
     url = f"{rig.url}/v1/chat/completions"
     for _ in range(2):
         assert await post(url, "lightningrl-placeholder", CHAT) == 401
+    assert await post(url, "anything", CHAT) == 401
     async with aiohttp.ClientSession() as session, session.get(f"{rig.url}/v1/models") as response:
         assert response.status == 401  # nobody lost an answer
-    assert rig.gateway.unidentified == 2
+    assert rig.gateway.unidentified == {"library": 2, "elsewhere": 1}
     async with rig.control() as control:
-        assert (await control.refused()).unidentified == 2
+        told = await control.refused()
+    assert (told.unidentified, told.by_origin) == (3, rig.gateway.unidentified)
+    assert Refused(2).by_origin == {"": 2}
     found = await gather_evidence(StoredRun(RUN, rig.store, None), rig.url)
-    assert found.unidentified == 2
+    assert found.unidentified == rig.gateway.unidentified
 
 
 async def test_an_attempts_refusals_are_in_its_log(rig: GatewayRig) -> None:
@@ -68,7 +72,7 @@ async def test_an_attempts_refusals_are_in_its_log(rig: GatewayRig) -> None:
     assert second.startswith(
         "a request was refused (404, no_such_route): the gateway does not serve"
     )
-    assert rig.gateway.unidentified == 0
+    assert rig.gateway.unidentified == {}
 
 
 async def test_what_the_engine_refuses_is_in_the_calls_record_alone(rig: GatewayRig) -> None:

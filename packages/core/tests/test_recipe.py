@@ -121,6 +121,18 @@ def test_an_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
         ({"engine": {"replicas": 0}}, "engine.replicas: must be at least 1"),
         ({"nmae": "x"}, r"unknown recipe key 'nmae'.*Did you mean 'name'"),
         (
+            {"gateway": {"hosted_tools": "droop"}},
+            r"gateway.hosted_tools: 'droop' is none of its values. Did you mean 'drop'",
+        ),
+        (
+            {"policies": {"policy": {"constrained": "fre"}}},
+            r"policies.policy.constrained: 'fre' is none .*'free'. Valid: free, untrained",
+        ),
+        (
+            {"policies": {"policy": {"unread_messages": "x"}}},
+            r"policies.policy.unread_messages: 'x' is none of its values. Valid: accept, refuse",
+        ),
+        (
             {"data": {"train": {"source": "x", "limits": 3}}},
             r"unknown recipe key 'limits' in 'data.train'.*Did you mean 'limit'",
         ),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import uvloop
 
+from lightningrl.machine.event_loop import allow_nesting
 from lightningrl.recipe import parse_recipe
 from lightningrl.runner.alarms import alarms, refuse_alarms
 from lightningrl.runner.process import _loop_factory
@@ -24,6 +26,32 @@ def test_agents_run_on_asyncios_own_loop_unless_asked_otherwise() -> None:
     assert _loop_factory(parse_recipe(plain)) is None
     asked = parse_recipe({**plain, "runner": {"event_loop": "uvloop"}})
     assert _loop_factory(asked) is uvloop.new_event_loop
+
+
+def test_an_agent_may_run_its_loop_within_itself_beside_others() -> None:
+    """As nest_asyncio does: a run within a callback does what is due, which the run around it had counted."""
+    loop: Any = asyncio.new_event_loop()
+    allow_nesting(loop)
+    ran: list[str] = []
+
+    def agent() -> None:
+        loop._run_once()
+        ran.append("agent")
+
+    loop.call_soon(agent)
+    loop.call_soon(ran.append, "another's")
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert ran == ["another's", "agent"]
+    assert loop.run_until_complete(answer()) == 42
+    loop.close()
+
+
+def test_other_loops_are_left_alone() -> None:
+    loop = uvloop.new_event_loop()
+    allow_nesting(loop)
+    assert loop.run_until_complete(answer()) == 42
+    loop.close()
 
 
 async def test_a_synchronous_agents_thread_has_a_loop() -> None:

@@ -481,6 +481,30 @@ def plain(engine: TorchEngine) -> Iterator[EngineServer]:
     server.close()
 
 
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({}, "<user><bot>"),
+        ({"reasoning_effort": "3"}, "<user>3<bot>"),
+        ({"documents": [{"text": "7"}]}, "<user>7<bot>"),
+        (
+            {"reasoning_effort": "3", "chat_template_kwargs": {"reasoning_effort": "4"}},
+            "<user>4<bot>",
+        ),
+    ],
+)
+def test_fields_that_are_variables_reach_the_template(
+    tokenizer: PreTrainedTokenizerFast, fields: dict[str, Any], prompt: str
+) -> None:
+    reads = copy.deepcopy(tokenizer)
+    reads.chat_template = "<user>{{ reasoning_effort }}{% for one in documents or [] %}{{ one.text }}{% endfor %}<bot>"
+    renderer = PromptRenderer(reads)
+    for given, text in (({}, "<user><bot>"), (fields, prompt)):  # the second is no former one
+        body = json.dumps({"model": "m", "messages": user("a"), **given}).encode()
+        ids, _ = renderer.render(read_request(body))
+        assert ids == tokenizer(text)["input_ids"]
+
+
 @pytest.mark.parametrize("row", ENGINE_FIELDS, ids=lambda row: row.name)
 def test_the_table_says_which_fields_are_refused(plain: EngineServer, row: EngineField) -> None:
     assert is_refused(plain.url, row, "tiny") == (row.embedded is Does.REFUSED)

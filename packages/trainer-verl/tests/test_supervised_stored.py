@@ -187,6 +187,7 @@ async def test_what_was_asked_is_what_the_engine_was_asked_after_all_rewrites(
         "response_format": {"type": "json_object"},
         "chat_template_kwargs": {"depth": 1},
         "documents": [{"text": "pens"}],
+        "reasoning_effort": "low",
     }
     second = _served("2", two, SAY, earlier)
     (stored,) = await _rollouts(tmp_path, [first, second])
@@ -196,7 +197,7 @@ async def test_what_was_asked_is_what_the_engine_was_asked_after_all_rewrites(
             {"role": "system", "content": words}, ASK, {**SAY, "reasoning": "3 + 4"}, ASK,
         ],
         tools=[ADD],
-        variables={"documents": [{"text": "pens"}], "depth": 1},
+        variables={"documents": [{"text": "pens"}], "reasoning_effort": "low", "depth": 1},
         defaults={"style": "brief"},
         answer=SAY,
         ends=True,

@@ -25,6 +25,6 @@ def test_calls_that_nobody_could_place_are_said_in_whichever_iteration_they_come
     said: list[str] = []
     checkup = Checkup(RECIPE, said.append)
     for unidentified in (0, 2, 5):
-        checkup.rollouts((), unidentified=unidentified)
+        checkup.rollouts((), unidentified={"child": unidentified})
     (line,) = said
     assert line.startswith("✗ refused requests: 2 model calls came without a rollout")

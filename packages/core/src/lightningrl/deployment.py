@@ -17,6 +17,9 @@ from lightningrl.schema import RewriteRules
 SERVING = "serving.json"
 """File of an export: a `Serving`."""
 
+BEFORE_ENGINE = "lightningrl serve --policy . --engine http://127.0.0.1:8000/v1"
+"""The command, in an export's folder, that does the rewrites of training before the engine that serves it."""
+
 ENVIRONMENT = (
     "export OPENAI_BASE_URL=http://127.0.0.1:8000/v1",
     "export OPENAI_API_KEY=unused",

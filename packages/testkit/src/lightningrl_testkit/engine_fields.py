@@ -72,7 +72,7 @@ ENGINE_FIELDS: tuple[EngineField, ...] = (
     *_both(_IGNORED, "", user="u", store=True, metadata={"a": "b"}, service_tier="auto"),
     *_both(_IGNORED, "", safety_identifier="a", prompt_cache_key="a", verbosity="low", unheard_of=1),
     *_both(_IGNORED, "of the caching of prefixes", cache_salt="a"),
-    EngineField("reasoning_effort", "low", _IGNORED, _SERVED, "a hint to templates that read it"),
+    *_both(_SERVED, "a variable of the chat template", reasoning_effort="low"),
     EngineField("include_reasoning", True, _IGNORED, _SERVED, "the embedded engine parses no reasoning"),
     EngineField("skip_special_tokens", False, _SERVED, _SERVED, "the embedded engine keeps them anyway"),
     EngineField("stream", True, _REFUSED, _SERVED, "the gateway never asks for it, and makes the stream itself"),

@@ -1,6 +1,6 @@
 """A run's rollouts as trajectories in ATIF, the Agent Trajectory Interchange Format (Harbor's RFC 0001, v1.4).
 
-Invariants: one line a rollout, of its last attempt; the token ids and log-probs are the engine's. What the
+Invariants: one line a rollout that called a model, of its last attempt (the format asks for a step); the token ids and log-probs are the engine's. What the
 format has no field for stands under `extra`, and a message that several calls repeat stands once.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 
 from lightningrl.archive import whole_file
 from lightningrl.conversation.history import Recorded
@@ -34,7 +35,7 @@ _SOURCES = {"system": "system", "developer": "system", "assistant": "agent"}
 
 
 async def export_trajectories(store: Store, run: str, path: Path) -> int:
-    """Write a trajectory for each rollout that was tried; return how many.
+    """Write a trajectory for each rollout that called a model; return how many.
 
     Args:
         store: read only.
@@ -50,8 +51,9 @@ async def export_trajectories(store: Store, run: str, path: Path) -> int:
             for one in page:
                 rollouts = await store.rollouts(RolloutQuery(run=run, task_id=one.task_id))
                 for records in await read_attempts(store, rollouts):
-                    if records:
-                        file.write(msgspec.json.encode(trajectory(records[-1])) + b"\n")
+                    found = trajectory(records[-1]) if records else None
+                    if found is not None and found["steps"]:
+                        file.write(msgspec.json.encode(found) + b"\n")
                         count += 1
             cursor = page[-1].cursor
     return count
@@ -180,7 +182,12 @@ def _metrics(one: Transition) -> dict[str, Any]:
         "prompt_tokens": len(prompt) or call.prompt_tokens,
         "completion_tokens": len(tokens) or call.completion_tokens,
         **({"prompt_token_ids": prompt} if prompt else {}),
-        **({"completion_token_ids": tokens, "logprobs": one.logprobs.tolist()} if tokens else {}),
+        **({"completion_token_ids": tokens} if tokens else {}),
+        **(
+            {"logprobs": one.logprobs.tolist()}
+            if tokens and np.isfinite(one.logprobs).all()
+            else {}
+        ),
         "extra": extra,
     }
 

@@ -24,7 +24,6 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from enum import StrEnum
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
@@ -48,7 +47,7 @@ from lightningrl.capture.variables import (
 )
 from lightningrl.capture.wire import ROUTES
 from lightningrl.errors import ConfigError
-from lightningrl.schema import LogTopic, StepKind
+from lightningrl.schema import LogTopic, Origin, StepKind
 
 STEP_HEADER = "x-lightningrl-step"
 """Step id of the call: joins the gateway's record to the adapter's events."""
@@ -60,7 +59,7 @@ STATE_HEADER = "x-lightningrl-state"
 """Key of the state that the agent said it is in, percent-encoded."""
 
 OUTSIDE_HEADER = "x-lightningrl-outside"
-"""Of a call at a server that is of no rollout: where it came from, one of `Outside`."""
+"""Of a call at a server that is of no rollout: where in the runner's process it was made, an `Origin`."""
 
 _LONGEST_NAME = 256
 """Characters of an agent's name that the gateway takes."""
@@ -285,26 +284,13 @@ def _outside_request(
     return request
 
 
-class Outside(StrEnum):
-    """Where in a runner's process a call was made that is of no rollout."""
-
-    THREAD = "thread"
-    """In a thread that no rollout started."""
-    ENDED = "ended"
-    """By work of an attempt that has ended."""
-    REWARD = "reward"
-    """By the reward function."""
-    MAIN = "main"
-    """In the main thread: while a module was imported, or by a task that no rollout started."""
-
-
-def _outside() -> Outside:
+def _outside() -> Origin:
     if is_judging():
-        return Outside.REWARD
+        return Origin.REWARD
     if outlived():
-        return Outside.ENDED
+        return Origin.ENDED
     main = threading.current_thread() is threading.main_thread()
-    return Outside.MAIN if main else Outside.THREAD
+    return Origin.MAIN if main else Origin.THREAD
 
 
 def _has_placeholder(headers: Mapping[str, str]) -> bool:

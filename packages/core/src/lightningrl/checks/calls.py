@@ -20,6 +20,7 @@ from lightningrl.schema import (
     CallStatus,
     LogEvent,
     LogTopic,
+    Origin,
     StepKind,
     StepStartEvent,
 )
@@ -36,6 +37,37 @@ _TOOL_CALL_TEXT = re.compile(
 """How models write tool calls in their text: Hermes, Llama, Mistral, and bare JSON."""
 
 _CAUGHT = "an error that is caught shows nowhere else"
+
+_BIND = "a queue or thread that no rollout started needs `lightningrl.bind(function)`"
+_ENVIRONMENT = "a child process needs `subprocess.run(command, env={**os.environ, **lightningrl.environment()})`"
+_COMMAND = (
+    "a client that is neither openai's nor anthropic's needs URL and key out of `lightningrl.environment()`, or the agent"
+    " to be a `command`"
+)
+_CAME: Mapping[Origin, tuple[str, str]] = {
+    Origin.THREAD: ("from a thread that no rollout started", _BIND),
+    Origin.ENDED: (
+        "from work of a rollout that had ended",
+        "end threads and tasks with the agent, or hand work to shared ones as `lightningrl.bind(function)`",
+    ),
+    Origin.REWARD: (
+        "from the reward function",
+        "a policy never judges itself: export the judge's key (OPENAI_API_KEY, ANTHROPIC_API_KEY) before the start, or"
+        " give its client a base URL and key",
+    ),
+    Origin.MAIN: (
+        "from the main thread outside every rollout",
+        "make the call, or start the task that makes it, inside the agent, not while its module is imported",
+    ),
+    Origin.CHILD: ("from a child process", _ENVIRONMENT),
+    Origin.LIBRARY: ("by a client that is not captured", _COMMAND),
+    Origin.ELSEWHERE: (
+        "without a valid key of an attempt",
+        "a client must send the key that stands in OPENAI_API_KEY or ANTHROPIC_API_KEY while its rollout runs",
+    ),
+}
+"""Origin of a call without a rollout -> in words, and what to do."""
+_WHICHEVER = f"the error that the agent got says which it is: {_BIND}; {_ENVIRONMENT}; {_COMMAND}"
 
 
 def untrainable_calls(found: Evidence) -> Iterator[Finding]:
@@ -193,15 +225,15 @@ def _outside(records: Iterable[AttemptRecord]) -> list[str]:
 
 def refused_requests(found: Evidence) -> Iterator[Finding]:
     """Requests that got an error for an answer, while the agent went on."""
-    if found.unidentified:
+    if unidentified := sum(found.unidentified.values()):
+        origins = [one for one in Origin if found.unidentified.get(one)]
+        listing = ", ".join(f"{found.unidentified[one]} {_CAME[one][0]}" for one in origins)
         yield Finding(
             "refused requests",
             Level.PROBLEM,
-            f"{counted(found.unidentified, 'model call')} came without a rollout and got status 401: nobody"
-            f" could say whose they are; {_CAUGHT}",
-            "the error that the agent got says which it is: a queue or thread that no rollout started needs"
-            " `lightningrl.bind(function)`; a child process needs `lightningrl.environment()`; a client that is neither"
-            " openai's nor anthropic's needs the agent to be a `command`",
+            f"{counted(unidentified, 'model call')} came without a rollout and got status 401:"
+            f" {listing or 'nobody could say whose they are'}; {_CAUGHT}",
+            "; ".join(_CAME[one][1] for one in origins) or _WHICHEVER,
         )
     refused: Counter[str] = Counter()
     for record in _well(found):
@@ -213,7 +245,7 @@ def refused_requests(found: Evidence) -> Iterator[Finding]:
             Level.WARNING,
             f"{counted(sum(refused.values()), 'request')} of rollouts that succeeded got an error for an"
             f" answer: {listing}; {_CAUGHT}",
-            "mend what the errors name; lightningrl show RUN has them in their place",
+            "mend what the errors name; the rollouts' trees (lightningrl show RUN) have them in their place",
         )
 
 

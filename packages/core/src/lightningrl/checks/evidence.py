@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -96,8 +96,9 @@ class Evidence:
     """The attempts of each, oldest first; in the order in which the rollouts are to be named."""
     recipe: Recipe | None = None
     """`None`: only a server is known, and servers don't hold recipes."""
-    unidentified: int = 0
-    """Requests at the gateway that were refused since nothing said which attempt they are of."""
+    unidentified: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Origin -> requests at the gateway that were refused since nothing said which attempt they are of; under an empty
+    text those of which only the number is known."""
     operations: Operations | None = None
     """`None`: nobody asked for it; checks of a run under way pass."""
     code: bool = False

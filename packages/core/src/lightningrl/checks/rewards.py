@@ -23,6 +23,9 @@ from lightningrl.traces import AttemptRecord
 _MOST_FAIL = 0.5
 """Share of failed rollouts from which on failing is the problem, and not one of the tasks."""
 
+_LONGEST = 300
+"""Characters of a failure's last line that are told."""
+
 
 def missing_reward(found: Evidence) -> Iterator[Finding]:
     """Rollouts whose agent did its work have no reward, so they are never taken."""
@@ -65,14 +68,17 @@ def _failing(found: Evidence, share: float) -> Iterator[Finding]:
         return
     last = failed[0]
     why = last.attempt.failure
-    message = why.message.strip().splitlines()[0] if why is not None and why.message else "unknown"
+    message = _headline(why.message) if why is not None and why.message.strip() else "unknown"
     blame = why.kind if why is not None else FailureKind.LOST
     algorithm = found.recipe.algorithm if found.recipe is not None else None
     reward = algorithm.failure_reward if algorithm is not None else None
     theirs = sum(_is_agents(record.attempt.failure) for record in failed)
     counts = f"{len(failed)} of the last {counted(len(ended), 'rollout')} failed, the last being"
     evidence = f"{counts} {last.rollout.id!r} ({blame.value}): {message}"
-    remedy = f"lightningrl show RUN --rollout {last.rollout.id} shows what it did and the traceback"
+    remedy = (
+        f"lightningrl show RUN --rollout {last.rollout.id} (or the tree that `try` prints) shows what it did and the"
+        " traceback"
+    )
     level = Level.PROBLEM
     if reward is not None and theirs:
         evidence += f". Reward {reward:g} stands for {theirs} of them (algorithm.failure_reward)"
@@ -83,6 +89,17 @@ def _failing(found: Evidence, share: float) -> Iterator[Finding]:
             " a turn limit that it ran into, 'algorithm.failure_reward' makes it one to learn from"
         )
     yield Finding("rollouts fail", level, evidence, remedy)
+
+
+def _headline(message: str) -> str:
+    """A failure on one line: what it begins with, and its last line of words.
+
+    Of a command the cause stands in the last line that it wrote, of an exception with several lines often as well.
+    Frames are indented; Node ends with its version.
+    """
+    first, *rest = message.strip().splitlines()
+    said = [line for line in rest if line[:1].isalnum() and not line.startswith("Node.js v")]
+    return f"{first} {said[-1][:_LONGEST]}" if said else first
 
 
 def _is_agents(failure: Failure | None) -> bool:

@@ -119,14 +119,16 @@ async def gather_evidence(
     )
 
 
-def _unidentified_in_newest(folder: Path | None) -> int:
-    """What the newest iteration's line in the metrics says of it; 0 where there is none."""
+def _unidentified_in_newest(folder: Path | None) -> dict[str, int]:
+    """What the newest iteration's line in the metrics says of it; it has the number alone."""
     metrics = None if folder is None else folder / "metrics.jsonl"
     lines = read_metrics(metrics) if metrics is not None and metrics.is_file() else []
-    return int(lines[-1].get("train/unidentified_calls") or 0) if lines else 0
+    return {"": int(lines[-1].get("train/unidentified_calls") or 0)} if lines else {}
 
 
-async def _told_by_gateway(server: str, key: str | None, run: str) -> tuple[list[Engine], int]:
+async def _told_by_gateway(
+    server: str, key: str | None, run: str
+) -> tuple[list[Engine], dict[str, int]]:
     """The run's engines, and how many calls of any run were refused since nothing said whose they are."""
     async with GatewayClient(server, key) as gateway:
         policies = await gateway.status()
@@ -141,7 +143,7 @@ async def _told_by_gateway(server: str, key: str | None, run: str) -> tuple[list
         if policy.run == run
         for endpoint in policy.endpoints
     ]
-    return engines, refused.unidentified
+    return engines, refused.by_origin
 
 
 async def _asked_engines(policies: Sequence[Policy]) -> list[Engine]:

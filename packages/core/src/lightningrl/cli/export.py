@@ -112,6 +112,7 @@ def _lacking(target: Path) -> list[str]:
     return [
         f"While it was trained its requests were rewritten ({SERVING}), which an engine alone does not do:",
         *(f"  {one}" for one in said),
+        f"With them, before any engine: lightningrl serve --policy {target} --engine http://127.0.0.1:8000/v1",
     ]
 
 
@@ -129,7 +130,8 @@ async def _export_records(
         if to is not None:
             write = export_trajectories if form == "atif" else export_run
             count = await write(found.store, found.name, to)
-            done.append(f"exported {count} rollouts to {to}")
+            which = "rollouts that called a model" if form == "atif" else "rollouts"
+            done.append(f"exported {count} {which} to {to}")
         if tasks is not None:
             count = await export_tasks(found.store, found.name, tasks, with_rollouts=with_rollouts)
             done.append(f"exported {count} tasks to {tasks}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightningrl.deployment import (
+    BEFORE_ENGINE,
     COMPACT_NOTE,
     ENVIRONMENT,
     SERVING,
@@ -165,7 +166,7 @@ def _serving(alias: str, policy: PolicyRecipe, rewritten: Sequence[str]) -> str:
         lines = "\n".join(f"- {one}" for one in rewritten)
         note += (
             f"\n\nWhile it was trained, requests were rewritten by the rules in `{SERVING}`, which an engine"
-            f" alone does not do:\n\n{lines}"
+            f" alone does not do:\n\n{lines}\n\n`{BEFORE_ENGINE}` does them before any engine."
         )
     environment = "\n".join(ENVIRONMENT)
     return (

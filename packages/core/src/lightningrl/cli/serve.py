@@ -6,20 +6,23 @@ import contextlib
 from collections.abc import Callable, Generator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from lightningrl import settings
 from lightningrl.cli.retention import MODES, retention
+from lightningrl.deployment import SERVING, read_serving
 from lightningrl.errors import ConfigError
 from lightningrl.gateway.call_log import CallLog
 from lightningrl.gateway.limits import limits_of_environment
 from lightningrl.gateway.observe import Observer
 from lightningrl.keys import AccessKeys, ViewerKey
 from lightningrl.machine.logs import LogFormat, configure_logs
+from lightningrl.schema import Endpoint
 from lightningrl.server import ServerOptions
 from lightningrl.server import serve as serve_store
+from lightningrl.server.direct import serve_direct
 from lightningrl.store.databases import shown
 from lightningrl.store.urls import Kind, kind_of, path_of
 
@@ -37,6 +40,12 @@ ENGINES = "lightningrl.engines"
 @click.option(
     "--chat-template", metavar="NAME", help="Of MODEL, instead of its own: hermes, or a Jinja file."
 )
+@click.option(
+    "--engine",
+    metavar="URL",
+    help="Of MODEL, instead of the embedded one: an OpenAI-compatible server that serves it, up to /v1 included. MODEL is then an export's folder. Its API key is read from LIGHTNINGRL_POLICY_KEY.",
+)
+@click.option("--engine-key", envvar="LIGHTNINGRL_POLICY_KEY", hidden=True, help="Its API key.")
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -110,6 +119,8 @@ def serve(
     store: str | None,
     policy: str | None,
     chat_template: str | None,
+    engine: str | None,
+    engine_key: str | None,
     host: str,
     port: int,
     synchronous: Literal["NORMAL", "FULL"],
@@ -129,13 +140,13 @@ def serve(
     configure_logs(log_level, log_format)
     if policy is not None:
         _refuse_store_options()
+        serve_model = _policy_server() if engine is None else _before(engine, engine_key)
         ready = _ready(policy, url_file)
-        serve_model = _policy_server()
         serve_model(policy, chat_template, host=host, port=port, ready=ready, parent_fd=parent_fd)
         return
-    if store is None or chat_template is not None:
+    if store is None or chat_template is not None or engine is not None:
         raise ConfigError(
-            "give a STORE to serve, or a model by --policy; --chat-template is of the latter"
+            "give a STORE to serve, or a model by --policy; --chat-template and --engine are of the latter"
         )
     rule = retention(delete_older_than, delete_down_to, delete_modes, "--delete-")
     if kind_of(store) is Kind.SQLITE:
@@ -145,11 +156,7 @@ def serve(
             store,
             host=host,
             port=port,
-            keys=AccessKeys(
-                settings.admin_keys(),
-                settings.runner_keys(),
-                tuple(map(ViewerKey.read, settings.viewer_keys())),
-            ),
+            keys=_keys(),
             options=ServerOptions(
                 store_body_bytes=settings.store_body_bytes(),
                 gateway=limits_of_environment(),
@@ -160,6 +167,12 @@ def serve(
             ready=_ready(shown(store), url_file),
             parent_fd=parent_fd,
         )
+
+
+def _keys() -> AccessKeys:
+    """Those of the environment."""
+    viewers = tuple(map(ViewerKey.read, settings.viewer_keys()))
+    return AccessKeys(settings.admin_keys(), settings.runner_keys(), viewers)
 
 
 def _ready(name: str, url_file: Path | None) -> Callable[[str], None]:
@@ -192,9 +205,32 @@ def _observers(otel: bool) -> Generator[list[Observer]]:
         yield observers
 
 
+def _before(engine: str, key: str | None) -> Callable[..., None]:
+    """What serves an export by a server that has it, with the rewrites of its training before that."""
+
+    def serve_model(export: str, chat_template: str | None, **how: Any) -> None:
+        folder = Path(export)
+        if chat_template is not None:
+            raise ConfigError(
+                "--chat-template: the engine renders the prompts, so give it to the engine"
+            )
+        serving = read_serving(folder / SERVING) if folder.is_dir() else None
+        if serving is None:
+            raise ConfigError(
+                f"--engine needs an export, and {export!r} has no {SERVING}: `lightningrl export RUN` makes one"
+            )
+        endpoint = Endpoint(engine.rstrip("/"), key)
+        limits = limits_of_environment()
+        serve_direct(endpoint, serving.model, rules=serving.rules, limits=limits, **how)
+
+    return serve_model
+
+
 _OF_POLICIES = {
     "policy",
     "chat_template",
+    "engine",
+    "engine_key",
     "host",
     "port",
     "url_file",

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ class Trial:
     """In the order of the tasks."""
     records: tuple[tuple[AttemptRecord, ...], ...]
     """The attempts of each."""
-    unidentified: int
-    """Model calls that were refused since nothing showed them to be of any attempt."""
+    unidentified: Mapping[str, int]
+    """Origin -> model calls that were refused since nothing showed them to be of any attempt."""
 
 
 def trial_policies(recipe: Recipe, endpoint: Endpoint, model: str | None) -> list[Policy]:
@@ -108,6 +109,7 @@ async def run_trial(
     store_path: Path,
     overrides: Sequence[str] = (),
     repeat: bool = False,
+    prints_to: int | None = None,
 ) -> Trial:
     """Run the agent once on each task.
 
@@ -120,6 +122,7 @@ async def run_trial(
         overrides: `key=value` texts for the recipe.
         repeat: run the first task once more when the others have ended and one succeeded: state that outlives a
             rollout, and a cache that answers a second one, show in that alone.
+        prints_to: file descriptor of what the agent prints. `None`: this process's own.
 
     Raises:
         ConfigError: the agent can't be loaded; its worker has said why on stderr.
@@ -135,7 +138,8 @@ async def run_trial(
         gateway = Gateway(store, clock=SystemClock(), require_keys=False)
         async with _serving(store, gateway) as url:
             batches = [first, again] if repeat else [first]
-            await _work(store, loaded, url, mode, batches, overrides)
+            start = partial(_start_worker, loaded, url, overrides, prints_to)
+            await _work(store, loaded.recipe.name, mode, batches, start)
         query = RolloutQuery(ids=tuple(one.id for one in [*first, *again]))
         by_id = {rollout.id: rollout for rollout in await store.rollouts(query)}
         rollouts = tuple(by_id[one.id] for one in [*first, *again] if one.id in by_id)
@@ -194,11 +198,10 @@ async def _serving(store: SqliteStore, gateway: Gateway) -> AsyncGenerator[str]:
 
 async def _work(
     store: SqliteStore,
-    loaded: LoadedRecipe,
-    url: str,
+    run: str,
     mode: Mode,
     batches: Sequence[Sequence[NewRollout]],
-    overrides: Sequence[str],
+    start: Callable[[], Awaitable[asyncio.subprocess.Process]],
 ) -> None:
     """Run worker processes until the rollouts have ended, one batch after the other, in one of them if it lives.
 
@@ -208,9 +211,9 @@ async def _work(
     await store.enqueue(left.popleft())
     done = False
     while not done:
-        worker = await _start_worker(loaded, url, overrides)
+        worker = await start()
         try:
-            done = await _all_end(store, loaded.recipe.name, mode, left, worker)
+            done = await _all_end(store, run, mode, left, worker)
         finally:
             if worker.returncode is None:
                 worker.kill()  # nothing runs any more, so there is nothing that it could lose
@@ -253,12 +256,13 @@ def _raise_early_end(status: int) -> None:
 
 
 async def _start_worker(
-    loaded: LoadedRecipe, url: str, overrides: Sequence[str]
+    loaded: LoadedRecipe, url: str, overrides: Sequence[str], prints_to: int | None
 ) -> asyncio.subprocess.Process:
     python = loaded.recipe.runner.python
     return await asyncio.create_subprocess_exec(
         *worker_command(loaded.path, url, python=python, overrides=overrides),
         stdin=asyncio.subprocess.PIPE,
+        stdout=prints_to,
         env=worker_environment(None),
         start_new_session=True,
     )

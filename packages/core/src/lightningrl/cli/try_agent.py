@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -22,7 +24,7 @@ from lightningrl.cli.trial import Trial, run_trial, trial_policies
 from lightningrl.cli.wiring import Wiring, count_wiring
 from lightningrl.errors import ConfigError
 from lightningrl.experience.train_when import load_train_when
-from lightningrl.recipe import LoadedRecipe, load_recipe
+from lightningrl.recipe import LoadedRecipe, Recipe, load_recipe
 from lightningrl.schema import Endpoint, Mode
 from lightningrl.tasks import load_tasks
 
@@ -65,31 +67,28 @@ def try_agent(
     the checks that `train` and `doctor` have as well. Exits with 0 only if there is no problem; warnings alone exit
     with 0. An endpoint's API key is read from LIGHTNINGRL_POLICY_KEY.
     """
-    loaded = load_recipe(recipe, overrides)
-    load_train_when(loaded.recipe.policies, loaded.folder)
-    chosen = _tasks(loaded, split, tasks)
-    policies = trial_policies(loaded.recipe, Endpoint(url.rstrip("/"), policy_key), model)
-    with tempfile.TemporaryDirectory(prefix="lightningrl-try-") as folder:
-        trial = asyncio.run(
-            run_trial(
-                loaded,
-                chosen,
-                policies,
-                mode=Mode(split),
-                store_path=Path(folder) / "store.db",
-                overrides=overrides,
-                repeat=repeat,
+    # What the user's code prints is no part of the object.
+    quiet = contextlib.redirect_stdout(sys.stderr) if as_object else contextlib.nullcontext()
+    with quiet:
+        loaded = load_recipe(recipe, overrides)
+        load_train_when(loaded.recipe.policies, loaded.folder)
+        chosen = _tasks(loaded, split, tasks)
+        policies = trial_policies(loaded.recipe, Endpoint(url.rstrip("/"), policy_key), model)
+        with tempfile.TemporaryDirectory(prefix="lightningrl-try-") as folder:
+            trial = asyncio.run(
+                run_trial(
+                    loaded,
+                    chosen,
+                    policies,
+                    mode=Mode(split),
+                    store_path=Path(folder) / "store.db",
+                    overrides=overrides,
+                    repeat=repeat,
+                    prints_to=_STDERR if as_object else None,
+                )
             )
-        )
-    wiring = count_wiring(trial.records, loaded.recipe.policies)
-    evidence = Evidence(
-        loaded.recipe.name,
-        trial.records,
-        loaded.recipe,
-        unidentified=trial.unidentified,
-        code=True,
-    )
-    findings = examine(evidence, Place.TRY)
+        wiring = count_wiring(trial.records, loaded.recipe.policies)
+        findings = _findings(loaded.recipe, trial)
     if as_object:
         click.echo(json.dumps(_summary(wiring, findings)))
     else:
@@ -98,6 +97,16 @@ def try_agent(
         terminal.print(report(wiring, findings))
     if any_problem(findings):
         raise SystemExit(1)
+
+
+_STDERR = 2
+
+
+def _findings(recipe: Recipe, trial: Trial) -> list[Finding]:
+    evidence = Evidence(
+        recipe.name, trial.records, recipe, unidentified=trial.unidentified, code=True
+    )
+    return examine(evidence, Place.TRY)
 
 
 def _tasks(loaded: LoadedRecipe, split: str, count: int) -> list[tuple[str, dict[str, object]]]:

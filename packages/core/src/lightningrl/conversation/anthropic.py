@@ -145,7 +145,7 @@ def _assistant(blocks: list[Object], where: str) -> Message:
             case "tool_use":
                 calls.append(_call(block, at))
             case _:
-                parts.append(_part(block, at))
+                parts += _parts(block, at)
     message: Message = {"role": "assistant", "content": _joined(parts, bool(calls))}
     if thoughts:
         message["reasoning"] = "".join(thoughts)
@@ -170,7 +170,7 @@ def _user(role: str, blocks: list[Object], where: str) -> list[Message]:
     for place, block in enumerate(blocks):
         at = f"{where}.{place}"
         if block.get("type") != "tool_result":
-            parts.append(_part(block, at))
+            parts += _parts(block, at)
             continue
         call_id = text_field(block, "tool_use_id", at)
         content = _content(block.get("content") or "", f"{at}.content")
@@ -193,7 +193,9 @@ def _content(given: Any, where: str) -> Any:
     if isinstance(given, str):
         return given
     blocks = objects(given, where)
-    return _joined([_part(block, f"{where}.{place}") for place, block in enumerate(blocks)])
+    return _joined(
+        [part for place, block in enumerate(blocks) for part in _parts(block, f"{where}.{place}")]
+    )
 
 
 def _joined(parts: list[Block], calls: bool = False) -> Any:
@@ -205,21 +207,25 @@ def _joined(parts: list[Block], calls: bool = False) -> Any:
     return parts
 
 
-def _part(block: Object, where: str) -> Block:
+def _parts(block: Object, where: str) -> list[Block]:
+    """The parts of a chat message that a block is."""
     match block.get("type"):
         case "text":
-            return {"type": "text", "text": text_field(block, "text", where)}
+            return [_text(text_field(block, "text", where))]
         case "image":
-            return {"type": "image_url", "image_url": {"url": _source(block, where)}}
+            return [{"type": "image_url", "image_url": {"url": _source(block, where)}}]
         case "document":
             return _document(block, where)
         case "search_result":
-            return _found(block, where)
+            return [_found(block, where)]
         case "tool_reference":
-            name = text_field(block, "tool_name", where)
-            return {"type": "text", "text": f"The tool {name} is there now."}
+            return [_text(f"The tool {text_field(block, 'tool_name', where)} is there now.")]
         case other:
             raise unknown_value(other, BLOCKS, f"{where}.type")
+
+
+def _text(text: str) -> Block:
+    return {"type": "text", "text": text}
 
 
 def _found(block: Object, where: str) -> Block:
@@ -227,17 +233,36 @@ def _found(block: Object, where: str) -> Block:
     lines = [text_field(block, name, where) for name in ("title", "source")]
     for place, part in enumerate(objects(block.get("content"), f"{where}.content")):
         lines.append(text_field(part, "text", f"{where}.content.{place}"))
-    return {"type": "text", "text": "\n".join(lines)}
+    return _text("\n".join(lines))
 
 
-def _document(block: Object, where: str) -> Block:
-    source = block.get("source")
-    if isinstance(source, dict) and cast("Object", source).get("type") == "text":
-        return {
-            "type": "text",
-            "text": text_field(cast("Object", source), "data", f"{where}.source"),
-        }
-    return {"type": "file", "file": {"file_data": _source(block, where)}}
+def _document(block: Object, where: str) -> list[Block]:
+    """Its title and what is said of it, then what it holds; one text where all of it is text."""
+    given = [name for name in ("title", "context") if block.get(name) not in (None, "")]
+    parts = [_text(text_field(block, name, where)) for name in given] + _held(block, where)
+    if all(part["type"] == "text" for part in parts):
+        return [_text("\n".join(part["text"] for part in parts))]
+    return parts
+
+
+def _held(block: Object, where: str) -> list[Block]:
+    """What a document's source holds."""
+    given, at = block.get("source"), f"{where}.source"
+    source = cast("Object", given) if isinstance(given, dict) else {}
+    match source.get("type"):
+        case "text":
+            return [_text(text_field(source, "data", at))]
+        case "content" if isinstance(source.get("content"), str):
+            return [_text(source["content"])]
+        case "content":
+            blocks = objects(source.get("content"), f"{at}.content")
+            return [
+                part
+                for place, one in enumerate(blocks)
+                for part in _parts(one, f"{at}.content.{place}")
+            ]
+        case _:
+            return [{"type": "file", "file": {"file_data": _source(block, where)}}]
 
 
 def _source(block: Object, where: str) -> str:
@@ -258,7 +283,7 @@ def _source(block: Object, where: str) -> str:
                 f"'{at}': files can't be uploaded here; send the data itself.", param=at
             )
         case other:
-            raise unknown_value(other, ("base64", "url", "text"), f"{at}.type")
+            raise unknown_value(other, ("base64", "url", "text", "content"), f"{at}.type")
 
 
 # -- a request as a chat request ---------------------------------------------------------------

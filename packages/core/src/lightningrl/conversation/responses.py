@@ -283,21 +283,27 @@ def _part(part: Object, where: str) -> Message:
         case "input_image":
             return {"type": "image_url", "image_url": _image(part, where)}
         case "input_file":
-            names = ("file_data", "filename", "file_id")
-            return {"type": "file", "file": {one: part[one] for one in names if part.get(one)}}
+            return {"type": "file", "file": _file(part, where)}
         case "input_audio":
             return {"type": "input_audio", "input_audio": part.get("input_audio")}
         case other:
             raise unknown_value(other, _PART_TYPES, f"{where}.type")
 
 
+def _file(part: Object, where: str) -> Message:
+    if part.get("file_url") is not None:
+        raise _elsewhere(f"{where}.file_url", "files are not fetched here; send it as 'file_data'")
+    return {one: part[one] for one in ("file_data", "filename", "file_id") if part.get(one)}
+
+
+def _elsewhere(param: str, what: str) -> Malformed:
+    return Malformed(f"'{param}': {what}.", param=param, code="unsupported_parameter")
+
+
 def _image(part: Object, where: str) -> Message:
     if part.get("file_id") is not None:
-        raise Malformed(
-            f"'{where}.file_id': files can't be uploaded here; send the image as 'image_url'.",
-            param=f"{where}.file_id",
-            code="unsupported_parameter",
-        )
+        what = "files can't be uploaded here; send the image as 'image_url'"
+        raise _elsewhere(f"{where}.file_id", what)
     detail = part.get("detail")
     image = {"url": text_field(part, "image_url", where)}
     return image if detail is None else {**image, "detail": detail}
@@ -383,7 +389,7 @@ def conversation(request: Mapping[str, Any], earlier: Responses) -> list[Message
         Malformed: the request refers to what is not there, or an item is malformed.
     """
     instructions = request.get("instructions")
-    messages = [] if instructions is None else [{"role": "system", "content": instructions}]
+    messages = [{"role": "system", "content": instructions}] if instructions else []
     return without_empty_end(messages + chat_messages(_items(request, earlier)))
 
 

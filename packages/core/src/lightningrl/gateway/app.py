@@ -127,9 +127,9 @@ class Gateway:
         self._idle.set()
 
     @property
-    def unidentified(self) -> int:
-        """Model calls since the start that nothing showed to be of any attempt: they were refused."""
-        return self._refusals.unidentified
+    def unidentified(self) -> dict[str, int]:
+        """Origin -> model calls since the start that nothing showed to be of any attempt: they were refused."""
+        return dict(self._refusals.unidentified)
 
     async def start(self) -> None:
         """Read the secret and the policies from the store."""
@@ -214,7 +214,7 @@ class Gateway:
         if method == "GET" and route.rest.partition("/")[0] == models.ROUTE:
             return await self._models(route, headers)
         if method == "GET" and b"upgrade" in headers and route.rest in SPOKEN:
-            raise _no_websockets()
+            raise no_websockets()
         raise await self._unserved(method, path, route, headers)
 
     async def _reward(self, route: AgentRoute, headers: Headers, receive: Receive) -> Answer:
@@ -304,7 +304,8 @@ def refusal_of(error: LightningError) -> Refusal:
     return Refusal(status, error.code, str(error), retry_after=2 if status == 503 else None)
 
 
-def _no_websockets() -> Refusal:
+def no_websockets() -> Refusal:
+    """The refusal by which clients that try a WebSocket first use HTTP at once."""
     return Refusal(
         426,
         "websockets_unsupported",
@@ -317,7 +318,8 @@ def _unserved(method: str, path: str) -> Refusal:
     return Refusal(
         404,
         "no_such_route",
-        f"the gateway does not serve {method} {shown_path(path)}. It serves {'; '.join(SERVED_ROUTES)}. What the"
-        " run's policies don't answer (embeddings, judges) needs a client with a base URL and key of"
-        " its own.",
+        f"the gateway does not serve {method} {shown_path(path)}. What the run's policies don't answer (embeddings,"
+        " judges) goes where the user's own variables say if a key was among them (OPENAI_API_KEY) when the runner was"
+        " started; a command finds them as LIGHTNINGRL_USER_OPENAI_API_KEY and so on. Else it needs a client with a base"
+        f" URL and key of its own. The gateway serves {'; '.join(SERVED_ROUTES)}.",
     )

@@ -46,6 +46,10 @@ class Answer(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+CONTEXT_EXCEEDED = "context_length_exceeded"
+"""Code of the refusal of a prompt that the model's context has no room for."""
+
+
 class Refusal(Exception):
     """A request that is answered by an error."""
 

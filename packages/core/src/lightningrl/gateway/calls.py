@@ -28,7 +28,7 @@ from lightningrl.gateway.asgi import (
     Refusal,
 )
 from lightningrl.gateway.dialects.base import AgentRequest, Spoken, Written
-from lightningrl.gateway.dialects.engine_reply import EngineReply
+from lightningrl.gateway.dialects.engine_reply import EngineReply, with_call_ids
 from lightningrl.gateway.dialects.reading import refusal_of, without_halves
 from lightningrl.gateway.identity import AttemptContext, ended
 from lightningrl.gateway.interrupt import UntilHangup
@@ -330,7 +330,7 @@ def _read(call: Call, status: int, answer: bytes) -> EngineReply:
     if status != 200:
         raise refusal_of_engine(status, answer, endpoint)
     try:
-        reply = call.engine.parse(answer)
+        reply = with_call_ids(call.engine.parse(answer), call.event_id)
     except (msgspec.DecodeError, RecursionError) as error:
         raise _unreadable(endpoint, error) from error
     if not reply.choices or any(bytes(one.message)[:1] != b"{" for one in reply.choices):

@@ -86,6 +86,13 @@ class Refused(msgspec.Struct, frozen=True):
 
     unidentified: int
     """Model calls that nothing showed to be of any attempt, of whichever run."""
+    origins: dict[str, int] = {}
+    """Where they came from, see `Origin` -> how many. Empty: an earlier server does not say."""
+
+    @property
+    def by_origin(self) -> dict[str, int]:
+        """The same; under an empty text those of which only the number is known."""
+        return self.origins or {"": self.unidentified}
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):

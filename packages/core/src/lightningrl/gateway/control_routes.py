@@ -53,7 +53,8 @@ class ControlRoutes:
             case "GET", ["status"]:
                 return _ok([self._status(served) for served in self._policies])
             case "GET", ["refused"]:
-                return _ok(Refused(self._refusals.unidentified))
+                origins = dict(self._refusals.unidentified)
+                return _ok(Refused(sum(origins.values()), origins))
             case "GET", ["policies", run, name]:
                 return _ok(self._status(self._policies.get(run, name)))
             case "POST", ["policies", run, name]:

@@ -6,22 +6,24 @@ nothing is sampled, and nothing recorded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from lightningrl.conversation.history import Asker
 from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.rewriting.fields import Fields
 from lightningrl.gateway.asgi import Answer, Refusal, to_json
 from lightningrl.gateway.dialects.anthropic import ANTHROPIC
-from lightningrl.gateway.dialects.base import Spoken
+from lightningrl.gateway.dialects.base import AgentRequest, Recall, Spoken
 from lightningrl.gateway.dialects.reading import decoded_fields, refusal_of, without_halves
 from lightningrl.gateway.dialects.responses import RESPONSES
 from lightningrl.gateway.identity import AttemptContext
-from lightningrl.gateway.policies import Policies, Served
+from lightningrl.gateway.policies import Policies
 from lightningrl.gateway.recollection import Recollection
 from lightningrl.gateway.upstream import Sending, Upstream, rank, refusal_of_engine
+from lightningrl.schema import Endpoint
 
 COUNTED: Mapping[str, Spoken] = {
     "messages/count_tokens": ANTHROPIC,
@@ -63,10 +65,8 @@ class Counting:
         Raises:
             Refusal: the request is wrong, or its engine can't count.
         """
-        spoken, body = COUNTED[route], without_halves(body)
-        whole = {"max_tokens": 1, **decoded_fields(body)} if spoken is ANTHROPIC else None
-        asked = body if whole is None else to_json(whole)
-        request = await spoken.read(asked, lambda: self._recollection.of(context.id))
+        spoken = COUNTED[route]
+        request = await read_counted(spoken, body, lambda: self._recollection.of(context.id))
         served = await self._policies.resolve(context.rollout.run, request.model, agent, within)
         fields, held, thoughts = request.engine.fields, None, None
         if served.rewriter.remembers(fields):
@@ -77,32 +77,58 @@ class Counting:
             sent = served.rewriter.rewrite(fields, spoken.dialect, held, thoughts).fields
         except Malformed as error:
             raise refusal_of(error) from error
-        prompt = {name: sent[name] for name in _PROMPT if name in sent}
-        count = await self._count(served, context, {"model": served.policy.name, **prompt})
-        told: dict[str, Any] = {"input_tokens": count}
-        if spoken is RESPONSES:
-            told["object"] = "response.input_tokens"
-        return Answer(200, to_json(told))
+        ranked = rank(served.policy.endpoints, context.rollout.id)
+        return await counted(self._upstream, ranked, served.policy.name, spoken, sent)
 
-    async def _count(self, served: Served, context: AttemptContext, prompt: dict[str, Any]) -> int:
-        sending = Sending()
-        status, answer = await self._upstream.post(
-            rank(served.policy.endpoints, context.rollout.id),
-            _TOKENIZE,
-            to_json(prompt),
-            {"content-type": "application/json"},
-            sending,
-            beside=True,
-        )
-        if status == 400:
-            raise refusal_of_engine(status, answer, sending.endpoint)
-        try:
-            if status == 200:
-                return _COUNT.decode(answer).count
-        except msgspec.DecodeError:
-            pass  # said below: it is no engine that counts
+
+async def read_counted(spoken: Spoken, body: bytes, recall: Recall) -> AgentRequest:
+    """A request whose tokens are to be counted.
+
+    Raises:
+        Refusal: it is wrong.
+    """
+    body = without_halves(body)
+    if spoken is ANTHROPIC:  # which demands a limit of calls alone
+        body = to_json({"max_tokens": 1, **decoded_fields(body)})
+    return await spoken.read(body, recall)
+
+
+async def counted(
+    upstream: Upstream, ranked: Sequence[Endpoint], model: str, spoken: Spoken, sent: Fields
+) -> Answer:
+    """The count of a rewritten request by the first of these engines that answers, as the dialect's clients expect it.
+
+    Raises:
+        Refusal: the engine refuses the request, or can't count.
+    """
+    prompt: dict[str, Any] = {name: sent[name] for name in _PROMPT if name in sent}
+    sending = Sending()
+    status, answer = await upstream.post(
+        ranked,
+        _TOKENIZE,
+        to_json({"model": model, **prompt}),
+        {"content-type": "application/json"},
+        sending,
+        beside=True,
+    )
+    if status == 400:
+        raise refusal_of_engine(status, answer, sending.endpoint)
+    count = _count_in(answer) if status == 200 else None
+    if count is None:
         raise Refusal(
             501,
             "tokens_not_counted",
             f"engine {sending.endpoint!r} can't count tokens: it answered {status} to POST {_TOKENIZE}",
         )
+    told: dict[str, Any] = {"input_tokens": count}
+    if spoken is RESPONSES:
+        told["object"] = "response.input_tokens"
+    return Answer(200, to_json(told))
+
+
+def _count_in(answer: bytes) -> int | None:
+    """`None`: it is no engine's that counts."""
+    try:
+        return _COUNT.decode(answer).count
+    except msgspec.DecodeError:
+        return None

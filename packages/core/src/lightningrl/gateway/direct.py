@@ -15,9 +15,9 @@ import msgspec
 
 from lightningrl.conversation.history import Recorded
 from lightningrl.conversation.malformed import Malformed
-from lightningrl.conversation.rewriting import HOSTED_TOOLS, Rewriter
+from lightningrl.conversation.rewriting import HOSTED_TOOLS, Rewriter, Rewritten
 from lightningrl.errors import LightningError
-from lightningrl.gateway.app import error_format, raw_path, refusal_of
+from lightningrl.gateway.app import error_format, no_websockets, raw_path, refusal_of
 from lightningrl.gateway.asgi import (
     EVENT_STREAM,
     JSON,
@@ -31,15 +31,18 @@ from lightningrl.gateway.asgi import (
     read_body,
     to_json,
 )
+from lightningrl.gateway.counting import COUNTED, counted, read_counted
 from lightningrl.gateway.dialects import SPOKEN, models
-from lightningrl.gateway.dialects.base import Spoken
+from lightningrl.gateway.dialects.base import AgentRequest, Spoken
+from lightningrl.gateway.dialects.engine_reply import with_call_ids
+from lightningrl.gateway.dialects.engine_request import EngineRequest
 from lightningrl.gateway.dialects.reading import refusal_of as refusal_of_malformed
 from lightningrl.gateway.dialects.reading import without_halves
 from lightningrl.gateway.identity import agent_route
 from lightningrl.gateway.interrupt import UntilHangup
 from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.gateway.speaking import Speaker
-from lightningrl.gateway.unknown_fields import MOST_TOLD
+from lightningrl.gateway.unknown_fields import MOST_TOLD, a_request
 from lightningrl.gateway.upstream import Sending, Upstream, refusal_of_engine
 from lightningrl.machine.clock import Clock
 from lightningrl.schema import Endpoint, Policy, RewriteRules, StepId, new_id
@@ -131,12 +134,16 @@ class DirectGateway:
             return Answer(200, b'{"ok":true}')
         if method == "POST" and rest in SPOKEN:
             return await self._call(SPOKEN[rest], headers, receive, speaker)
+        if method == "POST" and rest in COUNTED:
+            return await self._count(COUNTED[rest], headers, receive)
         if method == "GET" and rest.partition("/")[0] == models.ROUTE:
             anthropic = models.is_anthropic(headers)
             listed = {self._model.name: self._model}
             told = models.models(rest, listed, lambda _: self._model, anthropic=anthropic)
             return Answer(200, to_json(told))
-        served = ", ".join(f"POST /v1/{one}" for one in SPOKEN)
+        if method == "GET" and b"upgrade" in headers and rest in SPOKEN:
+            raise no_websockets()
+        served = ", ".join(f"POST /v1/{one}" for one in (*SPOKEN, *COUNTED))
         raise Refusal(404, "no_such_route", f"here are {served} and GET /v1/models")
 
     async def _call(
@@ -145,11 +152,8 @@ class DirectGateway:
         body = await read_body(receive, headers, self._limits.body_bytes)
         request = await spoken.read(without_halves(body), _nothing_recorded)
         for name in request.unknown:
-            self._tell(f"the field {name[:100]!r} of a {spoken.dialect.value} request is unknown")
-        try:
-            rewritten = self._rewriter.rewrite(request.engine.fields, spoken.dialect)
-        except Malformed as error:
-            raise refusal_of_malformed(error) from error
+            self._tell(f"the field {name[:100]!r} of {a_request(spoken)} is unknown")
+        rewritten = self._rewritten(request, spoken)
         asked = msgspec.structs.replace(request.engine, fields=rewritten.fields)
         for one in rewritten.rewrites:
             if one.name == HOSTED_TOOLS:
@@ -158,22 +162,43 @@ class DirectGateway:
         if request.streams:
             speaker.expect(step, partial(spoken.waiting, request.model, step), spoken.error_event)
         with UntilHangup(receive):
-            status, answer = await self._upstream.post(
-                (self._endpoint,),
-                asked.path,
-                asked.encoded(self._model.name, None),
-                {"content-type": "application/json", "x-request-id": step},
-                Sending(),
-            )
+            status, answer = await self._ask(asked, step)
         if status != 200:
             raise refusal_of_engine(status, answer, self._endpoint.url)
         try:
-            written = request.write(asked.parse(answer), step)
+            written = request.write(with_call_ids(asked.parse(answer), step), step)
         except (ValueError, RecursionError, msgspec.DecodeError) as error:
             raise Refusal(
                 502, "engine_failed", f"the engine's answer can't be read: {error}"
             ) from error
         return Answer(200, written.body, EVENT_STREAM if written.streams else JSON)
+
+    async def _ask(self, asked: EngineRequest, step: StepId) -> tuple[int, bytes]:
+        """Status and body of the engine's answer; a limit of tokens that the context has no room for is no limit."""
+        limited = asked.max_tokens is not None
+        while True:
+            status, answer = await self._upstream.post(
+                (self._endpoint,),
+                asked.path,
+                asked.encoded(self._model.name, None, limited=limited),
+                {"content-type": "application/json", "x-request-id": step},
+                Sending(),
+            )
+            if status != 400 or not limited or not asked.is_beyond_context(answer):
+                return status, answer
+            limited = False
+
+    async def _count(self, spoken: Spoken, headers: Headers, receive: Receive) -> Answer:
+        body = await read_body(receive, headers, self._limits.body_bytes)
+        request = await read_counted(spoken, body, _nothing_recorded)
+        sent = self._rewritten(request, spoken).fields
+        return await counted(self._upstream, (self._endpoint,), self._model.name, spoken, sent)
+
+    def _rewritten(self, request: AgentRequest, spoken: Spoken) -> Rewritten:
+        try:
+            return self._rewriter.rewrite(request.engine.fields, spoken.dialect)
+        except Malformed as error:
+            raise refusal_of_malformed(error) from error
 
     def _tell(self, said: str) -> None:
         """Say once that something is left out."""

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from lightningrl.capture.client import OUTSIDE_HEADER, Outside
+from lightningrl.capture.client import OUTSIDE_HEADER
 from lightningrl.capture.variables import PLACEHOLDER_KEY
 from lightningrl.errors import AuthError, NotFound
 from lightningrl.gateway.asgi import Headers, Refusal
@@ -21,7 +21,7 @@ from lightningrl.gateway.dialects import SPOKEN
 from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.keys import CheckedKey, check_attempt_key
 from lightningrl.machine.clock import Clock
-from lightningrl.schema import Attempt, AttemptId, AttemptState, Rollout, RolloutId
+from lightningrl.schema import Attempt, AttemptId, AttemptState, Origin, Rollout, RolloutId
 from lightningrl.store.base import Store
 
 HOW_TO_IDENTIFY = (
@@ -29,26 +29,24 @@ HOW_TO_IDENTIFY = (
     "the attempt key (inside a rollout, LightningRL's runner and capture do both)"
 )
 _WITHOUT_ROLLOUT = {
-    Outside.THREAD: "it was made in a thread that no rollout started. Threads that a rollout starts, and pools that it hands"
+    Origin.THREAD: "it was made in a thread that no rollout started. Threads that a rollout starts, and pools that it hands"
     " work to, carry it by themselves; of a queue or a thread of your own, wrap what is handed over in"
     " lightningrl.bind(function)",
-    Outside.ENDED: "it was made by a thread or task of a rollout that has ended. A thread serves the rollout that started it:"
+    Origin.ENDED: "it was made by a thread or task of a rollout that has ended. A thread serves the rollout that started it:"
     " end it with the agent, or hand work to a shared one as lightningrl.bind(function)",
-    Outside.REWARD: "it was made by the reward function, and a policy never judges itself. A client without a base URL and key of"
+    Origin.REWARD: "it was made by the reward function, and a policy never judges itself. A client without a base URL and key of"
     " its own uses those that were in the runner's environment, and there was no key: export the judge's"
     " (OPENAI_API_KEY, ANTHROPIC_API_KEY) before the run is started, or give its client a base URL and key",
-    Outside.MAIN: "it was made in the main thread outside every rollout: while a module was imported, or by a background task"
+    Origin.MAIN: "it was made in the main thread outside every rollout: while a module was imported, or by a background task"
     " that was started there. Make the call, or start the task, inside the agent",
-}
-_CHILD_PROCESS = (
-    "it came from a child process of the runner's. Start it with the attempt's URL and key:"
-    " subprocess.run(command, env={**os.environ, **lightningrl.environment()})"
-)
-_OTHER_LIBRARY = (
-    "it came through {library!r}, which is captured in no process of a function agent's, or from a child process. Give that client"
+    Origin.CHILD: "it came from a child process of the runner's. Start it with the attempt's URL and key:"
+    " subprocess.run(command, env={**os.environ, **lightningrl.environment()})",
+    Origin.LIBRARY: "it came through {library}, which is captured in no process of a function agent's, or from a child process. Give that client"
     " URL and key out of lightningrl.environment(), as its OPENAI_BASE_URL and OPENAI_API_KEY (of LiteLLM: api_base and"
-    " api_key), or run the agent as a `command`"
-)
+    " api_key), or run the agent as a `command`",
+}
+_IN_PROCESS = (Origin.THREAD, Origin.ENDED, Origin.REWARD, Origin.MAIN)
+"""What capture says itself."""
 UNIDENTIFIED = "unidentified"
 """Code of the refusal of a request that nothing shows to be of any attempt."""
 _KEY_PREFIX = "lrk1."
@@ -282,7 +280,7 @@ class Identifier:
             checked.refuse_expired(now)
         except AuthError as error:
             if key == PLACEHOLDER_KEY:
-                raise Refusal(401, UNIDENTIFIED, _without_rollout(headers)) from error
+                raise _without_rollout(headers) from error
             raise _unidentified(str(error)) from error
         return checked.attempt_id
 
@@ -293,20 +291,27 @@ class Identifier:
         return checked
 
 
-def _unidentified(reason: str) -> Refusal:
-    return Refusal(
-        401, UNIDENTIFIED, f"{reason}, so the call belongs to no rollout. {HOW_TO_IDENTIFY}"
-    )
+class Unidentified(Refusal):
+    """A request that nothing shows to be of any attempt."""
+
+    def __init__(self, message: str, origin: Origin = Origin.ELSEWHERE) -> None:
+        super().__init__(401, UNIDENTIFIED, message)
+        self.origin = origin
 
 
-def _without_rollout(headers: Headers) -> str:
-    """Where a call under a runner's placeholder came from, and what is to be done."""
+def _unidentified(reason: str) -> Unidentified:
+    return Unidentified(f"{reason}, so the call belongs to no rollout. {HOW_TO_IDENTIFY}")
+
+
+def _without_rollout(headers: Headers) -> Unidentified:
+    """The refusal of a call under a runner's placeholder: where it came from, and what is to be done."""
     said = headers.get(OUTSIDE_HEADER.encode(), b"").decode(errors="replace")
-    if said in _WITHOUT_ROLLOUT:
-        case = _WITHOUT_ROLLOUT[Outside(said)]
+    if said in _IN_PROCESS:
+        origin = Origin(said)
     elif b"x-stainless-lang" in headers:  # openai's and anthropic's packages, in whatever language
-        case = _CHILD_PROCESS
+        origin = Origin.CHILD
     else:
-        library = headers.get(b"user-agent", b"unknown").decode(errors="replace")
-        case = _OTHER_LIBRARY.format(library=library.split(" ")[0])
-    return f"this call came from a runner and belongs to no rollout: {case}"
+        origin = Origin.LIBRARY
+    library = headers.get(b"user-agent", b"unknown").decode(errors="replace").split(" ")[0]
+    case = _WITHOUT_ROLLOUT[origin].replace("{library}", repr(library))
+    return Unidentified(f"this call came from a runner and belongs to no rollout: {case}", origin)

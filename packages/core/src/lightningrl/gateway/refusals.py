@@ -7,10 +7,11 @@ changes what the client is answered.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 from lightningrl.errors import StoreError
 from lightningrl.gateway.asgi import Refusal
-from lightningrl.gateway.identity import UNIDENTIFIED, AttemptContext
+from lightningrl.gateway.identity import AttemptContext, Unidentified
 from lightningrl.machine.clock import Clock
 from lightningrl.schema import EventId, LogEvent, LogTopic, new_id
 from lightningrl.store.base import Store
@@ -27,12 +28,13 @@ class Refusals:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self.unidentified = 0
-        """Model calls that nothing showed to be of any attempt."""
+        self.unidentified: Counter[str] = Counter()
+        """Where model calls came from that nothing showed to be of any attempt, see `Origin` -> how many."""
 
     def count(self, refusal: Refusal) -> None:
         """A model call was refused before its attempt was known."""
-        self.unidentified += refusal.code == UNIDENTIFIED
+        if isinstance(refusal, Unidentified):
+            self.unidentified[refusal.origin.value] += 1
 
     async def tell(self, context: AttemptContext, refusal: Refusal) -> None:
         """Leave a line in the attempt's log, unless a call's record tells of it or the engine is to blame."""

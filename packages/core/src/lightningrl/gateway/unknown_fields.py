@@ -44,9 +44,7 @@ class UnknownFields:
             raise spoken.unknown(request.unknown[0])
         self._metrics.left_out(len(request.unknown))
         for name in request.unknown:
-            said = (
-                f"the field {name[:_LONGEST]!r} of a {spoken.dialect.value} request is unknown here"
-            )
+            said = f"the field {name[:_LONGEST]!r} of {a_request(spoken)} is unknown here"
             await self._tell(context, said, LogTopic.UNKNOWN_FIELD)
 
     async def tell_hosted(
@@ -54,7 +52,7 @@ class UnknownFields:
     ) -> None:
         """Tell of tools that the service would run, which were left out."""
         for one in types:
-            said = f"the tool {one[:_LONGEST]!r} of a {spoken.dialect.value} request is run by nobody here"
+            said = f"the tool {one[:_LONGEST]!r} of {a_request(spoken)} is run by nobody here"
             await self._tell(context, said, LogTopic.HOSTED_TOOL)
 
     async def _tell(self, context: AttemptContext, said: str, topic: LogTopic) -> None:
@@ -74,3 +72,9 @@ class UnknownFields:
             await self._store.append([event])
         except StoreError as error:
             _LOG.warning("attempt %r: what was left out could not be noted: %s", context.id, error)
+
+
+def a_request(spoken: Spoken) -> str:
+    """What a request of a dialect is called in a sentence."""
+    dialect = spoken.dialect.value
+    return f"{'an' if dialect[0] in 'aeiou' else 'a'} {dialect} request"

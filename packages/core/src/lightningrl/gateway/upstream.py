@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lightningrl.gateway.asgi import Refusal
+from lightningrl.gateway.asgi import CONTEXT_EXCEEDED, Refusal
 from lightningrl.gateway.connections import Broken, Connections
+from lightningrl.gateway.dialects.engine_request import BEYOND_CONTEXT
 from lightningrl.gateway.health import Health, HealthChecks, url_at
 from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.machine.clock import Clock
@@ -176,7 +177,8 @@ _ENGINE_FAULTS = frozenset({401, 403, 404})
 def refusal_of_engine(status: int, body: bytes, endpoint: str) -> Refusal:
     """An engine's error answer as the agent gets it.
 
-    What the engine says of the request (too long a prompt, say) passes through with its code.
+    What the engine says of the request passes through with its code; that the context is full has the service's code
+    whatever the engine, since clients act on it.
     """
     try:
         error = msgspec.json.decode(body, type=_EngineErrorBody).error
@@ -190,5 +192,7 @@ def refusal_of_engine(status: int, body: bytes, endpoint: str) -> Refusal:
             " policy's endpoint URL and key, and that the engine serves the policy by its name",
         )
     code = error.code if isinstance(error.code, str) else "engine_refused"
+    if status == 400 and BEYOND_CONTEXT in error.message:  # vLLM has no code for it
+        code = CONTEXT_EXCEEDED
     retry_after = 2.0 if status == 429 or status >= 500 else None
     return Refusal(status, code, error.message, param=error.param, retry_after=retry_after)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 import yaml
@@ -137,7 +138,23 @@ def _check_keys(tree: Any, kind: Any, prefix: str) -> None:
         if key not in fields:
             where = f" in {prefix[:-1]!r}" if prefix else ""
             raise ConfigError(f"unknown recipe key {key!r}{where}.{suggest(str(key), fields)}")
+        choices = _choices_in(fields[key])
+        if choices and isinstance(value, str) and value not in choices:
+            raise ConfigError(
+                f"{prefix}{key}: {value!r} is none of its values.{suggest(value, choices)}"
+            )
         _check_keys(value, fields[key], f"{prefix}{key}.")
+
+
+def _choices_in(kind: Any) -> tuple[str, ...]:
+    """The texts that a `Literal`, or a `Literal` and `None`, allows; empty for every other type."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    return _choices_in(parts[0]) if len(parts) == 1 and get_origin(kind) in _UNIONS else ()
+
+
+_UNIONS = (Union, UnionType)
 
 
 def _struct_in(kind: Any) -> type[msgspec.Struct] | None:

@@ -19,7 +19,7 @@ from lightningrl.capture.adapters import Adapters, adapted_modules
 from lightningrl.capture.client import install_client_patch
 from lightningrl.capture.variables import point_at, take_changed
 from lightningrl.errors import ConfigError
-from lightningrl.machine.event_loop import loop_factory
+from lightningrl.machine.event_loop import allow_nesting, loop_factory
 from lightningrl.machine.shutdown import stop_on_signals, stop_with_parent
 from lightningrl.recipe import LoadedRecipe, Recipe, load_recipe
 from lightningrl.runner.alarms import refuse_alarms
@@ -198,6 +198,7 @@ async def _work(
     )
     worker = Worker(store, runner, loaded.recipe.name, limits)
     loop = asyncio.get_running_loop()
+    allow_nesting(loop)  # agents may, and others' are under way
     stop_on_signals(loop, worker.stop)
     if parent_fd is not None:
         stop_with_parent(loop, parent_fd, worker.stop)

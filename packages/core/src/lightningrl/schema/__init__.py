@@ -39,6 +39,7 @@ from lightningrl.schema.ids import (
     new_id,
     rollout_id,
 )
+from lightningrl.schema.origins import Origin
 from lightningrl.schema.retries import (
     AGENT_FAILURES,
     RETRY_RULES,
@@ -111,6 +112,7 @@ __all__ = [
     "LogTopic",
     "Mode",
     "NewRollout",
+    "Origin",
     "Policy",
     "Progress",
     "Resource",

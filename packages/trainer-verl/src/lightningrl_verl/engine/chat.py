@@ -65,6 +65,8 @@ class ChatRequest(SampledRequest, kw_only=True):
     tools: msgspec.Raw = msgspec.Raw(b"null")
     documents: list[dict[str, Any]] | None = None
     """Another variable of the template (vLLM)."""
+    reasoning_effort: str | None = None
+    """Another one: few templates read it (gpt-oss's)."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the template (vLLM)."""
     tool_choice: Any = None

@@ -46,6 +46,7 @@ class PromptRenderer:
                 request.tools,
                 request.chat_template_kwargs,
                 request.documents,
+                request.reasoning_effort,
                 request.tool_choice,
             )
         )
@@ -69,8 +70,7 @@ class PromptRenderer:
                 raise BadRequestError("every tool must be of type 'function'", param="tools")
             if not isinstance(tool["function"].get("name"), str):
                 raise BadRequestError("a tool has no `function.name`", param="tools")
-        documents = {} if request.documents is None else {"documents": request.documents}
-        text = self._text(messages, tools, documents | (request.chat_template_kwargs or {}))
+        text = self._text(messages, tools, _variables(request))
         # The template writes the special tokens itself; adding the tokenizer's would double them.
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return cast("list[int]", ids), [] if request.tool_choice == "none" else tools
@@ -104,6 +104,13 @@ class PromptRenderer:
             if in_objects == messages:
                 raise
             return templated(self._tokenizer, in_objects, tools, variables)
+
+
+def _variables(request: ChatRequest) -> dict[str, Any]:
+    """What the template gets beside messages and tools."""
+    fields = {"documents": request.documents, "reasoning_effort": request.reasoning_effort}
+    given = {name: value for name, value in fields.items() if value is not None}
+    return given | (request.chat_template_kwargs or {})
 
 
 def templated(

@@ -56,9 +56,9 @@ NO_CHAT = "recorded in another form than chat completions"
 COMPLETION = "a completion of a text, which has no chat form"
 """Why an answer to a prompt that was no dialogue is left out."""
 
-_DOCUMENTS = "documents"
-"""A field that is a variable of the template (vLLM)."""
-_READ = (MESSAGES, "tools", VARIABLES, _DOCUMENTS)
+_OWN_VARIABLES = ("documents", "reasoning_effort")
+"""Fields that are variables of the template (vLLM)."""
+_READ = (MESSAGES, "tools", VARIABLES, *_OWN_VARIABLES)
 """Fields of a chat request that make its prompt."""
 _CUT = "length"
 """Finish reason of an answer without an end token."""
@@ -228,8 +228,8 @@ def _asked(
     variables: Any = given.get(VARIABLES) or {}
     if not isinstance(variables, dict):
         return NO_CHAT
-    if given.get(_DOCUMENTS) is not None:
-        variables = {_DOCUMENTS: given[_DOCUMENTS], **variables}
+    own = {name: given[name] for name in _OWN_VARIABLES if given.get(name) is not None}
+    variables = {**own, **variables}
     return Asked(
         messages=given[MESSAGES],
         tools=given.get("tools") or (),

@@ -5,7 +5,7 @@ Invariant: a kind is said once in a start, where it is first seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lightningrl.checks import Evidence, Finding, Level, Place, examine, few_trainable
 from lightningrl.experience.trainable import TrainableCalls
@@ -25,16 +25,19 @@ class Checkup:
         self._said: set[str] = set()
 
     def rollouts(
-        self, records: Sequence[Sequence[AttemptRecord]], *, unidentified: int = 0
+        self,
+        records: Sequence[Sequence[AttemptRecord]],
+        *,
+        unidentified: Mapping[str, int] | None = None,
     ) -> None:
         """Examine the attempts of rollouts that have ended, the newest first.
 
         Args:
             records: of each rollout; none is fine.
-            unidentified: see `Evidence.unidentified`.
+            unidentified: see `Evidence.unidentified`. `None`: it was not asked for.
         """
         sample = tuple(map(tuple, records[:SAMPLE]))
-        evidence = Evidence(self._recipe.name, sample, self._recipe, unidentified, code=True)
+        evidence = Evidence(self._recipe.name, sample, self._recipe, unidentified or {}, code=True)
         self._tell(examine(evidence, Place.TRAIN))
 
     def calls(self, counted: TrainableCalls) -> None:

@@ -226,11 +226,9 @@ class TrainingLoop:
 
     async def _count_unidentified(self) -> int:
         """Model calls refused since the last iteration of this start, as nothing showed whose they are."""
-        before, self._unidentified = (
-            self._unidentified,
-            (await self._gateway.refused()).unidentified,
-        )
-        self._checkup.rollouts((), unidentified=self._unidentified)
+        refused = await self._gateway.refused()
+        before, self._unidentified = self._unidentified, refused.unidentified
+        self._checkup.rollouts((), unidentified=refused.by_origin)
         # A server that was started again counts from zero.
         return self._unidentified - (before if before <= self._unidentified else 0)
 

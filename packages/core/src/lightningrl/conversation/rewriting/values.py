@@ -5,6 +5,7 @@ Invariant: what is left out changes no answer of an engine that takes it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,4 +83,8 @@ def _is_empty_list(value: msgspec.Raw) -> bool:
 
 
 def _is_blank(stop: msgspec.Raw) -> bool:
-    return bytes(stop) in (b'""', b'[""]')
+    """Whether it is no text, or empty ones alone."""
+    return _BLANK.fullmatch(bytes(stop)) is not None
+
+
+_BLANK = re.compile(rb'""|\[\s*(?:""\s*(?:,\s*""\s*)*)?\]')

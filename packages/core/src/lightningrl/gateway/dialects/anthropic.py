@@ -12,15 +12,17 @@ import msgspec
 
 from lightningrl.conversation import anthropic
 from lightningrl.conversation.malformed import Malformed
-from lightningrl.gateway.asgi import Refusal, to_json
+from lightningrl.gateway.asgi import CONTEXT_EXCEEDED, Refusal, to_json
 from lightningrl.gateway.dialects.anthropic_fields import ANTHROPIC_FIELDS
 from lightningrl.gateway.dialects.anthropic_reply import event_stream, message
 from lightningrl.gateway.dialects.base import Recall, Spoken, Written, error_event
 from lightningrl.gateway.dialects.engine_reply import EngineReply
 from lightningrl.gateway.dialects.engine_request import EngineRequest, engine_request
 from lightningrl.gateway.dialects.reading import decode, decoded_fields, refusal_of
+from lightningrl.gateway.dialects.within import unread_of_messages
 from lightningrl.schema import Dialect, StepId
 
+_TOO_LONG = "prompt is too long"
 _ERRORS = {
     401: "authentication_error",
     403: "permission_error",
@@ -104,7 +106,7 @@ class AnthropicRequest(msgspec.Struct, frozen=True):
 async def _read(body: bytes, recall: Recall) -> AnthropicRequest:
     del recall  # every request holds its whole conversation
     fields = decoded_fields(body)
-    unknown = ANTHROPIC_FIELDS.check(fields)
+    unknown = (*ANTHROPIC_FIELDS.check(fields), *unread_of_messages(fields))
     wanted = decode(_WANTED, body)
     try:
         asked = anthropic.chat_request(fields)
@@ -129,7 +131,9 @@ def error_body(refusal: Refusal) -> bytes:
     default = "invalid_request_error" if refusal.status < 500 else "api_error"
     kind = _ERRORS.get(refusal.status, default)
     message = refusal.message
-    if refusal.param and refusal.param not in message:
+    if refusal.code == CONTEXT_EXCEEDED:  # harnesses know it by these words, and cut their history
+        message = f"{_TOO_LONG}: {message}"
+    elif refusal.param and refusal.param not in message:
         message = f"{refusal.param}: {message}"
     error: dict[str, Any] = {"type": kind, "message": message}
     if refusal.param == "thread":  # by this the SDK goes on without threads

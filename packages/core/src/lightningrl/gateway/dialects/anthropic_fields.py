@@ -43,6 +43,8 @@ ANTHROPIC_FIELDS = FieldTable(
                " reads `Error: `"),
         refused("messages", "server tools' blocks, uploaded files",
                 "other blocks", code=_INVALID),
+        left_out("messages", "the block itself is as if it had none of them (`citations` of documents)",
+                 "unknown keys of a message or block"),
         refused("messages", "an answer is never begun by the agent", "an assistant's at the end",
                 code=_INVALID),
         passed("system", "as a `system` message before all others"),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from lightningrl.gateway.dialects.engine_fields import rows_of_chat
 from lightningrl.gateway.dialects.fields import (
     OTHERS,
@@ -87,4 +91,14 @@ _OWN = (
     refused("web_search_options", "the agent runs its own tools", code=_UNSUPPORTED),
 )
 
-CHAT_FIELDS = FieldTable((*_OWN, *rows_of_chat(row.name for row in _OWN), OTHERS))
+
+def _text_alone(modalities: Any) -> bool:
+    """Whether it asks for what it gets anyway; undecoded in a request."""
+    return (
+        isinstance(modalities, msgspec.Raw) and b"".join(bytes(modalities).split()) == b'["text"]'
+    )
+
+
+CHAT_FIELDS = FieldTable(
+    (*_OWN, *rows_of_chat(row.name for row in _OWN), OTHERS), idle={"modalities": _text_alone}
+)

@@ -54,7 +54,8 @@ def rows_of_chat(known: Iterable[str]) -> tuple[Field, ...]:
 
 
 def _rows(names: Iterable[str], known: Iterable[str]) -> tuple[Field, ...]:
-    new = dict.fromkeys(name for name in names if name not in set(known))
+    own = set(known)
+    new = dict.fromkeys(name for name in names if name not in own)
     return tuple(
         passed(
             name, "(vLLM, SGLang) the answer is not trained" if name in CONSTRAINTS else "(vLLM)"

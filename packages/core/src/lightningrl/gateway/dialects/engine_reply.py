@@ -6,6 +6,8 @@ needs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from lightningrl.gateway.dialects.arrays import decoded, ids_from_json, logprobs_from_json
@@ -107,6 +109,56 @@ def parse_reply(body: bytes) -> EngineReply:
         msgspec.DecodeError: it is not a chat completion.
     """
     return decoded(_REPLY, body)
+
+
+class _CallId(msgspec.Struct, gc=False):
+    id: str | None = None
+
+
+class _Called(msgspec.Struct, gc=False):
+    tool_calls: list[_CallId] | None = None
+
+
+_CALLED = msgspec.json.Decoder(_Called)
+_CALLS = b'"tool_calls"'
+
+
+def with_call_ids(reply: EngineReply, prefix: str) -> EngineReply:
+    """The reply with an id for each tool call that has none, or that of a call before it in the same answer.
+
+    Clients tell calls by their ids. What has ids keeps its bytes.
+
+    Args:
+        reply: the engine's answer.
+        prefix: of the ids that are made; no other answer may have it.
+
+    Raises:
+        msgspec.DecodeError: tool calls are not what an engine gives.
+    """
+    choices = [
+        one
+        if _CALLS not in bytes(one.message) or _are_distinct(one.message)
+        else msgspec.structs.replace(
+            one, message=_with_ids(one.message, f"{prefix}-{one.index}", set())
+        )
+        for one in reply.choices
+    ]
+    same = all(new is old for new, old in zip(choices, reply.choices, strict=True))
+    return reply if same else msgspec.structs.replace(reply, choices=choices)
+
+
+def _are_distinct(message: msgspec.Raw) -> bool:
+    ids = [one.id for one in _CALLED.decode(message).tool_calls or ()]
+    return all(ids) and len(set(ids)) == len(ids)
+
+
+def _with_ids(message: msgspec.Raw, prefix: str, seen: set[str]) -> msgspec.Raw:
+    read = msgspec.json.decode(message, type=dict[str, Any])
+    for place, call in enumerate(read["tool_calls"]):
+        if not call.get("id") or call["id"] in seen:
+            call["id"] = f"{prefix}-{place}"
+        seen.add(call["id"])
+    return msgspec.Raw(msgspec.json.encode(read))
 
 
 def usage_of(reply: EngineReply) -> Usage | None:

@@ -16,6 +16,9 @@ from lightningrl.schema import Sampling
 
 _ENCODER = msgspec.json.Encoder()
 
+BEYOND_CONTEXT = "maximum context length"
+"""In vLLM's words: the context has no room for what was asked."""
+
 CONSTRAINTS: dict[str, tuple[Any, ...]] = {
     "response_format": ("text",),
     "tool_choice": ("auto", "none"),
@@ -148,7 +151,7 @@ class EngineRequest(msgspec.Struct, frozen=True):
 
         A prompt that is too long alone is refused in the same words, and again when no limit is asked for.
         """
-        return b"maximum context length" in refusal
+        return BEYOND_CONTEXT.encode() in refusal
 
     def asked(self, policy: str, sampling: Sampling | None) -> dict[str, Any]:
         """The fields of the request as the engine gets it.

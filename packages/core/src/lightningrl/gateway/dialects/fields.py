@@ -136,17 +136,21 @@ class FieldTable:
                 unknown += (
                     f"{name}.{one}" for one in cast("dict[str, Any]", value) if one not in inside
                 )
-        return (*unknown, *self._unknown_of_tools(fields.get("tools")))
+        return (*unknown, *self.unknown_of_tools(fields.get("tools")))
 
-    def _unknown_of_tools(self, tools: Any) -> Iterable[str]:
-        """What is not read of the tools' definitions, each name once."""
+    def unknown_of_tools(self, tools: Any, where: str = "tools[]") -> Iterable[str]:
+        """What is not read of the definitions of tools, and of those within them, each path once."""
         if not self._tool_keys or not isinstance(tools, list):
             return ()
         found: dict[str, None] = {}
-        for tool in cast("list[Any]", tools):
-            if isinstance(tool, dict) and not self._tool_keys.issuperset(cast("Any", tool)):
-                keys = (key for key in cast("dict[str, Any]", tool) if key not in self._tool_keys)
-                found |= dict.fromkeys(f"tools[].{key}" for key in keys)
+        for one in cast("list[Any]", tools):
+            if isinstance(one, dict):
+                tool = cast("dict[str, Any]", one)
+                if not self._tool_keys.issuperset(tool):
+                    keys = (key for key in tool if key not in self._tool_keys)
+                    found |= dict.fromkeys(f"{where}.{key}" for key in keys)
+                if "tools" in tool:  # a namespace's
+                    found |= dict.fromkeys(self.unknown_of_tools(tool["tools"], f"{where}.tools[]"))
         return found
 
     def refuse(self, name: str) -> Refusal:

@@ -24,6 +24,7 @@ from lightningrl.gateway.dialects.reading import decode, decoded_fields, refusal
 from lightningrl.gateway.dialects.responses_fields import RESPONSES_FIELDS
 from lightningrl.gateway.dialects.responses_reply import response
 from lightningrl.gateway.dialects.responses_stream import event_stream
+from lightningrl.gateway.dialects.within import unread_of_items
 from lightningrl.schema import Dialect, StepId
 
 _INCLUDABLE = (
@@ -117,7 +118,8 @@ class ResponsesRequest(msgspec.Struct, frozen=True):
 
 async def _read(body: bytes, recall: Recall) -> ResponsesRequest:
     fields = decoded_fields(body)
-    unknown = RESPONSES_FIELDS.check(fields)
+    of_items = unread_of_items(fields, RESPONSES_FIELDS.unknown_of_tools)
+    unknown = (*RESPONSES_FIELDS.check(fields), *of_items)
     wanted = decode(_WANTED, body)
     if wanted.background:
         raise Refusal(

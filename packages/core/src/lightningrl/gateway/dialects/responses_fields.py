@@ -27,6 +27,7 @@ RESPONSES_FIELDS = FieldTable(
             "other item types",
             code="invalid_value",
         ),
+        left_out("input", "the item itself is as if it had none of them", "unknown keys of an item or part"),
         passed("instructions", "as a `system` message before all others"),
         emulated("previous_response_id", "its conversation is read from the attempt's record"),
         refused(

@@ -200,7 +200,7 @@ async def test_tables_of_a_run_are_exported(page: Page, tmp_path: Path) -> None:
     assert [(row["phase"], row["mean_seconds"]) for row in rows] == [
         ("collect", "3.0"), ("update", "1.0"), ("validate", "1.0")
     ]  # fmt: skip
-    assert "a run has guards and phases" in told(await page.get("/run?run=run&as=csv&table=x", 400))
+    assert "a run has iterations" in told(await page.get("/run?run=run&as=csv&table=x", 400))
     for seed in (0, 2):
         write_folder(tmp_path / f"seed{seed}", f"seed{seed}", seed=seed)
     other = Page(tmp_path)
@@ -277,6 +277,7 @@ async def test_a_rollout_is_a_tree_in_time_with_a_lane_per_agent(page: Page) -> 
     assert text.count('<svg class="lane"') == 2
     # of 3 seconds or more, the search took from 1.1 to 1.5
     assert "tool search, 1.1 s to 1.5 s" in text
+    assert re.findall(r'class="kind b-(\w+)"', text) == ["llm", "tool"]
     steps = re.findall(r'class="step b-(\w+) d(\d)', text)
     assert steps == [("llm", "0"), ("tool", "1"), ("llm", "0")]
     rows = await page.table(f"{address}&as=csv")
@@ -321,6 +322,17 @@ async def test_an_empty_run_and_an_empty_folder_are_told_of(tmp_path: Path) -> N
     text = told(await page.get("/run?run=new"))
     assert "No iteration is over yet" in text
     assert "has no rollouts (yet)" in await page.get("/iteration?run=new&n=1", 404)
+    await page.close()
+
+
+async def test_starts_that_cannot_be_read_hide_no_other_run(tmp_path: Path) -> None:
+    for name in ("torn", "whole"):
+        write_folder(tmp_path / name, name)
+    (tmp_path / "torn" / "run.json").write_text('{"starts": [{"at": "yesterday", "process": 1}]}')
+    page = Page(tmp_path)
+    text = told(await page.get("/"))
+    assert "run.json" in text
+    assert "whole finished 2 of 2 val/reward" in text
     await page.close()
 
 
@@ -476,6 +488,12 @@ async def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for one in found:
         assert "val/reward" in await page.get(one)
     await page.close()
+    # Such an address opens the same run where it is alone.
+    alone = Page(tmp_path / "a")
+    assert "val/reward" in await alone.get(found[0])
+    assert "run finished" in told(await alone.get(found[0].replace("/run?", "/compare?")))
+    await alone.get(found[1], 404)
+    await alone.close()
 
 
 async def test_seeds_are_compared_as_mean_and_spread(tmp_path: Path) -> None:
@@ -491,6 +509,10 @@ async def test_seeds_are_compared_as_mean_and_spread(tmp_path: Path) -> None:
         in text
     )
     assert "algorithm.iterations 2 2 9" in text
+    (_, second) = await page.table(f"{query}&as=csv&table=seeds")
+    assert (second["iteration"], second["least"], second["most"]) == ("2.0", "0.5", "0.52")
+    assert second["mean"][:4] == "0.51"
+    assert "have runs, seeds, recipes" in await page.get(f"{query}&as=csv&table=x", 400)
     assert "seed 0 2 0" in text
     rows = await page.table(f"{query}&over=rollouts&as=csv")
     assert [row["rollouts"] for row in rows if row["run"] == "longer"] == ["4", "8"]

@@ -41,6 +41,7 @@ def _environment() -> Environment:
                 "when": tables.when,
                 "points": tables.points,
                 "shade": tables.shade,
+                "sampling": tables.sampling,
                 "text": as_text,
                 "cut": _cut,
                 "figure": _as_json,

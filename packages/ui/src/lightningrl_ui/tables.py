@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from lightningrl.schema import Sampling
+
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -57,6 +59,12 @@ def when(value: datetime | str | None) -> str:
         return "-"
     at = datetime.fromisoformat(value) if isinstance(value, str) else value
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def sampling(value: Sampling) -> str:
+    """What a policy samples with; what has no value is left out."""
+    found = ((one, getattr(value, one)) for one in value.__struct_fields__)
+    return ", ".join(f"{name} {number(one)}" for name, one in found if one is not None)
 
 
 def points(values: Sequence[float], width: int = 120, height: int = 24) -> str:

@@ -33,7 +33,7 @@ _REWARDS = (
 
 
 def _axis(title: str, **more: Any) -> dict[str, Any]:
-    return {"title": {"text": title}, "automargin": True, **more}
+    return {"title": {"text": title, "standoff": 10}, "automargin": True, **more}
 
 
 def _figure(name: str, data: list[Any], height: int = 340, **layout: Any) -> Figure:
@@ -139,7 +139,7 @@ def metrics_figure(name: str, lines: Sequence[MetricLine], metrics: Sequence[str
         colour = COLOURS[place % len(COLOURS)]
         data.append(
             {"x": x, "y": y, "name": metric, "mode": "lines+markers", "yaxis": _y(place),
-             "line": {"color": colour}, "marker": {"color": colour, "size": 4}}
+             "line": {"color": colour}, "marker": {"color": colour, "size": 6}}
         )  # fmt: skip
         top = 1 - place * share
         domain = [max(0.0, top - share * 0.86), top]

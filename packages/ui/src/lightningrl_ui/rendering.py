@@ -14,7 +14,8 @@ from starlette.responses import HTMLResponse
 
 from lightningrl.cli.tree import as_text
 from lightningrl_ui import tables
-from lightningrl_ui.address import address, of_rollout
+from lightningrl_ui.address import address
+from lightningrl_ui.cells import cells_of
 from lightningrl_ui.figures import Figure
 
 CUT = 4000
@@ -31,7 +32,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals.update(cast("dict[str, Any]", {"address": address, "of_rollout": of_rollout}))
+    made.globals.update(cast("dict[str, Any]", {"address": address, "cells_of": cells_of}))
     made.filters.update(
         cast(
             "dict[str, Any]",
@@ -40,7 +41,6 @@ def _environment() -> Environment:
                 "seconds": tables.seconds,
                 "when": tables.when,
                 "points": tables.points,
-                "shade": tables.shade,
                 "sampling": tables.sampling,
                 "text": as_text,
                 "cut": _cut,

@@ -78,10 +78,3 @@ def points(values: Sequence[float], width: int = 120, height: int = 24) -> str:
         f"{place * step:.1f},{height - 2 - (value - low) / span * (height - 4):.1f}"
         for place, value in enumerate(values)
     )
-
-
-def shade(value: float | None, low: float, high: float) -> str:
-    """The CSS class of a reward's colour: `r0` to `r10`."""
-    if value is None:
-        return "none"
-    return f"r{round(10 * min(1.0, max(0.0, (value - low) / (high - low))))}"

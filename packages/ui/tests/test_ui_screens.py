@@ -20,7 +20,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner
-from lab import HOSTILE, answered, conversation, fill, started, write_folder
+from lab import HOSTILE, answered, conversation, fill, many_agents, started, write_folder
 
 from lightningrl.cli import commands
 from lightningrl.keys import ViewerKey
@@ -531,17 +531,7 @@ async def test_a_text_in_a_table_is_no_formula(tmp_path: Path) -> None:
 
 
 async def test_many_agents_and_names_of_any_kind(tmp_path: Path) -> None:
-    store = SqliteStore.open(tmp_path / "s.db")
-    name = "läuft/100 % & more?"
-    await store.enqueue(group(1, run=name, task="日本/#1"))
-    (claim,) = await store.claim("worker")
-    calls = [
-        answered(claim.attempt, f"s {n}", n / 10 + 0.1, [], {"content": "x"}, agent=f"agent {n}")
-        for n in range(64)
-    ]
-    await store.append([*calls, reward(claim.attempt.id, 1.0, step="ghost", name="r")])
-    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
-    await store.close()
+    await many_agents(tmp_path / "s.db", "läuft/100 % & more?")
     page = Page(tmp_path / "s.db")
     (run,) = links(await page.get("/"), "run")
     (iteration, *_) = links(await page.get(run), "iteration")

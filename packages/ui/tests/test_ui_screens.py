@@ -538,6 +538,9 @@ async def test_many_agents_and_names_of_any_kind(tmp_path: Path) -> None:
     (rollout, *_) = links(await page.get(iteration), "rollout")
     text = await page.get(rollout)
     assert text.count('<svg class="lane"') == 64
+    ends = [float(x) + float(w) for x, w in re.findall(r'<rect [^>]*x="([^"]*)".*width="([^"]*)"', text)]  # fmt: skip
+    assert len(ends) == 64
+    assert max(ends) <= 1000  # the last step of all is seen too
     assert "日本/#1" in text
     assert "no such step" in text
     await page.close()

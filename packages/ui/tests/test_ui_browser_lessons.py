@@ -53,14 +53,14 @@ def test_the_first_tokens_credit_is_four_clicks_from_the_runs(
     )
     assert (
         token.get_attribute("title")
-        == "token 0, id 4: engine -0.5000, trainer -0.7500, credit +0.5"
+        == "token 0, id 4: engine -0.5000, trainer -0.7500 nats, credit +0.5"
     )
     assert "credit +0.5" in browser.find_element(By.CSS_SELECTOR, "section.call").text
     assert browser.execute_script("return window.hit") is None
     # By a click or by keys a token's numbers stay on the screen.
     token.click()
     told = browser.find_element(By.ID, "told")
-    assert told.text.endswith("token 0, id 4: engine -0.5000, trainer -0.7500, credit +0.5")
+    assert told.text.endswith("token 0, id 4: engine -0.5000, trainer -0.7500 nats, credit +0.5")
     browser.switch_to.active_element.send_keys("l")
     assert "token 1, id 5" in told.text
     browser.switch_to.active_element.send_keys("h", "h")
@@ -106,6 +106,22 @@ def test_tokens_credit_and_now_open_by_their_addresses_and_run_nothing_of_others
     # 64 agents, and a run in which nothing happened, whose folder's name is hostile.
     odd = [f"rollout?{many}", f"tokens?{many}", "", "run?run=empty", "iteration?run=empty&n=1"]
     check_screens(browser, [url + one for one in (*colours, *others, *odd)], width, scheme)
+
+
+def test_the_step_that_an_address_names_is_open(
+    browser: webdriver.Chrome,  # noqa: F811
+    url: str,  # noqa: F811
+) -> None:
+    browser.get(f"{url}rollout?{_rollout(url, 'many')}#s%2040")
+    wait = WebDriverWait(browser, 30)
+
+    def opened() -> list[str]:
+        found = browser.find_elements(By.CSS_SELECTOR, ".step:has(> details[open])")
+        return [str(one.get_attribute("id")) for one in found]
+
+    wait.until(lambda _: opened() == ["s 40"])
+    browser.execute_script("location.hash = '#s 7'")  # as a click into a lane does
+    wait.until(lambda _: opened() == ["s 7", "s 40"])
 
 
 def _rollout(url: str, run: str) -> str:  # noqa: F811

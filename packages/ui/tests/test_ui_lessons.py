@@ -151,8 +151,8 @@ async def test_tokens_are_coloured_by_what_is_asked_for(page: Page) -> None:
     address = links(await rollout(page), "tokens")[0]
     # log-prob -0.5 of -5 is a tenth of nine shades; ids 4 and 5
     assert pieces(await page.get(address))[:2] == [
-        ("w1", HOSTILE, "token 0, id 4: engine -0.5000, trainer -0.7500, credit +0.5"),
-        ("w1", "◌", "token 1, id 5: engine -0.5000, trainer -0.7500, credit +0.5"),
+        ("w1", HOSTILE, "token 0, id 4: engine -0.5000, trainer -0.7500 nats, credit +0.5"),
+        ("w1", "◌", "token 1, id 5: engine -0.5000, trainer -0.7500 nats, credit +0.5"),
     ]
     # a gap of 0.25 of 0.5; the writer's tokens were not trained
     gaps = pieces(await page.get(f"{address}&by=gap"))
@@ -292,7 +292,7 @@ async def test_without_a_lesson_tokens_show_what_the_store_has(tmp_path: Path, l
     page = Page(lab / "store.db")
     text = await page.get(links(await rollout(page), "tokens")[0])
     assert "lessons are in the run's folder" in told(text)
-    assert pieces(text)[0] == ("w1", "⟨4⟩", "token 0, id 4: engine -0.5000")
+    assert pieces(text)[0] == ("w1", "⟨4⟩", "token 0, id 4: engine -0.5000 nats")
     validation = links(await page.get("/iteration?run=run&n=1&mode=val"), "rollout")[0]
     scored = await page.get(links(await page.get(validation), "tokens")[0])
     assert "scored and never trained" in told(scored)

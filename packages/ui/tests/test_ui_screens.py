@@ -186,7 +186,7 @@ async def test_a_run_shows_guards_time_drift_and_recipe(page: Page) -> None:
     # collect 3 + 3, update 1 + 1, validate 1: of 9 seconds 6 are 66.7 %
     assert "collect 3.0 s 66.7 %" in text
     # the guard's limit is the recipe's default; 0.01 is far from it
-    assert re.search(r"max_ppo_kl actor/ppo_kl 0\.01 ≤ [\d.]+ \d+ % 0 of \d+", text)
+    assert re.search(r"max_ppo_kl actor/ppo_kl 0\.01 ≤ [\d.]+ nats \d+ % 0 of \d+", text)
     assert "Nothing was trained yet." in text
     assert "tasks_per_iteration: 2" in text
     assert "end of trainer.log iteration 1: update" in text
@@ -196,6 +196,7 @@ async def test_tables_of_a_run_are_exported(page: Page, tmp_path: Path) -> None:
     rows = await page.table("/run?run=run&as=csv&table=guards")
     (guard,) = (row for row in rows if row["guard"] == "max_ppo_kl")
     assert (guard["metric"], guard["last"], guard["beyond"]) == ("actor/ppo_kl", "0.01", "0")
+    assert guard["unit"] == "nats"
     rows = await page.table("/run?run=run&as=csv&table=phases")
     assert [(row["phase"], row["mean_seconds"]) for row in rows] == [
         ("collect", "3.0"), ("update", "1.0"), ("validate", "1.0")

@@ -163,6 +163,8 @@ _UNITS: Mapping[str, str] = {
     "overhead": "share",
     "clipfrac": "share",
     "_groups": "share",
+    "ratio_max": "ratio",
+    "tool_calls_per_rollout": "calls",
     "tokens": "tokens",
     "tokens_per_call": "tokens",
     "rollouts": "rollouts",

@@ -114,7 +114,7 @@ def _run_table(
     metrics = ITERATION_COLUMNS.values()
     tables: dict[str, tuple[tuple[str, ...], Iterator[tuple[Any, ...]]]] = {
         "iterations": (("iteration", *metrics, "under_way"), ((one.iteration, *map(one.line.get, metrics), one.under_way) for one in (*under_way, *view.iterations))),
-        "guards": (("guard", "metric", "last", "side", "limit", "nearness", "beyond", "patience"), ((one.key, one.metric, one.value, one.side, one.bound, one.nearness, one.beyond, one.patience) for one in view.guards)),
+        "guards": (("guard", "metric", "last", "side", "limit", "unit", "nearness", "beyond", "patience"), ((one.key, one.metric, one.value, one.side, one.bound, figures.unit_of(one.metric), one.nearness, one.beyond, one.patience) for one in view.guards)),
         "phases": (("phase", "mean_seconds", "share"), iter(view.phases)),
         "drift": (("iteration", "what", "value", "unit"), ((of, *row) for of, drift in _drifts(view) for row in drift_rows(drift))),
     }  # fmt: skip

@@ -16,7 +16,7 @@ from lightningrl.cli.tree import as_text
 from lightningrl_ui import tables
 from lightningrl_ui.address import address
 from lightningrl_ui.cells import cells_of
-from lightningrl_ui.figures import Figure
+from lightningrl_ui.figures import Figure, unit_of
 
 CUT = 4000
 """Characters of one text that are shown where it is one of many."""
@@ -29,6 +29,7 @@ def _environment() -> Environment:
         loader=PackageLoader("lightningrl_ui"),
         autoescape=True,
         undefined=StrictUndefined,
+        auto_reload=False,  # an upgrade while the page runs must not mix new templates with old code
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -45,6 +46,7 @@ def _environment() -> Environment:
                 "text": as_text,
                 "cut": _cut,
                 "figure": _as_json,
+                "unit": unit_of,
             },
         )
     )

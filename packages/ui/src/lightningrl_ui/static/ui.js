@@ -78,6 +78,13 @@ async function again() {
   await load();
 }
 
+// The step that an address names behind its #, which may be closed.
+function openNamed() {
+  const named = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const closed = named?.querySelector("details:not([open])");
+  if (closed) { closed.open = true; named.scrollIntoView(); }
+}
+
 function watch() {
   const url = document.body.dataset.pulse;
   if (!url) return;
@@ -135,10 +142,12 @@ function keys(event) {
 }
 
 document.addEventListener("keydown", keys);
+window.addEventListener("hashchange", openNamed);
 document.addEventListener("click", (event) => pick(event.target.closest?.(".tokens span[title]")));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 document.querySelectorAll("[data-live]").forEach((part) => { seen.set(part, part.outerHTML); });
 document.querySelectorAll("[data-more]").forEach((one) => near.observe(one));
+openNamed();
 drawAll();
 load();
 watch();

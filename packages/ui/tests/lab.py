@@ -167,7 +167,7 @@ async def many_agents(path: Path, name: str) -> None:
     await store.enqueue(group(1, run=name, task="日本/#1"))
     (claim,) = await store.claim("worker")
     calls = [
-        answered(claim.attempt, f"s {n}", n / 10 + 0.1, [], {"content": "x"}, agent=f"agent {n}")
+        answered(claim.attempt, f"s% {n}", n / 10 + 0.1, [], {"content": "x"}, agent=f"agent {n}")
         for n in range(64)
     ]
     await store.append([*calls, reward(claim.attempt.id, 1.0, step="ghost", name="r")])

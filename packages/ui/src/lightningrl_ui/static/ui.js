@@ -80,9 +80,8 @@ async function again() {
 
 // The step that an address names behind its #, which may be closed.
 function openNamed() {
-  const named = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  const closed = named?.querySelector("details:not([open])");
-  if (closed) { closed.open = true; named.scrollIntoView(); }
+  const closed = document.querySelector(":target > details:not([open])");
+  if (closed) { closed.open = true; closed.parentElement.scrollIntoView(); }
 }
 
 function watch() {
@@ -143,11 +142,11 @@ function keys(event) {
 
 document.addEventListener("keydown", keys);
 window.addEventListener("hashchange", openNamed);
+window.addEventListener("load", openNamed); // before that the browser has not looked for it
 document.addEventListener("click", (event) => pick(event.target.closest?.(".tokens span[title]")));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 document.querySelectorAll("[data-live]").forEach((part) => { seen.set(part, part.outerHTML); });
 document.querySelectorAll("[data-more]").forEach((one) => near.observe(one));
-openNamed();
 drawAll();
 load();
 watch();

@@ -222,6 +222,10 @@ async def test_metrics_are_found_by_a_part_of_their_name(page: Page) -> None:
     text = await page.get("/run?run=run&q=ENTR")
     assert 'value="train/entropy"' in text
     assert 'value="actor/ppo_kl"' not in text
+    many = "&metric=train/entropy" * 13
+    assert "The first 12 of the 13 that are ticked are drawn" in await page.get(
+        f"/run?run=run{many}"
+    )
     drawn = await page.get("/run?run=run&metric=train/entropy&metric=actor/ppo_kl")
     found = re.search(r'id="chosen"[^>]*data-figure="([^"]*)"', drawn)
     assert found is not None

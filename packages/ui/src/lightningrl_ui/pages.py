@@ -101,6 +101,7 @@ async def run(request: Request, sources: Sources) -> Response:
         times=figures.time_figure(found.name, view.lines),
         wanted=wanted,
         chosen=chosen,
+        most=MOST_SIGHTED,
         names=names,
         matching=matching if wanted else [],
         metrics=figures.metrics_figure(found.name, view.lines, chosen[:MOST_SIGHTED]),

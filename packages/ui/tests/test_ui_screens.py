@@ -521,6 +521,12 @@ async def test_seeds_are_compared_as_mean_and_spread(tmp_path: Path) -> None:
     assert "seed 0 2 0" in text
     rows = await page.table(f"{query}&over=rollouts&as=csv")
     assert [row["rollouts"] for row in rows if row["run"] == "longer"] == ["4", "8"]
+    for metric, title in (
+        ("train/reward", "train/reward"),
+        ("train/entropy", "train/entropy, nats"),
+    ):
+        drawn = await page.get(query.replace("train/reward", metric))
+        assert f'"text": "{title}", "standoff"' in html.unescape(drawn)
     assert "use one of" in await page.get(f"{query}&over=tea", 400)
     await page.close()
 

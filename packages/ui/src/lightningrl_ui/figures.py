@@ -193,7 +193,7 @@ def compare_figure(
         faint = 0.45 if bands else 1.0
         data.append(
             {"x": one.x, "y": one.y, "name": one.label, "mode": "lines+markers", "line": line,
-             "marker": {"color": colour, "size": 4}, "opacity": faint}
+             "marker": {"color": colour, "size": 6}, "opacity": faint}
         )  # fmt: skip
     for place, band in enumerate(bands):
         colour = COLOURS[(place + len(curves)) % len(COLOURS)]
@@ -212,5 +212,7 @@ def compare_figure(
         data.append(
             {"x": band.x, "y": band.mean, "name": band.label, "mode": "lines", "line": line}
         )
-    axes = {"xaxis": _axis(AXES[axis]), "yaxis": _axis(metric)}
+    unit = unit_of(metric)
+    title = metric if metric.endswith(unit) else f"{metric}, {unit}"
+    axes = {"xaxis": _axis(AXES[axis]), "yaxis": _axis(title)}
     return _figure(f"compare-{metric.replace('/', '-')}", data, 460, **axes)

@@ -8,6 +8,7 @@ process writes into a store of its own, with and without a page that asks for ev
   page's CPU time for one, on the average.
 - `until_there`: of a screen that compares credit methods on an iteration of 1,920 rollouts, how long they take to be
   computed; each request until then, and for other rollouts of the iteration, is among its `server_ms_p95`.
+- A call of 32,000 tokens, and what writing lessons costs: see `ui_tokens.py`.
 - `rss`: resident memory of the page's process after all that.
 - `idle_cpu`: its share of a core while a page is open that asks for changes every four seconds.
 - `writer_cpu_ms`: the writer's CPU time per rollout written, without the page and with it.
@@ -51,6 +52,7 @@ from lightningrl.schema import (
 from lightningrl.store import RolloutQuery, Store, open_store
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl_testkit.records import call, group, reward
+from ui_tokens import measure_lesson, measure_long_call
 
 _RESULTS = Path(__file__).parent / "results"
 _MEMBERS = 8
@@ -336,6 +338,8 @@ def main() -> None:
         measure_screens(results, folder)
         measure_store_alone(results, folder)
         measure_beside(results, folder, 1)
+        measure_long_call(results, Path(name) / "long", page)
+        measure_lesson(results, Path(name) / "lesson")
     measure_writer(results, arguments.seconds, arguments.rounds)
     results.show()
     results.write()

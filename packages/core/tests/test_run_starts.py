@@ -21,7 +21,7 @@ def test_starts_stand_beside_what_else_the_file_says(tmp_path: Path) -> None:
     write_starts(tmp_path, starts)
     assert read_starts(tmp_path) == starts
     assert json.loads((tmp_path / "run.json").read_text())["commit"] == "abc"
-    assert starts[0].said == f"guard at {AT}: train/kl was 9"
+    assert starts[0].said == "guard at 2026-01-02 03:04:05 UTC: train/kl was 9"
 
 
 def test_a_start_without_an_end_was_killed_unless_its_folder_is_held(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_start_without_an_end_was_killed_unless_its_folder_is_held(tmp_path: P
     (tmp_path / "metrics.jsonl").write_text("")
     os.utime(tmp_path / "metrics.jsonl", (1893553445, 1893553445))  # 2030-01-02T03:04:05Z
     (killed,) = read_starts(tmp_path)
-    assert killed.said == "killed about at 2030-01-02T03:04:05+00:00"
+    assert killed.said == "killed about at 2030-01-02 03:04:05 UTC"
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write(str(os.getpid()))
@@ -40,6 +40,7 @@ def test_a_start_without_an_end_was_killed_unless_its_folder_is_held(tmp_path: P
 
 def test_a_run_of_before_has_no_starts(tmp_path: Path) -> None:
     assert read_starts(tmp_path) == []
-    (tmp_path / "run.json").write_text(json.dumps({"starts": [{"at": 1}]}))
-    with pytest.raises(ConfigError, match=r"run\.json"):
-        read_starts(tmp_path)
+    for wrong in ({"at": 1}, {**RUNS, "at": "yesterday"}, {**RUNS, "ended_at": "noon"}):
+        (tmp_path / "run.json").write_text(json.dumps({"starts": [wrong]}))
+        with pytest.raises(ConfigError, match=r"run\.json"):
+            read_starts(tmp_path)

@@ -159,3 +159,17 @@ async def _play(store: SqliteStore, claim: Claim) -> None:
     await store.append(conversation(claim, "goodbye" if differs else "good morning"))
     await store.append([reward(attempt, 0.0 if differs or spec.task_id == "flat" else 1.0)])
     await store.finish(attempt, AttemptState.SUCCEEDED, output=HOSTILE)
+
+
+async def many_agents(path: Path, name: str) -> None:
+    """A run with one rollout of 64 agents and a reward for a step that nobody took."""
+    store = SqliteStore.open(path)
+    await store.enqueue(group(1, run=name, task="日本/#1"))
+    (claim,) = await store.claim("worker")
+    calls = [
+        answered(claim.attempt, f"s% {n}", n / 10 + 0.1, [], {"content": "x"}, agent=f"agent {n}")
+        for n in range(64)
+    ]
+    await store.append([*calls, reward(claim.attempt.id, 1.0, step="ghost", name="r")])
+    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
+    await store.close()

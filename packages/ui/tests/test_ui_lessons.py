@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lightningrl.cli.run_starts import How, Start, write_starts
 from lightningrl.experience import trajectory
+from lightningrl.experience.drift import Drift, DriftReport, Gap
 from lightningrl.lessons import LessonCall, LessonHeader, tokenizer_path, write_lesson
 from lightningrl.schema import AttemptState, Mode
 from lightningrl.store import RolloutQuery, open_store
@@ -102,6 +104,12 @@ async def taught_run(folder: Path) -> Path:
     write_tokenizer(folder)
     header = LessonHeader(run="run", iteration=1, credit="broadcast")
     write_lesson(folder, header, await lesson_of(folder), keep=1)
+    drift = Drift(
+        rollouts=4, sampled=16, dropped=8, untrainable={f"left out {HOSTILE}": 8},
+        continuing=4, continued=1, breaks={"truncated": 3}, gap=Gap(8, 0.25, 0.5),
+    )  # fmt: skip
+    report = DriftReport().with_iteration(1, drift)
+    (folder / "drift.json").write_bytes(msgspec.json.encode(report))
     return folder
 
 
@@ -143,8 +151,8 @@ async def test_tokens_are_coloured_by_what_is_asked_for(page: Page) -> None:
     address = links(await rollout(page), "tokens")[0]
     # log-prob -0.5 of -5 is a tenth of nine shades; ids 4 and 5
     assert pieces(await page.get(address))[:2] == [
-        ("w1", HOSTILE, "token 0, id 4: engine -0.5000, trainer -0.7500, credit +0.5"),
-        ("w1", "◌", "token 1, id 5: engine -0.5000, trainer -0.7500, credit +0.5"),
+        ("w1", HOSTILE, "token 0, id 4: engine -0.5000, trainer -0.7500 nats, credit +0.5"),
+        ("w1", "◌", "token 1, id 5: engine -0.5000, trainer -0.7500 nats, credit +0.5"),
     ]
     # a gap of 0.25 of 0.5; the writer's tokens were not trained
     gaps = pieces(await page.get(f"{address}&by=gap"))
@@ -202,10 +210,54 @@ async def test_credit_is_a_bar_with_its_parts_and_links_to_its_state(page: Page)
     assert met.count("planner") == 4  # of both members of both groups that ended
     members = await page.table(f"{state.partition('#')[0]}&as=csv&table=state")
     assert [one["agent"] for one in members] == ["planner"] * 4
+    assert await page.table(f"{address}&as=csv&table=baselines") == [
+        {"agent": "planner", "calls": "1", "least": "0.5", "most": "0.5"},
+        {"agent": f"writer {HOSTILE}", "calls": "1", "least": "1.25", "most": "1.25"},
+    ]
+    assert "use one of steps" in told(await page.get(f"{address}&as=csv&table=x", 400))
     rows = await page.table(f"{address}&as=csv")
     assert [(row["credit"], row["baseline"], row["state"]) for row in rows] == [
         ("0.5", "0.5", "7"), ("-0.25", "1.25", "")
     ]  # fmt: skip
+
+
+async def test_every_table_is_saved_as_csv(page: Page) -> None:
+    rollout_page = await rollout(page)
+    credit, tokens = (links(rollout_page, one)[0] for one in ("credit", "tokens"))
+    beside = f"{credit}&with=step_reward&state=7"
+    await compared(page, beside)
+    groups = "/iteration?run=run&n=1"
+    others = (links(await page.get(groups), "group")[0], credit, tokens, beside, "/live?run=run")
+    for address in ("/", "/run?run=run", groups, "/compare?run=run&metric=val/reward", *others):
+        text = await page.get(address)
+        found = set(map(html.unescape, re.findall(r'href="([^"]*as=csv[^"]*)"', text)))
+        assert len(found) >= text.count("<table"), address
+        for one in found:
+            answer = await page.client.get(one)
+            assert answer.headers["content-type"].startswith("text/csv"), one
+            assert answer.text.count(",") > 1, one
+
+
+async def test_the_tables_of_a_run_say_what_its_screen_says(page: Page) -> None:
+    shown = await page.get("/run?run=run")
+    rows = await page.table("/run?run=run&as=csv&table=iterations")
+    assert [one["iteration"] for one in rows] == ["2", "1", "0"]
+    assert (rows[0]["train/reward"], rows[0]["timing/iteration_seconds"]) == ("0.5", "4.0")
+    assert "2 0.5 0.5 4 - - - - 4.0 s" in told(shown)
+    drift = await page.table("/run?run=run&as=csv&table=drift")
+    assert [one["iteration"] for one in drift].count("all") == len(drift) // 2
+    assert "trained 8 tokens" in told(shown)
+    assert {one["what"]: (one["value"], one["unit"]) for one in drift} == {
+        "sampled": ("16", "tokens"), "trained": ("8", "tokens"),
+        "masked: stand in a row as context": ("0", "tokens"), "dropped: stand in no row": ("8", "tokens"),
+        f"not trained: left out {HOSTILE}": ("8", "tokens"), "should continue a row": ("4", "calls"),
+        "continued it": ("1", "calls"), "broke the row: truncated": ("3", "calls"),
+        "engine-trainer gap, mean": ("0.25", "nats"), "engine-trainer gap, largest": ("0.5", "nats"),
+    }  # fmt: skip
+    said = await page.table("/findings?run=run&as=csv")
+    assert "broken conversations" in {one["kind"] for one in said}
+    (own,) = await page.table("/compare?run=run&as=csv&table=runs")
+    assert (own["run"], own["state"], own["best"]) == ("run", "finished", "0.5")
 
 
 async def compared(page: Page, address: str) -> str:
@@ -240,7 +292,7 @@ async def test_without_a_lesson_tokens_show_what_the_store_has(tmp_path: Path, l
     page = Page(lab / "store.db")
     text = await page.get(links(await rollout(page), "tokens")[0])
     assert "lessons are in the run's folder" in told(text)
-    assert pieces(text)[0] == ("w1", "⟨4⟩", "token 0, id 4: engine -0.5000")
+    assert pieces(text)[0] == ("w1", "⟨4⟩", "token 0, id 4: engine -0.5000 nats")
     validation = links(await page.get("/iteration?run=run&n=1&mode=val"), "rollout")[0]
     scored = await page.get(links(await page.get(validation), "tokens")[0])
     assert "scored and never trained" in told(scored)
@@ -270,7 +322,7 @@ async def test_a_run_says_how_its_last_start_ended(tmp_path: Path) -> None:
     page = Page(tmp_path)
     for address in ("/", "/run?run=run"):
         shown = await page.get(address)
-        assert f"guard at 2026-01-02T04:00:00+00:00: {HOSTILE}" in told(shown)
+        assert f"guard at 2026-01-02 04:00:00 UTC: {HOSTILE}" in told(shown)
         assert "<script>window" not in shown
     write_starts(folder, [Start("2026-01-02T03:04:05+00:00", 1)])
     assert "killed about at 20" in told(await page.get("/run?run=run"))

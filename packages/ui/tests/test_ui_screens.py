@@ -20,7 +20,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner
-from lab import HOSTILE, answered, conversation, fill, started, write_folder
+from lab import HOSTILE, answered, conversation, fill, many_agents, started, write_folder
 
 from lightningrl.cli import commands
 from lightningrl.keys import ViewerKey
@@ -186,7 +186,7 @@ async def test_a_run_shows_guards_time_drift_and_recipe(page: Page) -> None:
     # collect 3 + 3, update 1 + 1, validate 1: of 9 seconds 6 are 66.7 %
     assert "collect 3.0 s 66.7 %" in text
     # the guard's limit is the recipe's default; 0.01 is far from it
-    assert re.search(r"max_ppo_kl actor/ppo_kl 0\.01 ≤ [\d.]+ \d+ % 0 of \d+", text)
+    assert re.search(r"max_ppo_kl actor/ppo_kl 0\.01 ≤ [\d.]+ nats \d+ % 0 of \d+", text)
     assert "Nothing was trained yet." in text
     assert "tasks_per_iteration: 2" in text
     assert "end of trainer.log iteration 1: update" in text
@@ -196,11 +196,12 @@ async def test_tables_of_a_run_are_exported(page: Page, tmp_path: Path) -> None:
     rows = await page.table("/run?run=run&as=csv&table=guards")
     (guard,) = (row for row in rows if row["guard"] == "max_ppo_kl")
     assert (guard["metric"], guard["last"], guard["beyond"]) == ("actor/ppo_kl", "0.01", "0")
+    assert guard["unit"] == "nats"
     rows = await page.table("/run?run=run&as=csv&table=phases")
     assert [(row["phase"], row["mean_seconds"]) for row in rows] == [
         ("collect", "3.0"), ("update", "1.0"), ("validate", "1.0")
     ]  # fmt: skip
-    assert "a run has guards and phases" in told(await page.get("/run?run=run&as=csv&table=x", 400))
+    assert "a run has iterations" in told(await page.get("/run?run=run&as=csv&table=x", 400))
     for seed in (0, 2):
         write_folder(tmp_path / f"seed{seed}", f"seed{seed}", seed=seed)
     other = Page(tmp_path)
@@ -221,6 +222,10 @@ async def test_metrics_are_found_by_a_part_of_their_name(page: Page) -> None:
     text = await page.get("/run?run=run&q=ENTR")
     assert 'value="train/entropy"' in text
     assert 'value="actor/ppo_kl"' not in text
+    many = "&metric=train/entropy" * 13
+    assert "The first 12 of the 13 that are ticked are drawn" in await page.get(
+        f"/run?run=run{many}"
+    )
     drawn = await page.get("/run?run=run&metric=train/entropy&metric=actor/ppo_kl")
     found = re.search(r'id="chosen"[^>]*data-figure="([^"]*)"', drawn)
     assert found is not None
@@ -277,6 +282,7 @@ async def test_a_rollout_is_a_tree_in_time_with_a_lane_per_agent(page: Page) -> 
     assert text.count('<svg class="lane"') == 2
     # of 3 seconds or more, the search took from 1.1 to 1.5
     assert "tool search, 1.1 s to 1.5 s" in text
+    assert re.findall(r'class="kind b-(\w+)"', text) == ["llm", "tool"]
     steps = re.findall(r'class="step b-(\w+) d(\d)', text)
     assert steps == [("llm", "0"), ("tool", "1"), ("llm", "0")]
     rows = await page.table(f"{address}&as=csv")
@@ -321,6 +327,17 @@ async def test_an_empty_run_and_an_empty_folder_are_told_of(tmp_path: Path) -> N
     text = told(await page.get("/run?run=new"))
     assert "No iteration is over yet" in text
     assert "has no rollouts (yet)" in await page.get("/iteration?run=new&n=1", 404)
+    await page.close()
+
+
+async def test_starts_that_cannot_be_read_hide_no_other_run(tmp_path: Path) -> None:
+    for name in ("torn", "whole"):
+        write_folder(tmp_path / name, name)
+    (tmp_path / "torn" / "run.json").write_text('{"starts": [{"at": "yesterday", "process": 1}]}')
+    page = Page(tmp_path)
+    text = told(await page.get("/"))
+    assert "run.json" in text
+    assert "whole finished 2 of 2 val/reward" in text
     await page.close()
 
 
@@ -476,6 +493,12 @@ async def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for one in found:
         assert "val/reward" in await page.get(one)
     await page.close()
+    # Such an address opens the same run where it is alone.
+    alone = Page(tmp_path / "a")
+    assert "val/reward" in await alone.get(found[0])
+    assert "run finished" in told(await alone.get(found[0].replace("/run?", "/compare?")))
+    await alone.get(found[1], 404)
+    await alone.close()
 
 
 async def test_seeds_are_compared_as_mean_and_spread(tmp_path: Path) -> None:
@@ -491,9 +514,19 @@ async def test_seeds_are_compared_as_mean_and_spread(tmp_path: Path) -> None:
         in text
     )
     assert "algorithm.iterations 2 2 9" in text
+    (_, second) = await page.table(f"{query}&as=csv&table=seeds")
+    assert (second["iteration"], second["least"], second["most"]) == ("2.0", "0.5", "0.52")
+    assert second["mean"][:4] == "0.51"
+    assert "have runs, seeds, recipes" in await page.get(f"{query}&as=csv&table=x", 400)
     assert "seed 0 2 0" in text
     rows = await page.table(f"{query}&over=rollouts&as=csv")
     assert [row["rollouts"] for row in rows if row["run"] == "longer"] == ["4", "8"]
+    for metric, title in (
+        ("train/reward", "train/reward"),
+        ("train/entropy", "train/entropy, nats"),
+    ):
+        drawn = await page.get(query.replace("train/reward", metric))
+        assert f'"text": "{title}", "standoff"' in html.unescape(drawn)
     assert "use one of" in await page.get(f"{query}&over=tea", 400)
     await page.close()
 
@@ -509,23 +542,16 @@ async def test_a_text_in_a_table_is_no_formula(tmp_path: Path) -> None:
 
 
 async def test_many_agents_and_names_of_any_kind(tmp_path: Path) -> None:
-    store = SqliteStore.open(tmp_path / "s.db")
-    name = "läuft/100 % & more?"
-    await store.enqueue(group(1, run=name, task="日本/#1"))
-    (claim,) = await store.claim("worker")
-    calls = [
-        answered(claim.attempt, f"s {n}", n / 10 + 0.1, [], {"content": "x"}, agent=f"agent {n}")
-        for n in range(64)
-    ]
-    await store.append([*calls, reward(claim.attempt.id, 1.0, step="ghost", name="r")])
-    await store.finish(claim.attempt.id, AttemptState.SUCCEEDED)
-    await store.close()
+    await many_agents(tmp_path / "s.db", "läuft/100 % & more?")
     page = Page(tmp_path / "s.db")
     (run,) = links(await page.get("/"), "run")
     (iteration, *_) = links(await page.get(run), "iteration")
     (rollout, *_) = links(await page.get(iteration), "rollout")
     text = await page.get(rollout)
     assert text.count('<svg class="lane"') == 64
+    ends = [float(x) + float(w) for x, w in re.findall(r'<rect [^>]*x="([^"]*)".*width="([^"]*)"', text)]  # fmt: skip
+    assert len(ends) == 64
+    assert max(ends) <= 1000  # the last step of all is seen too
     assert "日本/#1" in text
     assert "no such step" in text
     await page.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote_plus, urlencode
 
@@ -21,7 +22,10 @@ def address(screen: str, /, **query: Value) -> str:
 
 def of_rollout(run: str, ident: str) -> str:
     """The address of a rollout. A page of an iteration has thousands, so it is made without `address`'s loop."""
-    return f"/rollout?run={quote_plus(run)}&id={quote_plus(ident)}"
+    return f"/rollout?run={_quoted(run)}&id={quote_plus(ident)}"
+
+
+_quoted = functools.lru_cache(maxsize=64)(quote_plus)
 
 
 def changed(screen: str, query: Mapping[str, Value], /, **changes: Value) -> str:

@@ -27,14 +27,12 @@ from lightningrl_ui.views.methods import MethodsView, methods_view
 async def credit(request: Request, sources: Sources) -> Response:
     """The credit of a rollout's steps."""
     shown = await _shown(request, sources)
-    if wants_csv(request) and request.query_params.get("table") == "methods":
-        return _methods_csv(shown)
-    if wants_csv(request) and request.query_params.get("table") == "state":
-        head = ("rollout", "task", "member", "place", "agent", "reward", "credit")
-        return csv_answer(f"{shown['run'].name}-state-{shown['state']}", head, _state_rows(shown["view"]))  # fmt: skip
     if wants_csv(request):
-        head = ("step", "place", "agent", "reward", "step_reward", "credit", *shown["view"].parts, "state", "not_trained")  # fmt: skip
-        return csv_answer(f"{shown['run'].name}-credit", head, _rows(shown["view"]))
+        table = request.query_params.get("table", "steps")
+        if table not in _TABLES:
+            raise ConfigError(f"table={table!r}: use one of {', '.join(_TABLES)}")
+        head, rows = _TABLES[table](shown)
+        return csv_answer(f"{shown['run'].name}-credit-{table}", head, rows)
     return page("credit.html", known=assigner_names(), **shown)
 
 
@@ -62,14 +60,42 @@ async def _shown(request: Request, sources: Sources) -> dict[str, Any]:
     }
 
 
-def _methods_csv(shown: dict[str, Any]) -> Response:
+_Table = tuple[tuple[str, ...], Iterator[tuple[Any, ...]]]
+"""Names of columns, and rows."""
+
+
+def _steps(shown: dict[str, Any]) -> _Table:
+    view: CreditView = shown["view"]
+    head = ("step", "place", "agent", "reward", "step_reward", "credit", *view.parts, "state", "not_trained")  # fmt: skip
+    rows = (
+        (one.step_id, one.place, one.agent, one.reward, one.step_reward, one.credit, *map(one.parts.get, view.parts), one.state, one.reason)
+        for one in view.calls
+    )  # fmt: skip
+    return head, rows
+
+
+def _baselines(shown: dict[str, Any]) -> _Table:
+    view: CreditView = shown["view"]
+    rows = ((one.agent, one.calls, one.least, one.most) for one in view.baselines)
+    return ("agent", "calls", "least", "most"), rows
+
+
+def _state(shown: dict[str, Any]) -> _Table:
+    view: CreditView = shown["view"]
+    rows = (
+        (one.rollout_id, one.task_id, one.member, one.place, one.agent, one.reward, one.credit)
+        for one in view.state
+    )
+    return ("rollout", "task", "member", "place", "agent", "reward", "credit"), rows
+
+
+def _methods(shown: dict[str, Any]) -> _Table:
     beside: MethodsView | None = shown["beside"]
     if beside is None:
         raise ConfigError("the address lacks with=..., the methods")
     if beside.waiting:
         raise StoreUnavailable("the methods are being computed; ask again in a few seconds")
-    head = ("place", "agent", "method", "credit", "part", "value")
-    return csv_answer(f"{shown['run'].name}-methods", head, _method_rows(beside))
+    return ("place", "agent", "method", "credit", "part", "value"), _method_rows(beside)
 
 
 def _method_rows(beside: MethodsView) -> Iterator[tuple[Any, ...]]:
@@ -81,12 +107,5 @@ def _method_rows(beside: MethodsView) -> Iterator[tuple[Any, ...]]:
                 yield (*own, part, value)
 
 
-def _state_rows(view: CreditView) -> Iterator[tuple[Any, ...]]:
-    for one in view.state:
-        yield (one.rollout_id, one.task_id, one.member, one.place, one.agent, one.reward, one.credit)  # fmt: skip
-
-
-def _rows(view: CreditView) -> Iterator[tuple[Any, ...]]:
-    for one in view.calls:
-        parts = (one.parts.get(name) for name in view.parts)
-        yield (one.step_id, one.place, one.agent, one.reward, one.step_reward, one.credit, *parts, one.state, one.reason)  # fmt: skip
+_TABLES = {"steps": _steps, "baselines": _baselines, "state": _state, "methods": _methods}
+"""The screen's tables, by the name that an address gives them."""

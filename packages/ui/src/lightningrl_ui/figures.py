@@ -33,7 +33,7 @@ _REWARDS = (
 
 
 def _axis(title: str, **more: Any) -> dict[str, Any]:
-    return {"title": {"text": title}, "automargin": True, **more}
+    return {"title": {"text": title, "standoff": 10}, "automargin": True, **more}
 
 
 def _figure(name: str, data: list[Any], height: int = 340, **layout: Any) -> Figure:
@@ -139,7 +139,7 @@ def metrics_figure(name: str, lines: Sequence[MetricLine], metrics: Sequence[str
         colour = COLOURS[place % len(COLOURS)]
         data.append(
             {"x": x, "y": y, "name": metric, "mode": "lines+markers", "yaxis": _y(place),
-             "line": {"color": colour}, "marker": {"color": colour, "size": 4}}
+             "line": {"color": colour}, "marker": {"color": colour, "size": 6}}
         )  # fmt: skip
         top = 1 - place * share
         domain = [max(0.0, top - share * 0.86), top]
@@ -163,6 +163,8 @@ _UNITS: Mapping[str, str] = {
     "overhead": "share",
     "clipfrac": "share",
     "_groups": "share",
+    "ratio_max": "ratio",
+    "tool_calls_per_rollout": "calls",
     "tokens": "tokens",
     "tokens_per_call": "tokens",
     "rollouts": "rollouts",
@@ -191,7 +193,7 @@ def compare_figure(
         faint = 0.45 if bands else 1.0
         data.append(
             {"x": one.x, "y": one.y, "name": one.label, "mode": "lines+markers", "line": line,
-             "marker": {"color": colour, "size": 4}, "opacity": faint}
+             "marker": {"color": colour, "size": 6}, "opacity": faint}
         )  # fmt: skip
     for place, band in enumerate(bands):
         colour = COLOURS[(place + len(curves)) % len(COLOURS)]
@@ -210,5 +212,7 @@ def compare_figure(
         data.append(
             {"x": band.x, "y": band.mean, "name": band.label, "mode": "lines", "line": line}
         )
-    axes = {"xaxis": _axis(AXES[axis]), "yaxis": _axis(metric)}
+    unit = unit_of(metric)
+    title = metric if metric.endswith(unit) else f"{metric}, {unit}"
+    axes = {"xaxis": _axis(AXES[axis]), "yaxis": _axis(title)}
     return _figure(f"compare-{metric.replace('/', '-')}", data, 460, **axes)

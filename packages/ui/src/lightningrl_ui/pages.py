@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from lightningrl.cli.tree import as_text
 from lightningrl.errors import ConfigError, NotFound
+from lightningrl.experience.drift import Drift
 from lightningrl.schema import GroupId, Mode
 from lightningrl.store import RolloutQuery
 from lightningrl_ui import figures
@@ -34,7 +35,11 @@ from lightningrl_ui.views.group import GroupView, group_view
 from lightningrl_ui.views.iteration import ORDERS, GroupLine, group_lines, scale, sorted_groups
 from lightningrl_ui.views.rollout import RolloutView, call_view, rollout_view
 from lightningrl_ui.views.run import (
+    ITERATION_COLUMNS,
+    IterationLine,
+    RunLine,
     RunView,
+    drift_rows,
     findings,
     iteration_counts,
     iterations_under_way,
@@ -53,36 +58,18 @@ async def runs(request: Request, sources: Sources) -> Response:
     """Every run."""
     lines = [run_line(one) for one in await sources.runs()]
     if _wants_csv(request):
-        head = (
-            "run",
-            "state",
-            "iteration",
-            "iterations",
-            "metric",
-            "last",
-            "best",
-            "started",
-            "place",
-        )
-        return _csv(
-            "runs",
-            head,
-            [
-                (
-                    one.run.key,
-                    one.progress.state if one.progress else None,
-                    one.progress.iteration if one.progress else None,
-                    one.progress.iterations if one.progress else None,
-                    one.headline.metric if one.headline else None,
-                    one.last,
-                    one.best,
-                    one.started_at,
-                    one.run.place,
-                )
-                for one in lines
-            ],
-        )
+        return _csv("runs", _RUN_HEAD, map(_run_row, lines))
     return page("runs.html", lines=lines, looked=sources.targets or ("runs/",))
+
+
+_RUN_HEAD = ("run", "state", "ended", "iteration", "iterations", "metric", "last", "best", "started", "place")  # fmt: skip
+
+
+def _run_row(one: RunLine) -> tuple[Any, ...]:
+    far = one.progress
+    state = (None,) * 4 if far is None else (far.state, far.ended, far.iteration, far.iterations)
+    metric = one.headline.metric if one.headline is not None else None
+    return (one.run.key, *state, metric, one.last, one.best, one.started_at, one.run.place)
 
 
 async def run(request: Request, sources: Sources) -> Response:
@@ -92,10 +79,10 @@ async def run(request: Request, sources: Sources) -> Response:
     if _wants_csv(request) and table is None:
         return _metrics_csv(found)
     view = run_view(found)
-    if _wants_csv(request):
-        return _run_table(found, view, str(table))
     store, problem = await _store(sources, found)
     under_way = [] if store is None else await iterations_under_way(store, found, view.lines)
+    if _wants_csv(request):
+        return _run_table(found, view, under_way, str(table))
     wanted, chosen = request.query_params.get("q", ""), request.query_params.getlist("metric")
     names = metric_names(view.lines)
     matching = [name for name in names if wanted.casefold() in name.casefold()]
@@ -104,7 +91,9 @@ async def run(request: Request, sources: Sources) -> Response:
         run=found,
         view=view,
         problem=problem,
-        under_way=under_way,
+        iterations=under_way + view.iterations,
+        columns=ITERATION_COLUMNS,
+        drift=[] if view.drift is None else drift_rows(view.drift.run),
         has_store=store is not None,
         copied_at=sources.copied_at(found),
         rewards=figures.reward_figure(found.name, view.lines),
@@ -112,25 +101,32 @@ async def run(request: Request, sources: Sources) -> Response:
         times=figures.time_figure(found.name, view.lines),
         wanted=wanted,
         chosen=chosen,
+        most=MOST_SIGHTED,
         names=names,
         matching=matching if wanted else [],
         metrics=figures.metrics_figure(found.name, view.lines, chosen[:MOST_SIGHTED]),
     )
 
 
-def _run_table(found: Run, view: RunView, table: str) -> Response:
+def _run_table(
+    found: Run, view: RunView, under_way: Sequence[IterationLine], table: str
+) -> Response:
     """One of the small tables of a run's screen."""
-    if table == "guards":
-        head = ("guard", "metric", "last", "side", "limit", "nearness", "beyond", "patience")
-        rows: list[tuple[Any, ...]] = [
-            (one.key, one.metric, one.value, one.side, one.bound, one.nearness, one.beyond, one.patience)
-            for one in view.guards
-        ]  # fmt: skip
-    elif table == "phases":
-        head, rows = ("phase", "mean_seconds", "share"), list(view.phases)
-    else:
-        raise ConfigError(f"table={table!r}: a run has guards and phases")
-    return _csv(f"{found.name}-{table}", head, rows)
+    metrics = ITERATION_COLUMNS.values()
+    tables: dict[str, tuple[tuple[str, ...], Iterator[tuple[Any, ...]]]] = {
+        "iterations": (("iteration", *metrics, "under_way"), ((one.iteration, *map(one.line.get, metrics), one.under_way) for one in (*under_way, *view.iterations))),
+        "guards": (("guard", "metric", "last", "side", "limit", "unit", "nearness", "beyond", "patience"), ((one.key, one.metric, one.value, one.side, one.bound, figures.unit_of(one.metric), one.nearness, one.beyond, one.patience) for one in view.guards)),
+        "phases": (("phase", "mean_seconds", "share"), iter(view.phases)),
+        "drift": (("iteration", "what", "value", "unit"), ((of, *row) for of, drift in _drifts(view) for row in drift_rows(drift))),
+    }  # fmt: skip
+    if table not in tables:
+        raise ConfigError(f"table={table!r}: a run has {', '.join(tables)}")
+    return _csv(f"{found.name}-{table}", *tables[table])
+
+
+def _drifts(view: RunView) -> list[tuple[str, Drift]]:
+    """The drift of all iterations together, then of each."""
+    return [] if view.drift is None else [("all", view.drift.run), *view.drift.iterations.items()]
 
 
 async def run_findings(request: Request, sources: Sources) -> Response:
@@ -138,6 +134,9 @@ async def run_findings(request: Request, sources: Sources) -> Response:
     found = await _run(request, sources)
     store, problem = await _store(sources, found)
     said = [] if store is None else await findings(found, store)
+    if _wants_csv(request):
+        rows = ((one.kind, one.level.value, one.evidence, one.remedy) for one in said)
+        return _csv(f"{found.name}-findings", ("kind", "level", "evidence", "remedy"), rows)
     short = "short" in request.query_params
     return page(
         "findings.html", run=found, said=said, problem=problem, short=short, none=store is None
@@ -275,7 +274,7 @@ async def compare(request: Request, sources: Sources) -> Response:
     every = await sources.runs()
     query = request.query_params
     keys = query.getlist("run")
-    by_key = {one.key: one for one in every}
+    by_key = {one.long_key: one for one in every} | {one.key: one for one in every}
     unknown = [key for key in keys if key not in by_key]
     if unknown:
         raise NotFound(f"there is no run {unknown[0]!r}")
@@ -288,14 +287,12 @@ async def compare(request: Request, sources: Sources) -> Response:
     if axis not in comparing.AXES:
         raise ConfigError(f"over={axis!r}: use one of {', '.join(comparing.AXES)}")
     curves = comparing.curves(chosen, metric, axis)
-    if _wants_csv(request) and query.get("table") == "recipes":
-        head = ("key", *(one.key for one in chosen))
-        found = comparing.differences(chosen)
-        return _csv("recipes", head, [(one.key, *map(as_text, one.values)) for one in found])
+    bands = comparing.bands(chosen, metric) if axis == "iteration" else []
+    if _wants_csv(request) and "table" in query:
+        return _compared_table(chosen, bands, query["table"])
     if _wants_csv(request):
         rows = ((one.label, x, y) for one in curves for x, y in zip(one.x, one.y, strict=True))
         return _csv("compare", ("run", axis, metric), rows)
-    bands = comparing.bands(chosen, metric) if axis == "iteration" else []
     return page(
         "compare.html",
         every=every,
@@ -312,6 +309,24 @@ async def compare(request: Request, sources: Sources) -> Response:
             for one in comparing.differences(chosen)
         ],
     )
+
+
+def _compared_table(chosen: Sequence[Run], bands: Sequence[comparing.Band], table: str) -> Response:
+    """One of the small tables of the screen of several runs."""
+    if table == "recipes":
+        head = ("key", *(one.key for one in chosen))
+        found = comparing.differences(chosen)
+        return _csv(table, head, [(one.key, *map(as_text, one.values)) for one in found])
+    if table == "runs":
+        return _csv(table, _RUN_HEAD, [_run_row(run_line(one)) for one in chosen])
+    if table == "seeds":
+        rows = (
+            (band.label, *point)
+            for band in bands
+            for point in zip(band.x, band.mean, band.deviation, band.least, band.most, strict=True)
+        )
+        return _csv(table, ("runs", "iteration", "mean", "deviation", "least", "most"), rows)
+    raise ConfigError(f"table={table!r}: runs beside each other have runs, seeds, recipes")
 
 
 async def beat(request: Request, sources: Sources) -> Response:

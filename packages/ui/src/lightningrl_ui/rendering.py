@@ -14,8 +14,9 @@ from starlette.responses import HTMLResponse
 
 from lightningrl.cli.tree import as_text
 from lightningrl_ui import tables
-from lightningrl_ui.address import address, of_rollout
-from lightningrl_ui.figures import Figure
+from lightningrl_ui.address import address
+from lightningrl_ui.cells import cells_of
+from lightningrl_ui.figures import Figure, unit_of
 
 CUT = 4000
 """Characters of one text that are shown where it is one of many."""
@@ -28,10 +29,11 @@ def _environment() -> Environment:
         loader=PackageLoader("lightningrl_ui"),
         autoescape=True,
         undefined=StrictUndefined,
+        auto_reload=False,  # an upgrade while the page runs must not mix new templates with old code
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals.update(cast("dict[str, Any]", {"address": address, "of_rollout": of_rollout}))
+    made.globals.update(cast("dict[str, Any]", {"address": address, "cells_of": cells_of}))
     made.filters.update(
         cast(
             "dict[str, Any]",
@@ -40,10 +42,11 @@ def _environment() -> Environment:
                 "seconds": tables.seconds,
                 "when": tables.when,
                 "points": tables.points,
-                "shade": tables.shade,
+                "sampling": tables.sampling,
                 "text": as_text,
                 "cut": _cut,
                 "figure": _as_json,
+                "unit": unit_of,
             },
         )
     )

@@ -50,6 +50,11 @@ class Run:
     problem: str | None = None
     """Why something of it can't be read."""
 
+    @property
+    def long_key(self) -> str:
+        """Opens it too, and also where no other run has its name: so an address stays good when others come or go."""
+        return f"{self.name}@{_digest(self.place)}"
+
 
 @dataclass
 class _Opened:
@@ -118,7 +123,7 @@ class Sources:
         """
         runs = await self.runs()
         for run in runs:
-            if run.key == key:
+            if key in (run.key, run.long_key):
                 return run
         raise NotFound(f"there is no run {key!r}.{suggest(key, [run.key for run in runs])}")
 
@@ -233,18 +238,7 @@ def _recipe(folder: Path, changed_ns: int) -> LoadedRecipe:
 
 def _with_keys(runs: Sequence[Run]) -> list[Run]:
     counts = Counter(run.name for run in runs)
-    return [
-        Run(
-            run.name if counts[run.name] == 1 else f"{run.name}@{_digest(run.place)}",
-            run.name,
-            run.folder,
-            run.store_url,
-            run.place,
-            run.recipe,
-            run.problem,
-        )
-        for run in runs
-    ]
+    return [replace(run, key=run.name if counts[run.name] == 1 else run.long_key) for run in runs]
 
 
 def _digest(place: str) -> str:

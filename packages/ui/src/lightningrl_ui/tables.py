@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from lightningrl.schema import Sampling
+
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -59,6 +61,12 @@ def when(value: datetime | str | None) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
+def sampling(value: Sampling) -> str:
+    """What a policy samples with; what has no value is left out."""
+    found = ((one, getattr(value, one)) for one in value.__struct_fields__)
+    return ", ".join(f"{name} {number(one)}" for name, one in found if one is not None)
+
+
 def points(values: Sequence[float], width: int = 120, height: int = 24) -> str:
     """The values as the points of an SVG polyline."""
     if not values:
@@ -70,10 +78,3 @@ def points(values: Sequence[float], width: int = 120, height: int = 24) -> str:
         f"{place * step:.1f},{height - 2 - (value - low) / span * (height - 4):.1f}"
         for place, value in enumerate(values)
     )
-
-
-def shade(value: float | None, low: float, high: float) -> str:
-    """The CSS class of a reward's colour: `r0` to `r10`."""
-    if value is None:
-        return "none"
-    return f"r{round(10 * min(1.0, max(0.0, (value - low) / (high - low))))}"

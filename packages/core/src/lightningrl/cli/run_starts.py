@@ -55,9 +55,14 @@ class Start(msgspec.Struct, frozen=True, omit_defaults=True):
         """How it ended, in a line for people."""
         if self.how is None:
             return "runs"
-        when = f" at {self.ended_at}" if self.ended_at else ""
+        when = f" at {_in_utc(self.ended_at)}" if self.ended_at else ""
         about = " about" if self.how is How.KILLED else ""
         return f"{self.how.value}{about}{when}" + (f": {self.why}" if self.why else "")
+
+
+def _in_utc(instant: str) -> str:
+    """An instant of ISO 8601 as people read it."""
+    return f"{datetime.fromisoformat(instant).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def read_starts(folder: Path) -> list[Start]:
@@ -68,7 +73,10 @@ def read_starts(folder: Path) -> list[Start]:
     """
     try:
         starts = msgspec.convert(read_origin(folder).get(_STARTS, []), list[Start])
-    except msgspec.ValidationError as error:
+        for one in starts:
+            datetime.fromisoformat(one.at)
+            datetime.fromisoformat(one.ended_at or one.at)
+    except (msgspec.ValidationError, ValueError) as error:
         raise ConfigError(f"{str(folder / 'run.json')!r}: {error}") from error
     if starts and trainer_process(folder) is None:
         starts[-1] = with_end(folder, starts[-1])

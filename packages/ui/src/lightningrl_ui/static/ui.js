@@ -78,6 +78,12 @@ async function again() {
   await load();
 }
 
+// The step that an address names behind its #, which may be closed.
+function openNamed() {
+  const closed = document.querySelector(":target > details:not([open])");
+  if (closed) { closed.open = true; closed.parentElement.scrollIntoView(); }
+}
+
 function watch() {
   const url = document.body.dataset.pulse;
   if (!url) return;
@@ -135,6 +141,8 @@ function keys(event) {
 }
 
 document.addEventListener("keydown", keys);
+window.addEventListener("hashchange", openNamed);
+window.addEventListener("load", openNamed); // before that the browser has not looked for it
 document.addEventListener("click", (event) => pick(event.target.closest?.(".tokens span[title]")));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 document.querySelectorAll("[data-live]").forEach((part) => { seen.set(part, part.outerHTML); });

@@ -143,10 +143,17 @@ def _line(
         place=place,
         members=tuple(members),
         mean=statistics.fmean(rewards) if rewards else None,
-        spread=statistics.pstdev(rewards) if rewards else None,
+        spread=_spread(rewards) if rewards else None,
         verdict=verdict,
         why=why,
     )
+
+
+def _spread(rewards: Sequence[float]) -> float:
+    """Their standard deviation, of floats alone: `statistics.pstdev` counts in fractions, which takes 30 times as long."""
+    mean = statistics.fmean(rewards)
+    equal = min(rewards) == max(rewards)
+    return 0.0 if equal else statistics.fmean((one - mean) ** 2 for one in rewards) ** 0.5
 
 
 def _verdict(

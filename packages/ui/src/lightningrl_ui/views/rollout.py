@@ -102,6 +102,8 @@ class CallView:
     """As the agent sent it, indented where it is JSON."""
     answers: tuple[MessageView, ...]
     """Of each choice."""
+    raw_answers: tuple[str, ...]
+    """Of each choice its message, as indented JSON."""
 
 
 async def call_view(store: Store, run: Run, attempt_id: str, event_id: str) -> CallView:
@@ -137,6 +139,7 @@ async def call_view(store: Store, run: Run, attempt_id: str, event_id: str) -> C
         unreadable=unreadable,
         request=indented(call.request),
         answers=tuple(message_view(json.loads(one.message or b"{}")) for one in call.choices),
+        raw_answers=tuple(indented(one.message) for one in call.choices),
     )
 
 

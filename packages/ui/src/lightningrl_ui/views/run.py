@@ -13,7 +13,7 @@ from lightningrl.cli.doctor import gather_evidence
 from lightningrl.cli.drift import read_report
 from lightningrl.cli.stored_run import StoredRun, read_origin
 from lightningrl.errors import LightningError, NotFound
-from lightningrl.experience.drift import DriftReport
+from lightningrl.experience.drift import Drift, DriftReport
 from lightningrl.guards import Reading, guard_readings
 from lightningrl.metrics import MetricLine, series
 from lightningrl.recipe import dump_recipe
@@ -55,6 +55,7 @@ def run_line(run: Run) -> RunLine:
     try:
         lines = metric_lines(run.folder)
         origin = {} if run.folder is None else read_origin(run.folder)
+        far = progress(run.folder, run.recipe, lines)
     except LightningError as error:
         return RunLine(run, None, None, None, None, (), None, str(error))
     by = headline(lines)
@@ -62,7 +63,7 @@ def run_line(run: Run) -> RunLine:
     better = max if by is None or by.higher_is_better else min
     return RunLine(
         run=run,
-        progress=progress(run.folder, run.recipe, lines),
+        progress=far,
         headline=by,
         last=values[-1] if values else None,
         best=better(values) if values else None,
@@ -100,6 +101,30 @@ class IterationLine:
     """Empty while it is not over."""
     counts: dict[str, Counts]
     """Mode -> its rollouts, of an iteration that is under way; else empty."""
+
+    @property
+    def under_way(self) -> str:
+        """How far each mode's rollouts are; empty of an iteration that is over."""
+        return "; ".join(_said(mode, count) for mode, count in self.counts.items())
+
+
+ITERATION_COLUMNS = {
+    "training reward": "train/reward",
+    "validation": "val/reward",
+    "rollouts": "train/rollouts",
+    "groups": "train/groups",
+    "flat": "train/groups_without_signal",
+    "failed": "train/failed",
+    "trained tokens": "train/tokens",
+    "time": "timing/iteration_seconds",
+}
+"""Title of a column of the iterations -> its metric."""
+
+
+def _said(mode: str, count: Counts) -> str:
+    running = f", {count.running} run" if count.running else ""
+    reward = "" if count.mean_reward is None else f", reward {count.mean_reward:.4g}"
+    return f"{mode} {count.ended} of {count.total}{running}{reward}"
 
 
 def run_view(run: Run) -> RunView:
@@ -210,3 +235,23 @@ def _drift(run: Run) -> DriftReport | None:
         msgspec.DecodeError,
     ):  # the trainer replaces it whole; an older one may lack fields
         return None
+
+
+def drift_rows(drift: Drift) -> list[tuple[str, float, str]]:
+    """What was trained of what was sampled, and why not the rest: what, how much, and in which unit."""
+    rows: list[tuple[str, float, str]] = [
+        ("sampled", drift.sampled, "tokens"),
+        ("trained", drift.trained, "tokens"),
+        ("masked: stand in a row as context", drift.masked, "tokens"),
+        ("dropped: stand in no row", drift.dropped, "tokens"),
+        *((f"not trained: {reason}", n, "tokens") for reason, n in drift.untrainable.items()),
+        ("should continue a row", drift.continuing, "calls"),
+        ("continued it", drift.continued, "calls"),
+        *((f"broke the row: {cause}", n, "calls") for cause, n in drift.breaks.items()),
+    ]
+    if drift.rendered:
+        rows.insert(2, ("trained, tokenised from text", drift.rendered, "tokens"))
+    if drift.gap is not None:
+        rows.append(("engine-trainer gap, mean", drift.gap.mean, "nats"))
+        rows.append(("engine-trainer gap, largest", drift.gap.max, "nats"))
+    return rows

@@ -94,6 +94,14 @@ class AttemptView:
     """For steps that nobody took."""
     logs: tuple[LogEvent, ...]
 
+    @property
+    def longest_first(self) -> list[StepView]:
+        """The steps so that a short one is drawn over a long one."""
+        over = self.seconds
+        return sorted(
+            self.steps, key=lambda one: one.starts - (over if one.ends is None else one.ends)
+        )
+
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, msgspec.DecodeError)
 """What reading a request raises that no engine would have taken; whoever sent it may have written anything."""

@@ -151,8 +151,9 @@ class _Colour:
         def told(place: int) -> tuple[str, str]:
             own = float(engine[place]) if place < len(engine) else None
             other = float(trainer[place]) if place < len(trainer) else None
-            texts = [] if own is None else [f"engine {own:.4f}"]
-            texts += [] if other is None else [f"trainer {other:.4f}"]
+            said = [] if own is None else [f"engine {own:.4f}"]
+            said += [] if other is None else [f"trainer {other:.4f}"]
+            texts = [f"{', '.join(said)} nats"] if said else []
             texts += [] if found is None else [f"credit {found.credit:+.4g}"]
             gap = None if own is None or other is None else abs(own - other)
             value, most = (

@@ -85,7 +85,7 @@ class Recorded:
         """What a request must begin with to follow the call's answer. `None`: none will, for all that is asked here."""
         if not self._to_rewrite or call.status is not CallStatus.DELIVERED:
             return None
-        return as_held(self._asked(call), call.rewrites)
+        return as_held(self.asked(call), call.rewrites)
 
     def request(self, call: CallEvent) -> Fields:
         """What the engine was asked in `call`, which comes next, as a chat request.
@@ -96,7 +96,7 @@ class Recorded:
         Raises:
             Malformed: it refers to a response or to reasoning that was not added, or was refused as malformed.
         """
-        return self._sent(self._asked(call), call)
+        return self._sent(self.asked(call), call)
 
     def messages(self, call: CallEvent) -> list[Message]:
         """The messages that the engine was asked to continue in `call`, which comes next.
@@ -108,7 +108,7 @@ class Recorded:
             return self._asked_messages(call)
         in_words = any(rewrite.name == FORMAT_IN_WORDS for rewrite in call.rewrites)
         if call.dialect is Dialect.CHAT or in_words:
-            asked = self._asked(call)
+            asked = self.asked(call)
         else:
             asked = raw_fields({MESSAGES: self._asked_messages(call)})
         sent = self._sent(asked, call)
@@ -117,8 +117,12 @@ class Recorded:
     def _sent(self, asked: Fields, call: CallEvent) -> Fields:
         return as_sent(asked, call.rewrites, self.thoughts.get(asker_of(call)))
 
-    def _asked(self, call: CallEvent) -> Fields:
-        """The chat request as the agent's own body says it."""
+    def asked(self, call: CallEvent) -> Fields:
+        """The chat request as the agent's own body says it, before rewrites; the call comes next.
+
+        Raises:
+            Malformed: it refers to a response that was not added, or was refused as malformed.
+        """
         match call.dialect:
             case Dialect.RESPONSES:
                 request = json.loads(call.request)

@@ -10,9 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightningrl.conversation.replaying import Divergence, Path, Trunk, arrived_at
+from lightningrl.conversation.replaying import SAID, Path, Trunk, arrived_at
 from lightningrl.conversation.rewriting.fields import Fields, raw_fields
-from lightningrl.schema import AttemptId, CallEvent, CallStatus, EventId, StepId
+from lightningrl.schema import (
+    AttemptId,
+    CallEvent,
+    CallStatus,
+    Cause,
+    Diverged,
+    EventId,
+    ReplayOf,
+    StepId,
+)
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ROOT = Path((), None)
@@ -68,45 +77,139 @@ def test_each_call_answers_once_and_equal_ones_in_recorded_order(
     trunk = Trunk(calls)
     again = random.sample(made, len(made))
     given_ids: dict[tuple[Path, str], list[str]] = {}
-    for path, said in again:
-        found = trunk.answer(path, _asked({**_body(said), "stream": True}))
+    for index, (path, said) in enumerate(again):
+        asked = _asked({**_body(said), "stream": True})
+        found = trunk.answer(path, asked, StepId(f"now-{index}"))
         assert isinstance(found, CallEvent)
         given_ids.setdefault((path, said), []).append(found.id)
     for key, ids in given_ids.items():
         assert ids == [call.id for call, one in zip(calls, made, strict=True) if one == key]
-    assert trunk.answer(ROOT, _asked(_body("x"))) is None
+    assert trunk.left() == 0
+    assert trunk.answer(ROOT, _asked(_body("x")), StepId("more")) is None
 
 
 @given(st.integers(0, 9))
 def test_a_trunk_is_what_was_recorded_before_the_step_arrived(step: int) -> None:
     calls = [_call(index, _body(*"abcdefghij"[: index + 1])) for index in range(10)]
     trunk = Trunk(calls, before=arrived_at(calls, StepId(f"s-{step}")))
-    assert trunk.left == step
+    assert trunk.left() == step
     for call in calls[:step]:
-        assert trunk.answer(ROOT, _asked(json.loads(call.request))) == call
-    assert trunk.answer(ROOT, _asked(json.loads(calls[step].request))) is None
+        assert trunk.answer(ROOT, _asked(json.loads(call.request)), call.step_id) == call
+    assert trunk.answer(ROOT, _asked(json.loads(calls[step].request)), StepId("now")) is None
 
 
-def test_another_output_of_a_tool_diverges_by_its_call() -> None:
-    def body(output: str) -> dict[str, Any]:
-        tool = {"role": "tool", "tool_call_id": "clock-1", "content": output}
-        return {"model": "m", "messages": [{"role": "user", "content": "when?"}, tool]}
+def test_a_step_that_asks_again_gets_its_answer_again_and_another_step_does_not() -> None:
+    trunk, asked = Trunk([_call(0, _body("x"))], whole=True), _asked(_body("x"))
+    answered = {ReplayOf(AttemptId("att-1"), EventId("call-0")): StepId("now")}
+    for told in ({}, answered):  # under way, then recorded
+        first = trunk.answer(ROOT, asked, StepId("now"), answered=told)
+        assert isinstance(first, CallEvent)
+        assert first.id == "call-0"
+        more = trunk.answer(ROOT, asked, StepId("next"), answered=told)
+        assert isinstance(more, Diverged)
+        assert more.cause is Cause.MORE
+    trunk.release(first)
+    assert trunk.left() == 1
+    assert trunk.left(answered) == 0
 
-    trunk = Trunk([_call(0, body("10:00"))])
-    found = trunk.answer(ROOT, _asked(body("10:01")))
-    assert found == Divergence(EventId("call-0"), 1, (), "clock-1")
-    assert trunk.left == 1, "what diverged used up nothing"
+
+def test_of_a_step_that_was_sent_twice_the_last_answer_counts() -> None:
+    calls = [_call(index, _body("x"), step_id=StepId("s-0")) for index in range(2)]
+    trunk = Trunk(calls)
+    assert trunk.left() == 1
+    assert trunk.answer(ROOT, _asked(_body("x")), StepId("now")) == calls[1]
 
 
-def test_another_field_and_another_agent_diverge() -> None:
+def test_what_a_person_says_answers_the_step_and_is_not_trained() -> None:
+    calls = [_call(index, _body(*"ab"[: index + 1])) for index in range(2)]
+    say = StepId("s-1"), {"content": "no"}
+    trunk = Trunk(calls, before=arrived_at(calls, StepId("s-1")), say=say)
+    found = trunk.answer(ROOT, _asked(_body("a", "b")), StepId("now"))
+    assert isinstance(found, CallEvent)
+    assert json.loads(found.choices[0].message) == {"role": "assistant", "content": "no"}
+    assert found.choices[0].untrainable == SAID
+
+
+# -- divergence -------------------------------------------------------------------------------------
+
+
+def _with_output(output: str, *others: str) -> dict[str, Any]:
+    calls = [
+        {"id": f"id-{one}", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+        for one in (output, *others)
+    ]
+    tools = [{"role": "tool", "tool_call_id": "id", "content": one} for one in (output, *others)]
+    asking = {"role": "assistant", "tool_calls": calls if others else [{**calls[0], "id": "id"}]}
+    return {"model": "m", "messages": [{"role": "user", "content": "when?"}, asking, *tools]}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "cause"),
+    [
+        ("it is 10:00 now", "it is 10:01 now", Cause.TIME),
+        ("id 0f8b2c1d9e", "id 7ac01b22ff", Cause.RANDOMNESS),
+        ("3 letters", "4 letters", Cause.SIDE_EFFECT),
+    ],
+)
+def test_another_output_of_a_tool_diverges_by_its_name(then: str, now: str, cause: Cause) -> None:
+    trunk = Trunk([_call(0, _with_output(then))])
+    found = trunk.answer(ROOT, _asked(_with_output(now)), StepId("now"))
+    assert isinstance(found, Diverged)
+    assert (found.cause, found.tool, found.nearest) == (cause, "clock", "call-0")
+    assert "message 3 (tool), the output of tool 'clock', differs" in found.difference
+    assert trunk.left() == 1, "what diverged used up nothing"
+
+
+def test_outputs_in_another_order_diverge_by_their_order() -> None:
+    trunk = Trunk([_call(0, _body("a", "b", "c"))])
+    found = trunk.answer(ROOT, _asked(_body("a", "c", "b")), StepId("now"))
+    assert isinstance(found, Diverged)
+    assert found.cause is Cause.ORDER
+    assert found.difference == "line 1 of message 2 (user) differs: 'b' became 'c'"
+
+
+def test_other_fields_and_lengths_and_agents_diverge() -> None:
     trunk = Trunk([_call(0, _body("x"))])
-    warm = trunk.answer(ROOT, _asked({**_body("x"), "temperature": 1}))
-    assert warm == Divergence(EventId("call-0"), None, ("temperature",), None)
-    assert trunk.answer(Path((), "other"), _asked(_body("x"))) == Divergence(None, None, (), None)
+    told: list[str] = []
+    for path, body in (
+        (ROOT, {**_body("x"), "temperature": 1}),
+        (ROOT, _body("x", "y")),
+        (Path((), "other"), _body("x")),
+    ):
+        found = trunk.answer(path, _asked(body), StepId("now"))
+        assert isinstance(found, Diverged)
+        told.append(found.difference)
+    assert told == [
+        "'temperature' differ",
+        "the request has 2 messages and was recorded with 1",
+        "this agent has no recorded call left, and others have",
+    ]
+
+
+def test_a_request_whose_recorded_call_failed_diverges() -> None:
+    failed = _call(0, _body("x"), status=CallStatus.FAILED, error="away", choices=())
+    found = Trunk([failed, _call(1, _body("y"))]).answer(ROOT, _asked(_body("x")), StepId("now"))
+    assert isinstance(found, Diverged)
+    assert (found.cause, found.nearest) == (Cause.FAILED, "call-0")
+
+
+def test_what_was_asked_after_the_step_is_sampled_and_so_is_what_follows_it() -> None:
+    a, b = Path((), "a"), Path((), "b")
+    calls = [_call(0, _body("x"), a), _call(1, _body("y"), a), _call(2, _body("z"), b)]
+    trunk = Trunk(calls, before=arrived_at(calls, StepId("s-1")))
+    # b's call had not ended when a's second request arrived.
+    assert trunk.answer(b, _asked(_body("z")), StepId("1")) is None
+    assert trunk.answer(b, _asked(_body("z", "new")), StepId("2"), sampled=True) is None
+    assert isinstance(trunk.answer(a, _asked(_body("new")), StepId("3"), sampled=True), Diverged)
+
+
+def test_pinned_texts_may_differ_before_the_first_answer() -> None:
+    trunk = Trunk([_call(0, _body("it is 10:00"))], pin=[r"\d+:\d+"])
+    assert isinstance(trunk.answer(ROOT, _asked(_body("it is 11:30")), StepId("now")), CallEvent)
 
 
 def test_what_was_not_delivered_answers_nothing() -> None:
-    assert Trunk([_call(0, _body("x"), status=CallStatus.FAILED)]).left == 0
+    assert Trunk([_call(0, _body("x"), status=CallStatus.FAILED)]).left() == 0
 
 
 def test_a_step_without_a_call_has_no_trunk() -> None:

@@ -23,6 +23,7 @@ from lightningrl.schema import (
     CallEvent,
     Claim,
     Endpoint,
+    Fork,
     Mode,
     NewRollout,
     Policy,
@@ -87,6 +88,7 @@ class GatewayRig:
         *,
         timeout_seconds: float = 600.0,
         rewards: RewardsFrom = RewardsFrom.JUDGED,
+        fork: Fork | None = None,
     ) -> Claim:
         """A new rollout with its running attempt."""
         self._made += 1
@@ -104,6 +106,7 @@ class GatewayRig:
             sampling=sampling,
             timeout_seconds=timeout_seconds,
             rewards=rewards,
+            fork=fork,
         )
         await self.store.enqueue([spec])
         [claim] = await self.store.claim("rig", lease_seconds=600)

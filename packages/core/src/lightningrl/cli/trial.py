@@ -133,9 +133,9 @@ async def run_trial(
         for policy in policies:
             await store.put_policy(policy)
         gateway = Gateway(store, clock=SystemClock(), require_keys=False)
-        async with _serving(store, gateway) as url:
+        async with serving(store, gateway) as url:
             batches = [first, again] if repeat else [first]
-            await _work(store, loaded, url, mode, batches, overrides)
+            await work(store, loaded, url, mode, batches, overrides)
         query = RolloutQuery(ids=tuple(one.id for one in [*first, *again]))
         by_id = {rollout.id: rollout for rollout in await store.rollouts(query)}
         rollouts = tuple(by_id[one.id] for one in [*first, *again] if one.id in by_id)
@@ -174,7 +174,7 @@ def _new_rollouts(
 
 
 @asynccontextmanager
-async def _serving(store: SqliteStore, gateway: Gateway) -> AsyncGenerator[str]:
+async def serving(store: SqliteStore, gateway: Gateway) -> AsyncGenerator[str]:
     """Serve the store and the gateway on a loopback port; give its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     stop, ready = asyncio.Event(), asyncio.Event()
@@ -192,7 +192,7 @@ async def _serving(store: SqliteStore, gateway: Gateway) -> AsyncGenerator[str]:
         listener.close()
 
 
-async def _work(
+async def work(
     store: SqliteStore,
     loaded: LoadedRecipe,
     url: str,

@@ -72,6 +72,7 @@ class AttemptRunner:
             key=claim.key,
             sink=sink,
             aliases=self.aliases,
+            replays=claim.rollout.spec.fork is not None,
             resources={one.name: one.value for one in claim.resources},
         )
         self.flusher.add(context.attempt_id, sink)

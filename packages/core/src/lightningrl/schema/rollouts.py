@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from lightningrl.schema.forks import Fork
 from lightningrl.schema.ids import AttemptId, GroupId, RolloutId
 from lightningrl.schema.retries import FailureKind, RetryPolicy
 from lightningrl.schema.states import AttemptState, Mode, RolloutState
@@ -67,6 +68,8 @@ class NewRollout(msgspec.Struct, frozen=True):
     for as long as it takes."""
     resources: dict[str, int] = {}
     """Resource name -> version, of the same run, which the claim hands to the runner."""
+    fork: Fork | None = None
+    """Whose recorded answers it is given first. `None`: nobody's."""
 
 
 class Rollout(msgspec.Struct, frozen=True):

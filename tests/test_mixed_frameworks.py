@@ -26,7 +26,7 @@ from lightningrl_testkit.lab import MODEL, CaptureLab, Recorded, lookup, open_la
 from lightningrl_testkit.model_server import ModelServer
 from lightningrl_testkit.runner_process import captured, tell_address
 
-ROLLOUTS = 64
+ROLLOUTS = 24
 SNAPSHOT = "gpt-4o-mini-2024-07-18"
 
 
@@ -101,7 +101,7 @@ def check(found: Recorded, index: int, callers: list[str]) -> None:
         assert tool.inputs == {"key": f"key-{index}"}
 
 
-async def test_64_rollouts_of_several_frameworks_never_mix(
+async def test_24_rollouts_of_several_frameworks_never_mix(
     lab: CaptureLab, frameworks: Frameworks
 ) -> None:
     """Rollouts of one, two or three frameworks, one after another, all at once."""

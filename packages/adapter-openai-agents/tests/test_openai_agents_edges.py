@@ -42,7 +42,7 @@ from lightningrl.schema import StepKind
 from lightningrl_testkit.lab import MODEL, CaptureLab, Recorded, in_threads_of_users
 from lightningrl_testkit.model_server import Answer, ModelServer, Script, ToolCall
 
-ROLLOUTS = 64
+ROLLOUTS = 16
 LEFT_OPEN = "ignore::pytest.PytestUnraisableExceptionWarning"
 """The SDK doesn't close its connections when a thread's event loop ends: collecting them warns."""
 
@@ -103,7 +103,7 @@ MANAGER = Agent(name="manager", model=MODEL, tools=[SPECIALIST.as_tool("ask", "A
 # -- many rollouts ---------------------------------------------------------------------------------
 
 
-async def test_64_rollouts_share_their_agents_and_never_mix(lab: CaptureLab) -> None:
+async def test_16_rollouts_share_their_agents_and_never_mix(lab: CaptureLab) -> None:
     """Handoffs and agents as tools, streamed or not, all by the same agent objects."""
 
     async def agent(index: int) -> None:

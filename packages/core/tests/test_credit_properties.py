@@ -5,6 +5,7 @@ methods. They know no gate, so the methods run with `gate=0` here.
 """
 
 import math
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -348,7 +349,8 @@ REFERENCES: dict[str, tuple[str, dict[str, Any], Callable[[Members], Numbers]]] 
     "group_td": ("group_td", {"gate": 0.0, "lam": 0.5}, lambda m: td(m, 0.95, 0.5)),
     "rtmc": ("rtmc", {"gate": 0.0}, lambda m: rtmc(without_steps(m), 0.99, 2.0)),
 }
-FEW = settings(max_examples=15, deadline=None)
+EXAMPLES = min(int(os.environ.get("LIGHTNINGRL_EXAMPLES", "6")), 100)
+FEW = settings(max_examples=EXAMPLES, deadline=None)
 """Of each of many methods; `deadline` would judge the machine."""
 SCALE_FREE = {
     "broadcast std", "broadcast max_rl", "broadcast reinforce++", "broadcast reinforce++_baseline", "mt_grpo", "gigpo std",

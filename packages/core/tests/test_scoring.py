@@ -165,9 +165,9 @@ async def test_a_users_rule_must_be_aligned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "rules_of_this_test.py").write_text("def short(trace):\n    return []\n")
+    (tmp_path / "rules_of_rewards.py").write_text("def short(trace):\n    return []\n")
     with pytest.raises(RunError, match="gave 0 values for the 1 transitions"):
-        await score(of(saying("x")), tmp_path, StepReward(rule="rules_of_this_test:short"))
+        await score(of(saying("x")), tmp_path, StepReward(rule="rules_of_rewards:short"))
 
 
 @pytest.mark.parametrize(

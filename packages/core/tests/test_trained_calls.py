@@ -144,8 +144,8 @@ def test_a_function_beside_the_recipe_is_found_and_asked_once_for_a_call(tmp_pat
     code = (
         "asked = []\ndef first(request):\n    asked.append(request)\n    return len(asked) == 1\n"
     )
-    (tmp_path / "rules_of_this_test.py").write_text(code)
-    policies = told("rules_of_this_test:first")
+    (tmp_path / "rules_of_calls.py").write_text(code)
+    policies = told("rules_of_calls:first")
     load_train_when(policies, tmp_path)
     given = group(replace(trace(0.0), transitions=(asked(TITLE),)))
     looks = lenses(policies)

@@ -19,6 +19,7 @@ from lightningrl.gateway import Gateway, GatewayClient, GatewayLimits
 from lightningrl.gateway.observe import Observer
 from lightningrl.keys import AccessKeys
 from lightningrl.machine.clock import Clock, SystemClock
+from lightningrl.machine.connections import KEEP_ALIVE_SECONDS
 from lightningrl.schema import (
     CallEvent,
     Claim,
@@ -134,6 +135,7 @@ async def serve(app: Any) -> AsyncGenerator[str]:
         log_level="error",
         access_log=False,
         proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     server = uvicorn.Server(config)
     with socket.socket() as listener:

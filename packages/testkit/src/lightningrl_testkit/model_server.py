@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import uvicorn
 
+from lightningrl.machine.connections import KEEP_ALIVE_SECONDS
 from lightningrl_testkit.scripted import (
     END,
     ROLES,
@@ -101,6 +102,7 @@ class ModelServer:
             ws="none",
             log_level="critical",
             proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)

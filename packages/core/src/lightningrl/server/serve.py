@@ -29,6 +29,7 @@ from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.gateway.observe import Observer
 from lightningrl.keys import OPEN, AccessKeys
 from lightningrl.machine.clock import Clock, SystemClock
+from lightningrl.machine.connections import KEEP_ALIVE_SECONDS
 from lightningrl.machine.event_loop import loop_factory
 from lightningrl.machine.shutdown import stop_on_signals, stop_with_parent
 from lightningrl.server.app import Application
@@ -279,7 +280,7 @@ async def run(
             server_header=False,
             date_header=False,
             proxy_headers=False,
-            timeout_keep_alive=75,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         ),
         ready,

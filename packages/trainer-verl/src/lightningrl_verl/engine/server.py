@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from lightningrl.machine.connections import KEEP_ALIVE_SECONDS
 from lightningrl_verl.engine.chat import (
     BadRequestError,
     ReplyWriter,
@@ -61,6 +62,7 @@ class EngineServer:
             lifespan="off",
             log_config=None,
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=5,
         )
         self._server = uvicorn.Server(config)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightningrl.conversation.replaying import SAID, Path, Trunk, arrived_at
+from lightningrl.conversation.replaying import Path, Trunk, arrived_at
 from lightningrl.conversation.rewriting.fields import Fields, raw_fields
 from lightningrl.schema import (
+    SAID,
     AttemptId,
     CallEvent,
     CallStatus,

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,21 @@ import openai
 import pytest
 
 from lightningrl.experience.transition import assemble
-from lightningrl.schema import CallEvent, Cause, Claim, Fork, OnDivergence, ReplayOf, StepId
+from lightningrl.schema import (
+    AttemptId,
+    CallEvent,
+    Cause,
+    Claim,
+    Fork,
+    OnDivergence,
+    ReplayOf,
+    StepId,
+)
 from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.model_server import Answer, ModelServer, ToolCall
 
 STEPS = 10
-TOOL = {
+TOOL: dict[str, Any] = {
     "name": "look",
     "description": "Look.",
     "parameters": {"type": "object", "properties": {"key": {"type": "string"}}},
@@ -44,7 +53,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[GatewayRig]:
 
 
 @pytest.fixture
-def engine() -> AsyncIterator[ModelServer]:
+def engine() -> Iterator[ModelServer]:
     with ModelServer(script) as engine:
         yield engine
 
@@ -63,14 +72,14 @@ def chat(stream: bool) -> Agent:
         async with _openai(rig, claim) as client:
             while True:
                 if stream:
-                    asked = {"model": "m", "messages": messages, "tools": tools}
+                    asked: Any = {"model": "m", "messages": messages, "tools": tools}
                     async with client.chat.completions.stream(**asked) as events:
                         whole = await events.get_final_completion()
                 else:
                     whole = await client.chat.completions.create(
                         model="m", messages=messages, tools=tools
                     )
-                said = whole.choices[0].message
+                said: Any = whole.choices[0].message
                 messages.append(
                     said.model_dump(exclude_none=True, include={"role", "content", "tool_calls"})
                 )
@@ -87,12 +96,13 @@ async def responses(rig: GatewayRig, claim: Claim, tool: Tool) -> str:
     """Says by id what came before, as the real service keeps it."""
     given: Any = "Look around."
     before: Any = openai.omit
+    tools: Any = [{"type": "function", **TOOL, "strict": False}]
     async with _openai(rig, claim) as client:
         while True:
-            answer = await client.responses.create(
+            answer: Any = await client.responses.create(
                 model="m",
                 input=given,
-                tools=[{"type": "function", **TOOL, "strict": False}],
+                tools=tools,
                 previous_response_id=before,
             )
             before = answer.id
@@ -119,7 +129,7 @@ async def messages_api(rig: GatewayRig, claim: Claim, tool: Tool) -> str:
             async with client.messages.stream(
                 model="m", max_tokens=500, messages=said, tools=tools
             ) as stream:
-                answer = await stream.get_final_message()
+                answer: Any = await stream.get_final_message()
             asked = [one for one in answer.content if one.type == "tool_use"]
             if not asked:
                 return "".join(one.text for one in answer.content if one.type == "text")
@@ -302,7 +312,7 @@ async def test_a_fork_without_a_parent_is_refused(
     rig: GatewayRig, engine: ModelServer, is_step: bool
 ) -> None:
     parent = await parent_of(rig, engine, chat(stream=False))
-    fork = Fork(parent[0].attempt_id, StepId("gone")) if is_step else Fork(parent[0].id)
+    fork = Fork(parent[0].attempt_id, StepId("gone")) if is_step else Fork(AttemptId("gone"))
     claim = await rig.claim(fork=fork)
     with pytest.raises(openai.NotFoundError, match="which the store does not have"):
         await chat(stream=False)(rig, claim, look)

@@ -6,11 +6,12 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightningrl.conversation.replaying import Path, Trunk, arrived_at
+from lightningrl.conversation.replaying import Path, Trunk, arrived_at, kept
 from lightningrl.conversation.rewriting.fields import Fields, raw_fields
 from lightningrl.schema import (
     SAID,
@@ -129,6 +130,50 @@ def test_what_a_person_says_answers_the_step_and_is_not_trained() -> None:
     assert isinstance(found, CallEvent)
     assert json.loads(found.choices[0].message) == {"role": "assistant", "content": "no"}
     assert found.choices[0].untrainable == SAID
+
+
+# -- attempts of one rollout ------------------------------------------------------------------------
+
+
+def _again(calls: list[CallEvent], attempt: int, *, new: int = 0) -> list[CallEvent]:
+    """An attempt that was given these answers, and then got `new` ones."""
+    copies = [
+        msgspec.structs.replace(
+            call,
+            attempt_id=AttemptId(f"att-{attempt}"),
+            id=EventId(f"copy-{attempt}-{call.id}"),
+            replay_of=call.replay_of or ReplayOf(call.attempt_id, call.id),
+        )
+        for call in calls
+    ]
+    own: dict[str, Any] = {"attempt_id": AttemptId(f"att-{attempt}")}
+    return [*copies, *(_call(len(copies) + index, _body("n"), **own) for index in range(new))]
+
+
+def test_an_attempt_is_given_the_most_that_a_broken_one_had_got() -> None:
+    first = [_call(index, _body("x")) for index in range(3)]
+    early = _again(first[:1], 2)  # broke while it was given the first answer again
+    failed = _call(3, _body("y"), status=CallStatus.FAILED, error="away", choices=())
+    assert kept([], lambda _: True) == []
+    assert kept([[*first, failed]], lambda _: True) == first
+    assert kept([first, early], lambda _: True) == first
+    more = _again(first, 2, new=1)
+    assert kept([first, more], lambda _: True) == more
+
+
+def test_the_answer_that_two_attempts_broke_after_is_sampled_anew() -> None:
+    first = [_call(index, _body("x")) for index in range(3)]
+    second = _again(first, 2)
+    assert kept([first, second], lambda _: True) == second[:2]
+    third = _again(second[:2], 3, new=1)
+    assert kept([first, second, third], lambda _: True) == third, "a new answer may be innocent"
+    fourth = _again(third, 4)
+    assert kept([first, second, third, fourth], lambda _: True) == fourth[:2]
+
+
+def test_what_is_too_old_and_all_after_it_is_sampled_anew() -> None:
+    calls = [_call(index, _body("x"), version_start=one) for index, one in enumerate((2, 1, 2))]
+    assert kept([calls], lambda one: one.version_start == 2) == calls[:1]
 
 
 # -- divergence -------------------------------------------------------------------------------------

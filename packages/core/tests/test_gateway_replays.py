@@ -10,12 +10,18 @@ import anthropic
 import openai
 import pytest
 
+from lightningrl.capture.context import RolloutContext, in_rollout
+from lightningrl.capture.replaying import replaying
+from lightningrl.capture.sink import BufferSink
 from lightningrl.experience.transition import assemble
 from lightningrl.schema import (
     AttemptId,
+    AttemptState,
     CallEvent,
     Cause,
     Claim,
+    Failure,
+    FailureKind,
     Fork,
     OnDivergence,
     ReplayOf,
@@ -254,6 +260,179 @@ async def test_a_restarted_gateway_goes_on_where_it_was(
                 await client.chat.completions.create(**first)
         calls = await rig.calls(claim)
         assert [call.replay_of is not None for call in calls] == [True, False]
+
+
+# -- attempts of one rollout ------------------------------------------------------------------------
+
+
+async def next_attempt(rig: GatewayRig, claim: Claim) -> Claim:
+    """The attempt after one that infrastructure failed."""
+    failure = Failure(FailureKind.INFRASTRUCTURE, "the machine is gone")
+    await rig.store.finish(claim.attempt.id, AttemptState.FAILED, failure=failure)
+    [again] = await rig.store.claim("rig", lease_seconds=600)
+    assert again.rollout.id == claim.rollout.id
+    return again
+
+
+async def is_done(rig: GatewayRig, claim: Claim) -> bool:
+    """What `lightningrl.replaying()` says in an attempt."""
+    context = RolloutContext(
+        claim.rollout.id, claim.attempt.id, rig.url, claim.key, BufferSink(), replays=True
+    )
+    with in_rollout(context):
+        return await asyncio.to_thread(replaying)
+
+
+class Killed(Exception):
+    """The agent's process is gone."""
+
+
+def killed_at(count: int) -> Tool:
+    """The tool in whose call number `count` the agent is killed."""
+    looked: list[str] = []
+
+    def tool(key: str) -> str:
+        looked.append(key)
+        if len(looked) == count:
+            raise Killed
+        return look(key)
+
+    return tool
+
+
+@pytest.mark.parametrize("agent", AGENTS.values(), ids=AGENTS.keys())
+async def test_an_attempt_that_was_killed_is_tried_again_with_its_answers(
+    rig: GatewayRig, engine: ModelServer, agent: Agent
+) -> None:
+    await rig.register(engine.url)
+    claim = await rig.claim(replay_staleness=0)
+    with pytest.raises(Killed):
+        await agent(rig, claim, killed_at(STEPS - 1))
+    first = await rig.calls(claim)
+    assert len(first) == STEPS - 1
+    before = engine.calls
+    again = await next_attempt(rig, claim)
+    assert await agent(rig, again, look) == "done"
+    assert engine.calls == before + 1
+    calls = await rig.calls(again)
+    assert [one.replay_of for one in calls] == [
+        *(ReplayOf(one.attempt_id, one.id) for one in first),
+        None,
+    ]
+    [events] = await rig.store.events([again.attempt.id])
+    transitions = assemble(again.rollout, again.attempt, events)
+    assert [one.untrainable for one in transitions] == [None] * STEPS, "its copies are its own"
+    assert [one.logprob_bytes for one in transitions[:-1]] == [
+        one.choices[0].logprobs for one in first
+    ]
+
+
+async def test_of_40_calls_one_is_sampled_anew_after_a_kill_at_39(
+    rig: GatewayRig, engine: ModelServer
+) -> None:
+    engine.script = lambda request: (
+        script({"messages": []}) if len(request["messages"]) < 2 * 40 - 1 else Answer("done")
+    )
+    agent = chat(stream=False)
+    await rig.register(engine.url)
+    claim = await rig.claim(replay_staleness=0)
+    with pytest.raises(Killed):
+        await agent(rig, claim, killed_at(39))
+    assert engine.calls == 39
+    again = await next_attempt(rig, claim)
+    assert await agent(rig, again, look) == "done"
+    assert engine.calls == 40
+
+
+async def test_the_second_failure_at_the_same_call_samples_it_anew(
+    rig: GatewayRig, engine: ModelServer
+) -> None:
+    agent = chat(stream=False)
+    await rig.register(engine.url)
+    claim = await rig.claim(replay_staleness=0)
+    sampled: list[int] = []
+    for _ in range(4):
+        before = engine.calls
+        with pytest.raises(Killed):
+            await agent(rig, claim, killed_at(3))
+        sampled.append(engine.calls - before)
+        claim = await next_attempt(rig, claim)
+    assert sampled == [3, 0, 1, 0]
+
+
+async def test_a_retry_knows_what_its_tools_did_but_for_what_the_last_answer_asked_for(
+    rig: GatewayRig, engine: ModelServer
+) -> None:
+    agent = chat(stream=False)
+    await rig.register(engine.url)
+    claim = await rig.claim(replay_staleness=0)
+    assert not await is_done(rig, claim)
+    with pytest.raises(Killed):
+        await agent(rig, claim, killed_at(3))
+    again = await next_attempt(rig, claim)
+    asked = [json.loads(one.request) for one in await rig.calls(claim)]
+    done = [await is_done(rig, again)]
+    async with _openai(rig, again) as client:
+        for one in asked:
+            await client.chat.completions.create(**one)
+            done.append(await is_done(rig, again))
+    assert done == [False, True, True, False]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+async def test_what_is_too_old_to_be_trained_is_sampled_anew(
+    rig: GatewayRig, engine: ModelServer, staleness: int
+) -> None:
+    agent = chat(stream=False)
+    await rig.register(engine.url)
+    claim = await rig.claim(replay_staleness=staleness)
+    with pytest.raises(Killed):
+        await agent(rig, claim, killed_at(3))
+    await rig.register(engine.url, version=1)
+    before = engine.calls
+    again = await next_attempt(rig, claim)
+    assert await agent(rig, again, look) == "done"
+    assert engine.calls - before == STEPS - 3 * staleness
+    versions = [one.version_start for one in await rig.calls(again)]
+    assert versions == [0] * 3 * staleness + [1] * (STEPS - 3 * staleness)
+
+
+async def test_a_fork_that_broke_goes_on_where_it_was(rig: GatewayRig, engine: ModelServer) -> None:
+    agent = chat(stream=False)
+    parent = await parent_of(rig, engine, agent)
+    claim = await rig.claim(fork=fork_at(parent, 3), replay_staleness=0)
+    with pytest.raises(Killed):
+        await agent(rig, claim, killed_at(5))
+    again = await next_attempt(rig, claim)
+    before = engine.calls
+    assert await agent(rig, again, look) == "done"
+    assert engine.calls == before + STEPS - 5
+    [events] = await rig.store.events([again.attempt.id])
+    transitions = assemble(again.rollout, again.attempt, events)
+    assert [one.untrainable is None for one in transitions] == [False] * 3 + [True] * 7
+
+
+async def test_an_agent_whose_tools_say_the_time_is_sampled_anew_from_there(
+    rig: GatewayRig, engine: ModelServer
+) -> None:
+    agent = chat(stream=False)
+    await rig.register(engine.url)
+    claim = await rig.claim(replay_staleness=0)
+    times = iter(range(100))
+
+    def tool(key: str) -> str:
+        at = next(times)
+        if at == 3:
+            raise Killed
+        return f"{key} at 09:{at:02}"
+
+    with pytest.raises(Killed):
+        await agent(rig, claim, tool)
+    again = await next_attempt(rig, claim)
+    assert await agent(rig, again, tool) == "done"
+    calls = await rig.calls(again)
+    assert [one.replay_of is not None for one in calls] == [True] + [False] * (STEPS - 1)
+    assert [one.diverged.cause for one in calls if one.diverged is not None] == [Cause.TIME]
 
 
 # -- divergence -------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ class GatewayRig:
         timeout_seconds: float = 600.0,
         rewards: RewardsFrom = RewardsFrom.JUDGED,
         fork: Fork | None = None,
+        replay_staleness: int | None = None,
     ) -> Claim:
         """A new rollout with its running attempt."""
         self._made += 1
@@ -108,6 +109,7 @@ class GatewayRig:
             timeout_seconds=timeout_seconds,
             rewards=rewards,
             fork=fork,
+            replay_staleness=replay_staleness,
         )
         await self.store.enqueue([spec])
         [claim] = await self.store.claim("rig", lease_seconds=600)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -133,6 +134,10 @@ class Trunk:
         """How many calls have not answered yet; `answered` are those that had before."""
         return len(self._unused(answered))
 
+    def left_of(self, path: Path, answered: Mapping[ReplayOf, StepId]) -> int:
+        """How many of them are an agent's."""
+        return sum(one.path == path for one in self._unused(answered))
+
     def answer(
         self,
         path: Path,
@@ -188,6 +193,27 @@ class Trunk:
 def origin_of(call: CallEvent) -> ReplayOf:
     """Where a call's answer was sampled."""
     return call.replay_of or ReplayOf(call.attempt_id, call.id)
+
+
+def kept(
+    attempts: Sequence[Sequence[CallEvent]], trained: Callable[[CallEvent], bool]
+) -> list[CallEvent]:
+    """What the next attempt of a rollout is answered from: the most that one of the broken ones had got.
+
+    Up to the first answer that is too old. Where two of them broke after the same answer, that one is sampled anew: it
+    may be what breaks them.
+
+    Args:
+        attempts: the calls of each that was lost or failed by infrastructure, oldest first.
+        trained: whether a call is young enough to be trained.
+    """
+    delivered = [[one for one in calls if one.status is CallStatus.DELIVERED] for calls in attempts]
+    longest = max(reversed(delivered), key=len, default=[])
+    if not longest:
+        return []
+    last = origin_of(longest[-1])
+    broke = sum(bool(calls) and origin_of(calls[-1]) == last for calls in delivered)
+    return list(takewhile(trained, longest[:-1] if broke > 1 else longest))
 
 
 def arrived_at(calls: Sequence[CallEvent], step: StepId) -> datetime:

@@ -85,7 +85,7 @@ class Calls:
         self._shared_limits = limits.shared
         self.recollection = Recollection(store)
         """What attempts were answered so far."""
-        self.replays = Replays(store, self.recollection)
+        self.replays = Replays(store, self.recollection, policies)
         """What attempts are answered from the record of others."""
 
     async def answer(
@@ -112,7 +112,7 @@ class Calls:
         own_step_id = event_id.replace("call", "s")  # one reading of the system's randomness
         step_id = StepId(name_in(headers, STEP_HEADER) or own_step_id)
         async with self.replays.answering(
-            context, Path(within, agent), request, spoken.dialect, step_id, served.policy.rules.pin
+            context, Path(within, agent), request, spoken.dialect, step_id
         ) as found:
             asker = Asker(served.policy.name, within, agent)
             rewritten = await self._rewritten(served, context, asker, request, spoken, found)

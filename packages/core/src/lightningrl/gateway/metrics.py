@@ -185,7 +185,7 @@ def _queued_seconds(registry: CollectorRegistry) -> Counter:
 def _replayed_calls(registry: CollectorRegistry) -> Counter:
     return Counter(
         "lightningrl_gateway_replayed_calls",
-        "Calls that were answered from the record of another rollout; nothing else counts them.",
+        "Calls of forks and retries that were answered from the record; nothing else counts them.",
         _POLICY,
         registry=registry,
     )

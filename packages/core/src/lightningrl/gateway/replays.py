@@ -1,4 +1,4 @@
-"""Attempts that are given another one's recorded answers before their policy samples.
+"""Attempts that are given another one's recorded answers before their policy samples: forks, and retries.
 
 Invariants:
 - What a trunk's calls have answered is what the store has of the attempt, and what is under way here; so a gateway that
@@ -17,12 +17,13 @@ from typing import NamedTuple
 import msgspec
 
 from lightningrl.conversation.malformed import Malformed
-from lightningrl.conversation.replaying import Path, Trunk, arrived_at
+from lightningrl.conversation.replaying import Path, Trunk, arrived_at, kept
 from lightningrl.errors import NotFound
 from lightningrl.gateway.asgi import Refusal
 from lightningrl.gateway.dialects.base import AgentRequest
 from lightningrl.gateway.dialects.reading import refusal_of
 from lightningrl.gateway.identity import AttemptContext
+from lightningrl.gateway.policies import Policies
 from lightningrl.gateway.recollection import Recollection
 from lightningrl.schema import (
     AttemptId,
@@ -30,15 +31,22 @@ from lightningrl.schema import (
     Cause,
     Dialect,
     Diverged,
+    FailureKind,
     Fork,
     OnDivergence,
     RolloutId,
     StepId,
+    may_replay,
 )
 from lightningrl.store.base import Store
 
 _TRUNKS = 256
 """Trunks remembered at a time; those of attempts that were silent longest are read anew."""
+
+_BROKEN = frozenset({FailureKind.LOST, FailureKind.INFRASTRUCTURE})
+"""Failures of attempts that are tried again with the answers that they had got."""
+_UNTOLD = frozenset({Cause.OTHER, Cause.MORE})
+"""What a request of a retry looks like that may have been under way when the attempt before broke: no divergence."""
 
 _LOGPROBS = Diverged(
     "the request asks for log-probs, and records have no texts of tokens", Cause.LOGPROBS
@@ -72,9 +80,10 @@ class _Known:
 class Replays:
     """Answers from the record, by attempt."""
 
-    def __init__(self, store: Store, recollection: Recollection) -> None:
+    def __init__(self, store: Store, recollection: Recollection, policies: Policies) -> None:
         self._store = store
         self._recollection = recollection
+        self._policies = policies
         self._known: OrderedDict[AttemptId, _Known] = OrderedDict()
 
     @asynccontextmanager
@@ -85,7 +94,6 @@ class Replays:
         request: AgentRequest,
         dialect: Dialect,
         step: StepId,
-        pin: Sequence[str],
     ) -> AsyncGenerator[Replayed]:
         """What the record says of a request; in the block its call is made and committed, or fails.
 
@@ -95,21 +103,19 @@ class Replays:
             request: as it was read.
             dialect: the request's.
             step: which step asks.
-            pin: what may differ before a conversation's first answer.
 
         Raises:
             Refusal: the parent, or its step, is not there.
         """
-        fork = context.rollout.fork
-        if fork is None:
+        if not may_replay(context.rollout, context.number):
             yield SAMPLED
             return
-        known = self._known.setdefault(context.id, _Known())
-        self._known.move_to_end(context.id)
+        known = self._of(context)
         known.under_way += 1
         found = SAMPLED
         try:
-            found = await self._find(known, fork, context, path, request, dialect, step, pin)
+            trunk = await self._trunk(known, context)
+            found = await self._find(trunk, context, path, request, dialect, step)
             yield found
         finally:
             known.under_way -= 1
@@ -118,29 +124,34 @@ class Replays:
             self._forget()
 
     async def is_done(self, context: AttemptContext, path: Path) -> bool:
-        """Whether what an agent's last answer asks for was done before: it is of the record, and the next request too.
+        """Whether what an agent's last answer asks for was done before: it is of the record, and so is what followed.
 
         Of an agent that made no call, all others' last answers must be so.
         """
-        if context.rollout.fork is None:
+        if not may_replay(context.rollout, context.number):
             return False
-        done = (await self._recollection.of(context.id)).is_done
-        return done[path] if path in done else bool(done) and all(done.values())
+        recorded = await self._recollection.of(context.id)
+        done = recorded.is_done
+        if path not in done:
+            return bool(done) and context.rollout.fork is not None and all(done.values())
+        if not done[path] or context.rollout.fork is not None:
+            return done[path]
+        # What broke an attempt may have been what its last answer asked for.
+        trunk = await self._trunk(self._of(context), context)
+        return trunk.left_of(path, recorded.replays) > 0
 
     async def _find(
         self,
-        known: _Known,
-        fork: Fork,
+        trunk: Trunk,
         context: AttemptContext,
         path: Path,
         request: AgentRequest,
         dialect: Dialect,
         step: StepId,
-        pin: Sequence[str],
     ) -> Replayed:
-        trunk = await self._trunk(known, fork, pin)
+        fork = context.rollout.fork
         recorded = await self._recollection.of(context.id)
-        fails = fork.on_divergence is OnDivergence.FAIL
+        fails = fork is not None and fork.on_divergence is OnDivergence.FAIL
         if fails and recorded.diverged is not None:
             return Replayed(None, recorded.diverged, refused=True)
         try:
@@ -154,10 +165,15 @@ class Replays:
             trunk.release(found)
             found = _LOGPROBS
         if isinstance(found, Diverged):
-            if recorded.diverged is not None:
-                return SAMPLED  # it follows from the first
+            if recorded.diverged is not None or (fork is None and found.cause in _UNTOLD):
+                return SAMPLED  # it follows from the first, or was under way when the attempt broke
             return Replayed(None, found, refused=fails)
         return Replayed(found)
+
+    def _of(self, context: AttemptContext) -> _Known:
+        known = self._known.setdefault(context.id, _Known())
+        self._known.move_to_end(context.id)
+        return known
 
     def _forget(self) -> None:
         surplus = len(self._known) - _TRUNKS
@@ -166,11 +182,39 @@ class Replays:
             for one in idle[:surplus]:
                 del self._known[one]
 
-    async def _trunk(self, known: _Known, fork: Fork, pin: Sequence[str]) -> Trunk:
+    async def _trunk(self, known: _Known, context: AttemptContext) -> Trunk:
         async with known.reading:
             if known.trunk is None:
-                known.trunk = await self._read(fork, pin)
+                fork, run = context.rollout.fork, context.rollout.run
+                if not self._policies.of(run):
+                    await self._policies.load(run)
+                # What is pinned is said once for all policies of a run.
+                pin = next((one.rules.pin for one in self._policies.of(run).values()), ())
+                earlier = await self._earlier(context)
+                trunk = Trunk(earlier, pin=pin)
+                if fork is not None:
+                    of_parent = await self._read(fork, pin)
+                    if of_parent.left() >= trunk.left():
+                        trunk = of_parent
+                known.trunk = trunk
             return known.trunk
+
+    async def _earlier(self, context: AttemptContext) -> list[CallEvent]:
+        """What attempts of the rollout that broke had got, as far as it may be given again."""
+        staleness = context.rollout.replay_staleness
+        if context.number == 1 or staleness is None:
+            return []
+        broken = [
+            one
+            for one in await self._store.attempts([context.rollout.id])
+            if one.failure is not None and one.failure.kind in _BROKEN
+        ]
+        calls = [await self._store.calls(one.id) for one in broken]
+        policies = self._policies.of(context.rollout.run)
+        oldest = {name: one.version - staleness for name, one in policies.items()}
+        return kept(
+            calls, lambda one: one.policy in oldest and one.version_start >= oldest[one.policy]
+        )
 
     async def _read(self, fork: Fork, pin: Sequence[str]) -> Trunk:
         try:

@@ -59,6 +59,7 @@ from lightningrl.schema.rollouts import (
     Sampling,
     TakenGroup,
     TakenRollout,
+    may_replay,
 )
 from lightningrl.schema.serving import (
     CallLimits,
@@ -140,6 +141,7 @@ __all__ = [
     "Worker",
     "group_id",
     "is_among",
+    "may_replay",
     "names_of",
     "new_id",
     "rollout_id",

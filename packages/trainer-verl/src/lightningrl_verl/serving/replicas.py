@@ -24,6 +24,7 @@ from lightningrl.schema import Endpoint
 from lightningrl_verl.engine.load import engine_settings
 from lightningrl_verl.engine.replica import KEY, Digest, ReplicaSettings, Score, TakeWeights
 from lightningrl_verl.machine.links import link_or_copy
+from lightningrl_verl.machine.listening import Listening
 from lightningrl_verl.machine.processes import Child, python_module
 from lightningrl_verl.serving.http_engine import UNANSWERED, reason, send
 from lightningrl_verl.serving.probe import EngineScore
@@ -164,24 +165,16 @@ class _Replica:
         self, name: str, settings: Callable[[int, int], ReplicaSettings], log: Path, key: str
     ) -> None:
         self._key = key
-        self._port = 0
-        self._url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._at = Listening()
         self.child = Child(
             name,
             lambda pipe: python_module(
-                _MODULE, msgspec.json.encode(settings(self._port, pipe)).decode()
+                _MODULE, msgspec.json.encode(settings(self._at.port, pipe)).decode()
             ),
             log=log,
             environment={KEY: key},
-            on_line=self._read,
+            on_line=self._at.read,
         )
-
-    def _read(self, line: str) -> None:
-        """Read `serving NAME at URL`."""
-        url = line.rpartition(" ")[2]
-        if not self._url.done() and url.startswith("http://"):
-            self._port = int(url.rpartition(":")[2])
-            self._url.set_result(url)
 
     async def ready(self) -> str:
         """Its URL, once it serves.
@@ -189,10 +182,10 @@ class _Replica:
         Raises:
             RunError: it can't be kept running.
         """
-        await asyncio.wait([self._url, self.child.failure], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([self._at.url, self.child.failure], return_when=asyncio.FIRST_COMPLETED)
         if self.child.failure.done():
             self.child.failure.result()
-        return self._url.result()
+        return self._at.url.result()
 
     async def take(self, path: Path, version: int) -> None:
         """Have it load weights; one that is being started again is waited for.
@@ -242,7 +235,7 @@ class _Replica:
         Raises:
             OSError, HTTPException: it can't be reached, or broke off.
         """
-        answer = send(f"{self._url.result()}/stats", None, {}, _ANSWER_SECONDS)
+        answer = send(f"{self._at.url.result()}/stats", None, {}, _ANSWER_SECONDS)
         return msgspec.json.decode(answer, type=PromptTokens)
 
     def _post(self, path: str, body: msgspec.Struct) -> bytes:
@@ -254,6 +247,6 @@ class _Replica:
         """
         headers = {"authorization": f"Bearer {self._key}"}
         try:
-            return send(self._url.result() + path, body, headers, _ANSWER_SECONDS)
+            return send(self._at.url.result() + path, body, headers, _ANSWER_SECONDS)
         except urllib.error.HTTPError as error:
             raise RunError(f"the {self.child.name} refused {path}: {reason(error)}") from error

@@ -12,6 +12,7 @@ from lightningrl.errors import RunError
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.recipe import LoadedRecipe
 from lightningrl.store.http import HttpStore
+from lightningrl_verl.machine.listening import Listening
 from lightningrl_verl.machine.processes import Child, last_lines, python_module
 from lightningrl_verl.serving.endpoint_key import endpoint_key
 from lightningrl_verl.start.folder import RunFolder
@@ -69,7 +70,7 @@ async def site(
         live_key = endpoint_key("live.key", recipe.live.key)
         assert live_key is not None  # it is the value of a variable that is set
         keys.append(live_key)
-    listening = _Listening(recipe.gateway.port)
+    listening = Listening(recipe.gateway.port)
     server = Child(
         "server",
         lambda pipe: python_module(
@@ -94,26 +95,6 @@ async def site(
             yield Site(
                 url, store, gateway, server, _runners(loaded, overrides, folder, url, runner_key)
             )
-
-
-class _Listening:
-    """Where the server listens, once it says so; a restarted one is given the same port."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def read(self, line: str) -> None:
-        """Read a line of the server's: `serving STORE at URL`."""
-        url = _from_here(line.rpartition(" ")[2])
-        if not self.url.done() and url.startswith("http://"):
-            self.port = int(url.rpartition(":")[2])
-            self.url.set_result(url)
-
-
-def _from_here(url: str) -> str:
-    """The URL of a server that listens on all addresses, from this machine."""
-    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def _runners(

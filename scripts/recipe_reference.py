@@ -83,7 +83,7 @@ _BELOW: dict[str, list[tuple[str, type[msgspec.Struct]]]] = {
         ("policies.NAME.side_calls", recipe.SideCall),
     ],
     "sampling": [("sampling.MODE", schema.Sampling)],
-    "runner": [("runner.retry", schema.RetryPolicy)],
+    "runner": [("runner.retry", recipe.Retry)],
 }
 """Section -> the sections inside it."""
 
@@ -147,10 +147,11 @@ def _section(prefix: str, kind: type[msgspec.Struct], used: set[str]) -> str:
 
 
 def _docstrings(kind: type[msgspec.Struct]) -> dict[str, str]:
-    """Field -> the text that stands below it in the source, "None" written as YAML has it."""
+    """Field -> the text that stands below it in the source, "None" written as YAML has it; inherited ones too."""
+    bases = (one for one in kind.__bases__ if one is not msgspec.Struct)
+    found = {name: text for one in bases for name, text in _docstrings(one).items()}
     (tree,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(tree, ast.ClassDef)
-    found: dict[str, str] = {}
     name = None
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

@@ -83,7 +83,8 @@ def batch(iteration):
             yield NewRollout(
                 id=rollout_id(group, member), run="{RUN}", mode=Mode.TRAIN, iteration=iteration,
                 task_id=str(task), group_id=group, member=member,
-                task={{"question": f"What is task {{task}} for member {{member}}?"}})
+                task={{"question": f"What is task {{task}} for member {{member}}?"}},
+                replay_staleness=0)
 
 async def main(url, key, first):
     store = open_store(url, key=key)

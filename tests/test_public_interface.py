@@ -33,7 +33,7 @@ def test_the_public_names_are_sorted_and_pinned() -> None:
     assert lightningrl.__all__ == sorted(lightningrl.__all__)
     assert lightningrl.__all__ == [
         "Reward", "bind", "environment", "feedback", "final_reward", "load_recipe", "record", "redact_texts",
-        "resource", "reward", "rollout", "state", "step",
+        "replaying", "resource", "reward", "rollout", "state", "step",
     ]  # fmt: skip
     for name in lightningrl.__all__:
         assert callable(getattr(lightningrl, name))

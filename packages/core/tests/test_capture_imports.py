@@ -17,6 +17,7 @@ PUBLIC = [
     "load_recipe",
     "record",
     "redact_texts",
+    "replaying",
     "resource",
     "reward",
     "rollout",

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,7 +18,7 @@ from lightningrl.recipe import (
     Trainer,
     parse_recipe,
 )
-from lightningrl.schema import Mode
+from lightningrl.schema import Mode, RetryPolicy
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.training.batches import (
     Splits,
@@ -78,6 +79,26 @@ def test_greedy_and_sampled_validation_are_different_rollouts() -> None:
     assert not {one.id for one in greedy} & {one.id for one in sampled}
     assert {one.sampling.temperature for one in greedy if one.sampling} == {0.0}
     assert {one.sampling.temperature for one in sampled if one.sampling} == {1.0}
+
+
+def test_retries_replay_what_is_young_enough_unless_the_recipe_says_no() -> None:
+    tree: dict[str, Any] = {
+        "name": "demo",
+        "agent": "a:b",
+        "policies": {"policy": {"model": "m"}},
+        "algorithm": {
+            "iterations": 4,
+            "tasks_per_iteration": 2,
+            "group_size": 3,
+            "max_staleness": 2,
+        },
+    }
+    for replay, staleness in ((True, 2), (False, None)):
+        recipe = parse_recipe({**tree, "runner": {"retry": {"replay": replay}}})
+        made = training_rollouts(recipe, TASKS, 1)
+        assert {one.replay_staleness for one in made} == {staleness}
+        assert {type(one.retry) for one in made} == {RetryPolicy}, "older runners read no other"
+    assert scoring_rollouts(RECIPE, TASKS, Mode.VAL, 1, "greedy")[0].replay_staleness == 0
 
 
 def _state(iteration: int) -> State:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightningrl.capture.context import bind as bind
     from lightningrl.capture.context import step as step
+    from lightningrl.capture.environment import environment as environment
+    from lightningrl.capture.replaying import replaying as replaying
     from lightningrl.capture.resources import resource as resource
     from lightningrl.capture.rewards import Reward as Reward
     from lightningrl.capture.rewards import final_reward as final_reward
     from lightningrl.capture.rewards import reward as reward
     from lightningrl.capture.state import state as state
-    from lightningrl.capture.variables import environment as environment
     from lightningrl.recipe import load_recipe as load_recipe
     from lightningrl.recorder import feedback as feedback
     from lightningrl.recorder import record as record
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 _HOME = {
     "Reward": "lightningrl.capture.rewards",
     "bind": "lightningrl.capture.context",
-    "environment": "lightningrl.capture.variables",
+    "environment": "lightningrl.capture.environment",
     "feedback": "lightningrl.recorder",
     "final_reward": "lightningrl.capture.rewards",
     "load_recipe": "lightningrl.recipe",
     "record": "lightningrl.recorder",
     "redact_texts": "lightningrl.recorder",
+    "replaying": "lightningrl.capture.replaying",
     "resource": "lightningrl.capture.resources",
     "reward": "lightningrl.capture.rewards",
     "rollout": "lightningrl.runner.live",
@@ -48,6 +50,7 @@ __all__ = [
     "load_recipe",
     "record",
     "redact_texts",
+    "replaying",
     "resource",
     "reward",
     "rollout",

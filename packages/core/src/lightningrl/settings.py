@@ -272,10 +272,11 @@ SETTINGS = (
 GIVEN_TO_AGENTS = (
     "LIGHTNINGRL_ATTEMPT_URL",
     "LIGHTNINGRL_OUTPUT_FILE",
+    "LIGHTNINGRL_REPLAYING",
     "LIGHTNINGRL_RESOURCES_FILE",
     "LIGHTNINGRL_TASK_FILE",
 )
-"""What a runner sets for an agent that is a command."""
+"""What a runner sets for an agent that is a command, and `lightningrl.environment()` for what an agent starts."""
 
 KEPT_PREFIX = "LIGHTNINGRL_USER_"
 """Before the name of a variable that a runner replaces: what the user had set there."""

@@ -24,6 +24,7 @@ from lightningrl.schema import (
     CallEvent,
     Claim,
     Endpoint,
+    Fork,
     Mode,
     NewRollout,
     Policy,
@@ -88,6 +89,8 @@ class GatewayRig:
         *,
         timeout_seconds: float = 600.0,
         rewards: RewardsFrom = RewardsFrom.JUDGED,
+        fork: Fork | None = None,
+        replay_staleness: int | None = None,
     ) -> Claim:
         """A new rollout with its running attempt."""
         self._made += 1
@@ -105,6 +108,8 @@ class GatewayRig:
             sampling=sampling,
             timeout_seconds=timeout_seconds,
             rewards=rewards,
+            fork=fork,
+            replay_staleness=replay_staleness,
         )
         await self.store.enqueue([spec])
         [claim] = await self.store.claim("rig", lease_seconds=600)

@@ -16,9 +16,12 @@ from lightningrl.schema import (
     Claim,
     Failure,
     FailureKind,
+    Fork,
+    OnDivergence,
     RetryPolicy,
     RolloutId,
     RolloutState,
+    StepId,
 )
 from lightningrl.store.base import RolloutQuery, Store
 from lightningrl_testkit.records import group, log, reward
@@ -76,6 +79,9 @@ class LifecycleClaims:
 
     async def test_a_rollout_is_enqueued_with_every_field(self, store: Store) -> None:
         (one,) = group(timeout_seconds=7.0, retry=RetryPolicy(max_attempts=9))
+        said = {"content": None, "tool_calls": [{"id": "1"}]}
+        fork = Fork(AttemptId("a-0"), StepId("s-1"), said, OnDivergence.SAMPLE)
+        one = replace(one, fork=fork, replay_staleness=2)
         await store.enqueue([one])
         (found,) = await store.rollouts(RolloutQuery())
         assert found.spec == one

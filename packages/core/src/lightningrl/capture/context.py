@@ -61,6 +61,8 @@ class RolloutContext:
     has_gateway: bool = True
     """Whether calls go to the server's gateway, which records them. Else they go where the agent sends
     them, and its `llm` steps say what was asked and answered."""
+    replays: bool = False
+    """Whether some of its answers may be given from a record; see `lightningrl.replaying`."""
     model_calls: int = 0
     """Requests that were sent to the gateway from this process, retries not counted."""
     state: str | None = None

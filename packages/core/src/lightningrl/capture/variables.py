@@ -1,6 +1,6 @@
 """The environment variables by which model clients find a server: ours while agents run, the user's beside them.
 
-Invariant: a key of an attempt is given to a child process alone (`environment`, a command). In a runner's own
+Invariant: a key of an attempt is given to a child process alone (`capture.environment`, a command). In a runner's own
 process a placeholder stands, and what the user had set there is found under `LIGHTNINGRL_USER_*`.
 """
 
@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from lightningrl.capture.context import RolloutContext, current
+from lightningrl.capture.context import RolloutContext
 from lightningrl.settings import KEPT_PREFIX
 
 PLACEHOLDER_KEY = "lightningrl-placeholder"
@@ -73,17 +73,6 @@ def for_attempt(context: RolloutContext) -> dict[str, str]:
     """What a child process needs, beside this process's environment, to make model calls of the attempt."""
     told = _variables(context.attempt_url, context.key, os.environ)
     return {**told, "LIGHTNINGRL_ATTEMPT_URL": context.attempt_url}
-
-
-def environment() -> dict[str, str]:
-    """The variables by which a child process or container makes its model calls in the current rollout.
-
-    `subprocess.run(command, env={**os.environ, **lightningrl.environment()})`. They hold the attempt's URL
-    (`LIGHTNINGRL_ATTEMPT_URL`, `OPENAI_BASE_URL`, ...) and its key (`OPENAI_API_KEY`, ...), which opens the attempt's
-    model calls until its end and nothing else. Outside a rollout they are none, so the same file runs in production.
-    """
-    context = current()
-    return {} if context is None or not context.has_gateway else for_attempt(context)
 
 
 def _variables(base_url: str, key: str, given: Mapping[str, str]) -> dict[str, str]:

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import Any, NamedTuple
 
+from lightningrl.conversation.differing import first_difference, name_of, shared
 from lightningrl.conversation.history import Message, Recorded, answer_of
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.rewriting.thoughts import KEYS
 from lightningrl.conversation.said import Said, said_in, tools_of
 from lightningrl.schema import CallEvent
-
-_LONGEST = 48
-"""Characters shown of a text that differs."""
-_BEFORE = 24
-"""Characters shown of it, at most, before the first that differs."""
 
 
 class Difference(NamedTuple):
@@ -56,15 +51,15 @@ def difference(calls: Sequence[CallEvent], index: int) -> Difference | None:
     spoken = [[*map(said_in, messages), said_in(answer)] for messages, answer in earlier]
     if not spoken:
         return None
-    shared = [_shared(one, said) for one in spoken]
-    place = max(range(len(spoken)), key=lambda one: (shared[one], one))
+    common = [shared(one, said) for one in spoken]
+    place = max(range(len(spoken)), key=lambda one: (common[one], one))
     if not _is_meant(said, spoken, spoken[place][:-1]):
         return None
     messages, answer = earlier[place]
     tools = [tools_of(one) for one in (calls[place], calls[index])]
-    if shared[place] > len(messages):
+    if common[place] > len(messages):
         return _unseen(answer, now[len(messages)], same_tools=tools[0] == tools[1])
-    return _seen(spoken[place], said, shared[place])
+    return _seen(spoken[place], said, common[place])
 
 
 def messages_in(call: CallEvent, recorded: Recorded | None = None) -> list[Message] | None:
@@ -100,12 +95,6 @@ def _is_meant(said: Sequence[Said], spoken: Sequence[Sequence[Said]], like: Sequ
         return True
     given = {conversation[-1] for conversation in spoken}
     return any(one in given and one not in like for one in said)
-
-
-def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many items from the first on are the same in both."""
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _answers(said: Sequence[Said]) -> int:
@@ -146,34 +135,13 @@ def _seen(earlier: Sequence[Said], now: Sequence[Said], place: int) -> Differenc
             f"the model's answer is missing: where it was, message {place + 1} is of the {sent.role}",
             _SEND_BACK,
         )
-    name = "the answer that was sent back" if is_answer else _name(then, place)
+    name = "the answer that was sent back" if is_answer else name_of(then, place)
     remedy = _SEND_BACK if is_answer else _HOLD_STILL
     if then.role != sent.role:
         return Difference(f"{name} was of the {then.role} and is of the {sent.role}", remedy)
     if then.text != sent.text:
-        line, before, after = _first_difference(then.text, sent.text)
+        line, before, after = first_difference(then.text, sent.text)
         return Difference(f"line {line} of {name} differs: {before!r} became {after!r}", remedy)
     calls = [json.dumps(one.tool_calls, ensure_ascii=False) for one in (then, sent)]
-    _, before, after = _first_difference(*calls)
+    _, before, after = first_difference(*calls)
     return Difference(f"a tool call in {name} differs: {before!r} became {after!r}", remedy)
-
-
-def _name(said: Said, place: int) -> str:
-    return (
-        "the system prompt"
-        if said.role in ("system", "developer")
-        else f"message {place + 1} ({said.role})"
-    )
-
-
-def _first_difference(then: str, now: str) -> tuple[int, str, str]:
-    """The line, and the words of both texts around the first character that differs."""
-    at = _shared(then, now)
-    start = max(then.rfind(" ", 0, at), then.rfind("\n", 0, at), at - _BEFORE - 1) + 1
-    return then.count("\n", 0, at) + 1, _words(then, start, at), _words(now, start, at)
-
-
-def _words(text: str, start: int, at: int) -> str:
-    """From `start` to the end of the word at `at`."""
-    rest = text[at : start + _LONGEST]
-    return text[start:at] + (rest.split(maxsplit=1)[0] if rest[:1].strip() else rest[:1])

@@ -29,6 +29,7 @@ _OWN = {
     "doctor": "lightningrl.cli.doctor:doctor",
     "drift": "lightningrl.cli.drift:drift",
     "export": "lightningrl.cli.export:export",
+    "fork": "lightningrl.cli.fork:fork",
     "import": "lightningrl.cli.import_run:import_command",
     "judge": "lightningrl.cli.judge:judge",
     "plot": "lightningrl.cli.plot:plot",

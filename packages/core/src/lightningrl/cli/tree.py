@@ -19,6 +19,7 @@ from lightningrl.schema import (
     UNJUDGED,
     Attempt,
     AttemptState,
+    CallEvent,
     LogEvent,
     RewardEvent,
     Rollout,
@@ -74,6 +75,41 @@ def rollout_tree(
     return tree
 
 
+def fork_tree(
+    parent: AttemptRecord,
+    trunk: int,
+    branches: Sequence[AttemptRecord],
+    *,
+    limit: int | None = SHORT,
+) -> Tree:
+    """Draw a trunk once, and below it what each of its branches did otherwise.
+
+    Args:
+        parent: the attempt that was forked.
+        trunk: how many of its transitions the trunk has.
+        branches: attempts that were answered from it.
+        limit: longest text shown. `None`: everything.
+    """
+    tree = Tree(_rollout_line(parent.rollout, [parent]))
+    _add_steps(tree, parent.transitions[:trunk], {}, limit)
+    for number, record in enumerate(branches, 1):
+        line = Text(f"branch {number} · ", "bold")
+        branch = tree.add(line.append_text(_rollout_line(record.rollout, [record])))
+        replayed = [
+            place
+            for place, one in enumerate(record.transitions)
+            if one.call is not None and one.call.replay_of is not None and one.token_bytes
+        ]
+        new = [
+            one
+            for one in record.transitions[replayed[-1] + 1 if replayed else 0 :]
+            if one.asked_by not in {record.transitions[place].step_id for place in replayed}
+        ]
+        _add_steps(branch, new, {}, limit)
+        _add_remarks(branch, record, limit)
+    return tree
+
+
 def short(text: str, limit: int | None = SHORT) -> str:
     """`text` on one line, cut to `limit` characters."""
     line = " ".join(text.split())
@@ -120,6 +156,10 @@ def _add_attempt(
         zip((one.step_id for one in record.transitions), credit or (), strict=credit is not None)
     )
     _add_steps(branch, record.transitions, credit_of, limit)
+    _add_remarks(branch, record, limit)
+
+
+def _add_remarks(branch: Tree, record: AttemptRecord, limit: int | None) -> None:
     for reward in unjoined_rewards(record.events):
         branch.add(
             Text(
@@ -130,6 +170,8 @@ def _add_attempt(
     for event in record.events:
         if isinstance(event, LogEvent):
             branch.add(Text(f"{event.level}: {short(event.message, limit)}", "dim"))
+        elif isinstance(event, CallEvent) and event.diverged is not None and not event.choices:
+            branch.add(Text(f"diverged: {event.diverged.difference}", "yellow"))
     failure = record.attempt.failure
     if failure is not None:
         branch.add(Text(f"{failure.kind.value}: {failure.message.strip()}", "red"))
@@ -178,6 +220,10 @@ def _call_text(one: Transition, credit: float | None, limit: int | None) -> Text
     if one.call is not None and one.call.rewrites:
         names = ", ".join(rewrite.name for rewrite in one.call.rewrites)
         text.append(f"\nrewritten: {names}", "dim")
+    if one.call is not None and one.call.diverged is not None:
+        text.append(f"\ndiverged: {one.call.diverged.difference}", "yellow")
+    if one.call is not None and one.call.replay_of is not None and one.token_bytes:
+        text.append("\nreplayed", "dim")
     if one.untrainable is not None:
         text.append(f"\nnot trained: {short(one.untrainable, limit)}", "yellow")
     if one.choice is not None and one.choice.wrong_format is not None:

@@ -136,10 +136,10 @@ async def run_trial(
         for policy in policies:
             await store.put_policy(policy)
         gateway = Gateway(store, clock=SystemClock(), require_keys=False)
-        async with _serving(store, gateway) as url:
+        async with serving(store, gateway) as url:
             batches = [first, again] if repeat else [first]
-            start = partial(_start_worker, loaded, url, overrides, prints_to)
-            await _work(store, loaded.recipe.name, mode, batches, start)
+            start = partial(start_worker, loaded, url, overrides, prints_to)
+            await work(store, loaded.recipe.name, mode, batches, start)
         query = RolloutQuery(ids=tuple(one.id for one in [*first, *again]))
         by_id = {rollout.id: rollout for rollout in await store.rollouts(query)}
         rollouts = tuple(by_id[one.id] for one in [*first, *again] if one.id in by_id)
@@ -178,7 +178,7 @@ def _new_rollouts(
 
 
 @asynccontextmanager
-async def _serving(store: SqliteStore, gateway: Gateway) -> AsyncGenerator[str]:
+async def serving(store: SqliteStore, gateway: Gateway) -> AsyncGenerator[str]:
     """Serve the store and the gateway on a loopback port; give its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     stop, ready = asyncio.Event(), asyncio.Event()
@@ -196,7 +196,7 @@ async def _serving(store: SqliteStore, gateway: Gateway) -> AsyncGenerator[str]:
         listener.close()
 
 
-async def _work(
+async def work(
     store: SqliteStore,
     run: str,
     mode: Mode,
@@ -255,9 +255,10 @@ def _raise_early_end(status: int) -> None:
     )
 
 
-async def _start_worker(
-    loaded: LoadedRecipe, url: str, overrides: Sequence[str], prints_to: int | None
+async def start_worker(
+    loaded: LoadedRecipe, url: str, overrides: Sequence[str], prints_to: int | None = None
 ) -> asyncio.subprocess.Process:
+    """A runner's worker of the server at `url`; what its agents print goes to `prints_to`, or to this process's own."""
     python = loaded.recipe.runner.python
     return await asyncio.create_subprocess_exec(
         *worker_command(loaded.path, url, python=python, overrides=overrides),

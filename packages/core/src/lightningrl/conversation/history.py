@@ -18,7 +18,7 @@ from lightningrl.conversation.rewriting.fields import MESSAGES, Fields, raw_fiel
 from lightningrl.conversation.rewriting.pins import Held
 from lightningrl.conversation.rewriting.thoughts import Thoughts
 from lightningrl.conversation.tools import chat
-from lightningrl.schema import CallEvent, CallStatus, Dialect
+from lightningrl.schema import SAID, CallEvent, CallStatus, Dialect, Diverged, ReplayOf, StepId
 
 _REASONING = b'"reasoning'
 
@@ -61,6 +61,14 @@ class Recorded:
         """Asker -> what its calls hold still."""
         self.thoughts: dict[Asker, Thoughts] = {}
         """Asker -> the reasoning of its answers."""
+        self.replays: dict[ReplayOf, StepId] = {}
+        """Calls whose answers were given again -> the step that got each."""
+        self.is_done: dict[tuple[tuple[str, ...], str | None], bool] = {}
+        """The agents around an agent, and itself -> whether what its last answer asks for was done before."""
+        self.sampled = 0
+        """Calls that were answered, not by a record."""
+        self.diverged: Diverged | None = None
+        """How the first call differed that is not what was recorded. `None`: none did."""
         for call in calls:
             self.add(call)
 
@@ -71,6 +79,14 @@ class Recorded:
             Malformed: it refers to a response that was not added.
         """
         self.count += 1
+        if call.replay_of is not None:
+            self.replays[call.replay_of] = call.step_id
+        elif call.status is CallStatus.DELIVERED:
+            self.sampled += 1
+        self.diverged = self.diverged or call.diverged
+        if call.status is CallStatus.DELIVERED:
+            said = any(one.untrainable == SAID for one in call.choices)
+            self.is_done[call.within, call.agent] = call.replay_of is not None and not said
         if call.rewrites:
             hold_also(self.held.setdefault(asker_of(call), {}), call.rewrites)
         if any(_REASONING in choice.message for choice in call.choices):
@@ -85,7 +101,7 @@ class Recorded:
         """What a request must begin with to follow the call's answer. `None`: none will, for all that is asked here."""
         if not self._to_rewrite or call.status is not CallStatus.DELIVERED:
             return None
-        return as_held(self._asked(call), call.rewrites)
+        return as_held(self.asked(call), call.rewrites)
 
     def request(self, call: CallEvent) -> Fields:
         """What the engine was asked in `call`, which comes next, as a chat request.
@@ -96,7 +112,7 @@ class Recorded:
         Raises:
             Malformed: it refers to a response or to reasoning that was not added, or was refused as malformed.
         """
-        return self._sent(self._asked(call), call)
+        return self._sent(self.asked(call), call)
 
     def messages(self, call: CallEvent) -> list[Message]:
         """The messages that the engine was asked to continue in `call`, which comes next.
@@ -108,7 +124,7 @@ class Recorded:
             return self._asked_messages(call)
         in_words = any(rewrite.name == FORMAT_IN_WORDS for rewrite in call.rewrites)
         if call.dialect is Dialect.CHAT or in_words:
-            asked = self._asked(call)
+            asked = self.asked(call)
         else:
             asked = raw_fields({MESSAGES: self._asked_messages(call)})
         sent = self._sent(asked, call)
@@ -117,18 +133,29 @@ class Recorded:
     def _sent(self, asked: Fields, call: CallEvent) -> Fields:
         return as_sent(asked, call.rewrites, self.thoughts.get(asker_of(call)))
 
-    def _asked(self, call: CallEvent) -> Fields:
-        """The chat request as the agent's own body says it."""
-        match call.dialect:
+    def asked(self, call: CallEvent) -> Fields:
+        """The chat request as the agent's own body says it, before rewrites; the call comes next.
+
+        Raises:
+            Malformed: it refers to a response that was not added, or was refused as malformed.
+        """
+        return self.chat_request(call.dialect, call.request)
+
+    def chat_request(self, dialect: Dialect, body: bytes) -> Fields:
+        """The same of a request that comes next, in whatever dialect.
+
+        Raises:
+            Malformed: it refers to a response that was not added, or can't be read.
+        """
+        match dialect:
             case Dialect.RESPONSES:
-                request = json.loads(call.request)
-                return raw_fields(responses.chat_request(request, self.responses))
+                return raw_fields(responses.chat_request(json.loads(body), self.responses))
             case Dialect.ANTHROPIC:
-                return raw_fields(anthropic.chat_request(json.loads(call.request)))
+                return raw_fields(anthropic.chat_request(json.loads(body)))
             case Dialect.CHAT:
-                return chat.chat_request(raw_fields(call.request))
+                return chat.chat_request(raw_fields(body))
             case Dialect.COMPLETIONS:
-                return raw_fields(call.request)
+                return raw_fields(body)
 
     def _asked_messages(self, call: CallEvent) -> list[Message]:
         request: dict[str, Any] = json.loads(call.request or b"{}")

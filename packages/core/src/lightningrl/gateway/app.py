@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from lightningrl.conversation.replaying import Path
 from lightningrl.errors import (
     AuthError,
     ConfigError,
@@ -55,11 +56,14 @@ from lightningrl.store.base import Store
 _LOG = logging.getLogger(__name__)
 
 METRICS_PATH = "/metrics"
+REPLAYING = "replaying"
+"""Route that says whether the effects of the answer that an agent got last are done already."""
 
 SERVED_ROUTES = (
     *(f"POST /v1/{route}" for route in (*SPOKEN, *COUNTED)),
     "POST /v1/rewards",
     "GET /v1/models and /v1/models/{name}",
+    f"GET /v1/{REPLAYING}",
     "the same below /rollouts/{rollout}/attempts/{attempt} and /keys/{attempt key}",
     f"{CONTROL_PREFIX}/status and {CONTROL_PREFIX}/policies/{{run}}/{{name}}",
 )
@@ -211,6 +215,8 @@ class Gateway:
             return await self._count(route, headers, receive)
         if method == "POST" and route.rest == "rewards":
             return await self._reward(route, headers, receive)
+        if method == "GET" and route.rest == REPLAYING:
+            return await self._replaying(route, headers)
         if method == "GET" and route.rest.partition("/")[0] == models.ROUTE:
             return await self._models(route, headers)
         if method == "GET" and b"upgrade" in headers and route.rest in SPOKEN:
@@ -261,6 +267,12 @@ class Gateway:
         body = await read_body(receive, headers, self._limits.body_bytes)
         agent, within = agent_in(headers)
         return await self._counting.answer(route.rest, context, agent, body, within)
+
+    async def _replaying(self, route: AgentRoute, headers: Headers) -> Answer:
+        context = await self._identified().identify(route, headers)
+        agent, within = agent_in(headers)
+        done = await self._calls.replays.is_done(context, Path(within, agent))
+        return Answer(200, to_json({"replaying": done}))
 
     async def _models(self, route: AgentRoute, headers: Headers) -> Answer:
         context = await self._identified().identify(route, headers)

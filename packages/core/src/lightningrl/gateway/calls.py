@@ -16,6 +16,7 @@ import msgspec
 
 from lightningrl.conversation.history import Asker
 from lightningrl.conversation.malformed import Malformed
+from lightningrl.conversation.replaying import Path
 from lightningrl.conversation.rewriting import HOSTED_TOOLS, Rewritten
 from lightningrl.errors import LimitReached, StaleAttempt, StoreUnavailable
 from lightningrl.gateway.asgi import (
@@ -36,13 +37,14 @@ from lightningrl.gateway.limits import GatewayLimits
 from lightningrl.gateway.observe import Observer, Recorded
 from lightningrl.gateway.policies import Policies, Served
 from lightningrl.gateway.recollection import Recollection
-from lightningrl.gateway.record import Call, choices_of
+from lightningrl.gateway.record import Call, choices_of, recorded_reply
+from lightningrl.gateway.replays import Replayed, Replays
 from lightningrl.gateway.speaking import Speaker
 from lightningrl.gateway.sync import Drained, GateState
 from lightningrl.gateway.unknown_fields import UnknownFields
 from lightningrl.gateway.upstream import Upstream, rank, refusal_of_engine
 from lightningrl.machine.clock import Clock
-from lightningrl.schema import CallEvent, CallStatus, Dialect, EventId, StepId, new_id
+from lightningrl.schema import CallEvent, CallStatus, Diverged, EventId, StepId, new_id
 from lightningrl.store.base import Store
 
 STEP_HEADER = b"x-lightningrl-step"
@@ -83,6 +85,8 @@ class Calls:
         self._shared_limits = limits.shared
         self.recollection = Recollection(store)
         """What attempts were answered so far."""
+        self.replays = Replays(store, self.recollection, policies)
+        """What attempts are answered from the record of others."""
 
     async def answer(
         self,
@@ -104,32 +108,47 @@ class Calls:
         served = await self._policies.resolve(context.rollout.run, request.model, agent, within)
         if request.unknown:
             await self._unknown_fields.judge(spoken, request, served.policy, context)
-        asker = Asker(served.policy.name, within, agent)
-        rewritten = await self._rewritten(served, context, asker, request, spoken.dialect)
-        if rewritten.rewrites and rewritten.rewrites[0].name == HOSTED_TOOLS:
-            await self._unknown_fields.tell_hosted(spoken, rewritten.rewrites[0].by, context)
         event_id = new_id("call")
         own_step_id = event_id.replace("call", "s")  # one reading of the system's randomness
-        call = Call(
-            event_id=EventId(event_id),
-            attempt_id=context.id,
-            step_id=StepId(name_in(headers, STEP_HEADER) or own_step_id),
-            agent=agent,
-            within=within,
-            state=name_in(headers, STATE_HEADER),
-            policy=served.policy.name,
-            dialect=spoken.dialect,
-            request=request,
-            rewritten=rewritten,
-            sampling=request.engine.effective_sampling(context.rollout.sampling),
-            traceparent=_text(headers, _TRACEPARENT),
-            started_at=self._clock.now(),
-            started=self._clock.monotonic(),
-        )
+        step_id = StepId(name_in(headers, STEP_HEADER) or own_step_id)
+        async with self.replays.answering(
+            context, Path(within, agent), request, spoken.dialect, step_id
+        ) as found:
+            asker = Asker(served.policy.name, within, agent)
+            rewritten = await self._rewritten(served, context, asker, request, spoken, found)
+            call = Call(
+                event_id=EventId(event_id),
+                attempt_id=context.id,
+                step_id=step_id,
+                agent=agent,
+                within=within,
+                state=name_in(headers, STATE_HEADER),
+                policy=served.policy.name,
+                dialect=spoken.dialect,
+                request=request,
+                rewritten=rewritten,
+                found=found,
+                sampling=request.engine.effective_sampling(context.rollout.sampling),
+                traceparent=_text(headers, _TRACEPARENT),
+                started_at=self._clock.now(),
+                started=self._clock.monotonic(),
+            )
+            return await self._in_slot(spoken, call, context, served, headers, receive, speaker)
+
+    async def _in_slot(
+        self,
+        spoken: Spoken,
+        call: Call,
+        context: AttemptContext,
+        served: Served,
+        headers: Headers,
+        receive: Receive,
+        speaker: Speaker,
+    ) -> Answer:
         with self._slot(context):
-            if request.streams:
-                told = partial(spoken.waiting, request.model, call.step_id)
-                speaker.expect(event_id, told, spoken.error_event)
+            if call.request.streams:
+                told = partial(spoken.waiting, call.request.model, call.step_id)
+                speaker.expect(call.event_id, told, spoken.error_event)
             try:
                 return await self._recorded(call, context, served, headers, receive)
             finally:
@@ -142,17 +161,23 @@ class Calls:
         context: AttemptContext,
         asker: Asker,
         request: AgentRequest,
-        dialect: Dialect,
+        spoken: Spoken,
+        found: Replayed,
     ) -> Rewritten:
         asked, held, thoughts = request.engine.fields, None, None
+        if found.call is not None or found.refused:
+            return Rewritten(asked, ())  # no engine sees it
         if served.rewriter.remembers(asked):
             recorded = await self.recollection.of(context.id)
             held = recorded.held.get(asker)
             thoughts = recorded.thoughts.get(asker)
         try:
-            return served.rewriter.rewrite(asked, dialect, held, thoughts)
+            rewritten = served.rewriter.rewrite(asked, spoken.dialect, held, thoughts)
         except Malformed as error:
             raise refusal_of(error) from error
+        if rewritten.rewrites and rewritten.rewrites[0].name == HOSTED_TOOLS:
+            await self._unknown_fields.tell_hosted(spoken, rewritten.rewrites[0].by, context)
+        return rewritten
 
     @contextmanager
     def _slot(self, context: AttemptContext) -> Generator[None]:
@@ -187,7 +212,7 @@ class Calls:
         try:
             with UntilHangup(receive):
                 await self._turn(call, context)
-                reply = await self._sample(call, context, served, headers)
+                reply = await self._reply(call, context, served, headers)
             event, written = self._delivered(call, reply)
         except ClientGone:
             gone = "the client hung up before it was answered"
@@ -214,6 +239,17 @@ class Calls:
         else:
             await context.turns.acquire()  # does not wait
         call.has_turn = True
+
+    async def _reply(
+        self, call: Call, context: AttemptContext, served: Served, headers: Headers
+    ) -> EngineReply:
+        """The answer: of the record, else of the engine."""
+        found = call.found
+        if found.call is not None:
+            return recorded_reply(found.call, int(self._clock.now().timestamp()))
+        if found.refused and found.diverged is not None:
+            raise _diverged(found.diverged)
+        return await self._sample(call, context, served, headers)
 
     async def _sample(
         self, call: Call, context: AttemptContext, served: Served, headers: Headers
@@ -259,7 +295,11 @@ class Calls:
     def _delivered(self, call: Call, reply: EngineReply) -> tuple[CallEvent, Written]:
         """The record, and the answer. Its id follows from the step's, so rewards can name it by either."""
         try:
-            event = call.delivered(reply, choices_of(call, reply), self._clock.monotonic())
+            now, origin = self._clock.monotonic(), call.found.call
+            if origin is not None:
+                event = call.replayed(origin, now)
+            else:
+                event = call.delivered(reply, choices_of(call, reply), now)
             return event, call.request.write(reply, call.step_id)
         except (ValueError, RecursionError) as error:
             raise _unreadable(call.sending.endpoint, error) from error
@@ -315,6 +355,15 @@ def _exhausted(told: str) -> Refusal:
         429,
         "call_limit",
         f"{told} (LIGHTNINGRL_GATEWAY_CALLS_PER_ATTEMPT and _TOKENS_PER_ATTEMPT at the server)",
+    )
+
+
+def _diverged(diverged: Diverged) -> Refusal:
+    return Refusal(
+        400,
+        "fork_diverged",
+        f"this request is not the one that was recorded, so it is not answered from the record: {diverged.difference}"
+        " (fork.on_divergence: sample would have the policy answer it)",
     )
 
 

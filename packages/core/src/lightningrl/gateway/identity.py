@@ -130,6 +130,8 @@ class AttemptContext:
         self, rollout: Rollout, attempt: Attempt, checked_at: float, *, turns: int
     ) -> None:
         self.id: AttemptId = attempt.id
+        self.number = attempt.number
+        """1 for the rollout's first."""
         self.rollout = rollout.spec
         self.state = attempt.state
         self.checked_at = checked_at

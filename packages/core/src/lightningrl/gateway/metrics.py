@@ -46,6 +46,7 @@ class _OfPolicy(NamedTuple):
     queued: Counter
     retries: Counter
     untrainable: Counter
+    replayed: Counter
 
 
 class Metrics:
@@ -93,13 +94,9 @@ class Metrics:
             _POLICY,
             registry=self._registry,
         )
-        self._refusals = Counter(
-            "lightningrl_gateway_refusals",
-            "Requests that were answered by an error of the gateway, by its code.",
-            ("code",),
-            registry=self._registry,
-        )
+        self._refusals = _refusals(self._registry)
         self._queued = _queued_seconds(self._registry)
+        self._replayed = _replayed_calls(self._registry)
         self._left_out = _unknown_fields(self._registry)
         self._registry.register(_Present(policies, health))
 
@@ -107,6 +104,9 @@ class Metrics:
         """See `Observer.recorded`."""
         event = call.event
         of_policy = self._of(call.run, event.policy)
+        if event.replay_of is not None:
+            of_policy.replayed.inc()
+            return  # no engine had to do with it
         of_policy.calls[event.status].inc()
         of_policy.latency.observe(event.latency_ms / 1e3)
         of_policy.prompt_tokens.inc(event.prompt_tokens)
@@ -134,6 +134,7 @@ class Metrics:
                 queued=self._queued.labels(*labels),
                 retries=self._retries.labels(*labels),
                 untrainable=self._untrainable.labels(*labels),
+                replayed=self._replayed.labels(*labels),
             )
         return found
 
@@ -163,10 +164,28 @@ def _of_process() -> CollectorRegistry:
     return registry
 
 
+def _refusals(registry: CollectorRegistry) -> Counter:
+    return Counter(
+        "lightningrl_gateway_refusals",
+        "Requests that were answered by an error of the gateway, by its code.",
+        ("code",),
+        registry=registry,
+    )
+
+
 def _queued_seconds(registry: CollectorRegistry) -> Counter:
     return Counter(
         "lightningrl_gateway_queued_seconds",
         "Time that calls waited for their turn, since an attempt had as many under way as it may.",
+        _POLICY,
+        registry=registry,
+    )
+
+
+def _replayed_calls(registry: CollectorRegistry) -> Counter:
+    return Counter(
+        "lightningrl_gateway_replayed_calls",
+        "Calls of forks and retries that were answered from the record; nothing else counts them.",
         _POLICY,
         registry=registry,
     )

@@ -160,6 +160,10 @@ class Policies:
         """The names of a run's policies."""
         return sorted(self._served.get(run, {}))
 
+    def of(self, run: str) -> dict[str, Policy]:
+        """A run's policies as they are now, by alias."""
+        return {name: served.policy for name, served in self._served.get(run, {}).items()}
+
     def answered(self, run: str) -> dict[str, Policy]:
         """The model names that a run's policies declare to answer, sorted: their own, and what they replace."""
         policies = [served.policy for served in self._served.get(run, {}).values()]

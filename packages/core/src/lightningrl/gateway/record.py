@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from lightningrl.conversation.parts import why_unseen
+from lightningrl.conversation.replaying import origin_of
 from lightningrl.conversation.rewriting import Rewritten
 from lightningrl.gateway.dialects.arrays import no_logprob
 from lightningrl.gateway.dialects.base import AgentRequest
@@ -18,9 +19,11 @@ from lightningrl.gateway.dialects.engine_reply import (
     EngineChoice,
     EngineReply,
     Tokens,
+    Usage,
     tokens_of,
     usage_of,
 )
+from lightningrl.gateway.replays import SAMPLED, Replayed
 from lightningrl.gateway.upstream import Sending
 from lightningrl.schema import (
     TOOL_PARSER_ERROR,
@@ -53,6 +56,7 @@ class Call:
         dialect: Dialect,
         request: AgentRequest,
         rewritten: Rewritten,
+        found: Replayed = SAMPLED,
         sampling: Sampling | None,
         traceparent: str | None = None,
         started_at: datetime,
@@ -73,6 +77,8 @@ class Call:
             self.engine = msgspec.structs.replace(request.engine, fields=rewritten.fields)
         self.rewrites = rewritten.rewrites
         self.demand = rewritten.demand
+        self.found = found
+        """What the record says of it."""
         self.sampling = sampling
         """What the answer is sampled with. `None`: the agent's own parameters."""
         self.traceparent = traceparent
@@ -110,6 +116,27 @@ class Call:
             choices=choices,
             prompt_tokens=usage.prompt_tokens if usage else len(prompt_ids) // _BYTES_PER_ID,
             completion_tokens=usage.completion_tokens if usage else sampled,
+        )
+
+    def replayed(self, origin: CallEvent, now: float) -> CallEvent:
+        """The record of a call that is given a recorded answer: a whole copy, as its agent asked this time."""
+        return msgspec.structs.replace(
+            origin,
+            id=self.event_id,
+            attempt_id=self.attempt_id,
+            at=self.started_at + timedelta(seconds=now - self.started),
+            step_id=self.step_id,
+            agent=self.agent,
+            within=self.within,
+            state=self.state,
+            model=self.request.model,
+            dialect=self.dialect,
+            request=self.request.body,
+            latency_ms=(now - self.started) * 1e3,
+            held_ms=0.0,
+            upstream_retries=0,
+            replay_of=origin_of(origin),
+            diverged=None,
         )
 
     def _event(
@@ -151,7 +178,34 @@ class Call:
             status=status,
             http_status=http_status,
             error=error,
+            diverged=self.found.diverged,
         )
+
+
+def recorded_reply(call: CallEvent, created: int) -> EngineReply:
+    """A recorded answer as the engine had given it, as far as agents see it; log-probs are not among it.
+
+    Args:
+        call: delivered.
+        created: seconds since 1970.
+    """
+    counts = Usage(call.prompt_tokens, call.completion_tokens)
+    total = call.prompt_tokens + call.completion_tokens
+    return EngineReply(
+        choices=[
+            EngineChoice(
+                index=one.index,
+                message=msgspec.Raw(one.message),
+                finish_reason=one.finish_reason,
+                stop_reason=one.stop_text,
+            )
+            for one in call.choices
+        ],
+        created=created,
+        usage=msgspec.Raw(
+            msgspec.json.encode({**msgspec.structs.asdict(counts), "total_tokens": total})
+        ),
+    )
 
 
 def choices_of(call: Call, reply: EngineReply) -> tuple[Choice, ...]:

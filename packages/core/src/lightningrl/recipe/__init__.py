@@ -34,6 +34,7 @@ from lightningrl.recipe.policy import (
 from lightningrl.recipe.processes import (
     Engine,
     GatewayRecipe,
+    Retry,
     Runner,
     Trainer,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "Optimiser",
     "PolicyRecipe",
     "Recipe",
+    "Retry",
     "Runner",
     "SamplingRecipe",
     "SideCall",

@@ -90,6 +90,24 @@ class Engine(Section, frozen=True):
         return self.placement != "local"
 
 
+class Retry(RetryPolicy, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How often a rollout is tried, and from where on."""
+
+    replay: bool = True
+    """Whether an attempt that was lost, or that failed by infrastructure, is tried again with the answers that it had got, as
+    far as its requests are the same and the answers young enough to be trained. The second such failure at the same
+    call samples that one anew."""
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """How often it is tried."""
+        return RetryPolicy(
+            max_attempts=self.max_attempts,
+            retry_agent_errors=self.retry_agent_errors,
+            max_infrastructure_failures=self.max_infrastructure_failures,
+        )
+
+
 class Runner(Section, frozen=True):
     """The processes that run agents."""
 
@@ -99,7 +117,7 @@ class Runner(Section, frozen=True):
     timeout_seconds: float = 600.0
     """Longest time for one attempt."""
     lease_seconds: float = 30.0
-    retry: RetryPolicy = RetryPolicy()
+    retry: Retry = Retry()
     python: str | None = None
     """Interpreter of the agent's own environment. `None`: this one."""
     event_loop: Literal["asyncio", "uvloop"] = "asyncio"

@@ -35,6 +35,7 @@ from lightningrl.schema import (
     FailureKind,
     LogTopic,
     RewardsFrom,
+    may_replay,
 )
 from lightningrl.store.base import Store
 
@@ -72,6 +73,7 @@ class AttemptRunner:
             key=claim.key,
             sink=sink,
             aliases=self.aliases,
+            replays=may_replay(claim.rollout.spec, claim.attempt.number),
             resources={one.name: one.value for one in claim.resources},
         )
         self.flusher.add(context.attempt_id, sink)

@@ -29,6 +29,7 @@ from lightningrl.schema.events import (
     StepKind,
     StepStartEvent,
 )
+from lightningrl.schema.forks import SAID, Cause, Diverged, Fork, OnDivergence, ReplayOf
 from lightningrl.schema.ids import (
     AttemptId,
     EventId,
@@ -59,6 +60,7 @@ from lightningrl.schema.rollouts import (
     Sampling,
     TakenGroup,
     TakenRollout,
+    may_replay,
 )
 from lightningrl.schema.serving import (
     CallLimits,
@@ -86,6 +88,7 @@ __all__ = [
     "FINAL",
     "RETRY_RULES",
     "ROLLOUT_MOVES",
+    "SAID",
     "TERMINAL",
     "TOOL_PARSER_ERROR",
     "UNJUDGED",
@@ -95,9 +98,11 @@ __all__ = [
     "CallEvent",
     "CallLimits",
     "CallStatus",
+    "Cause",
     "Choice",
     "Claim",
     "Dialect",
+    "Diverged",
     "DrainedHold",
     "Endpoint",
     "Event",
@@ -105,6 +110,7 @@ __all__ = [
     "EventId",
     "Failure",
     "FailureKind",
+    "Fork",
     "GatewayProcess",
     "GroupId",
     "LiveTerms",
@@ -112,9 +118,11 @@ __all__ = [
     "LogTopic",
     "Mode",
     "NewRollout",
+    "OnDivergence",
     "Origin",
     "Policy",
     "Progress",
+    "ReplayOf",
     "Resource",
     "RetryPolicy",
     "RetryRule",
@@ -135,6 +143,7 @@ __all__ = [
     "Worker",
     "group_id",
     "is_among",
+    "may_replay",
     "names_of",
     "new_id",
     "rollout_id",

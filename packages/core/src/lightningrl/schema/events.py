@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from lightningrl.schema.forks import Diverged, ReplayOf
 from lightningrl.schema.ids import AttemptId, EventId, StepId
 from lightningrl.schema.rollouts import Sampling
 
@@ -145,6 +146,11 @@ class CallEvent(EventBase, frozen=True, tag="call", kw_only=True, gc=False):
     error: str | None
     """Why there was no answer; of a delivered call what the engine's tool parser could not read, which
     begins with `TOOL_PARSER_ERROR`. `None`: nothing went wrong."""
+    replay_of: ReplayOf | None = None
+    """The call whose answer it was given again, whole, with the log-probs and versions of its sampling. `None`: this one
+    was sampled, or failed."""
+    diverged: Diverged | None = None
+    """How its request differs from the recorded ones of the trunk that it should have been among. `None`: it does not."""
 
 
 class StepStartEvent(EventBase, frozen=True, tag="step_start", kw_only=True, gc=False):

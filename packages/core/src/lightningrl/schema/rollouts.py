@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from lightningrl.schema.forks import Fork
 from lightningrl.schema.ids import AttemptId, GroupId, RolloutId
 from lightningrl.schema.retries import FailureKind, RetryPolicy
 from lightningrl.schema.states import AttemptState, Mode, RolloutState
@@ -67,6 +68,16 @@ class NewRollout(msgspec.Struct, frozen=True):
     for as long as it takes."""
     resources: dict[str, int] = {}
     """Resource name -> version, of the same run, which the claim hands to the runner."""
+    fork: Fork | None = None
+    """Whose recorded answers it is given first. `None`: nobody's."""
+    replay_staleness: int | None = None
+    """Of an attempt that was lost, or that failed by infrastructure, the next one is given the answers again, but for those
+    that are more versions older than the policy. `None`: none is given again."""
+
+
+def may_replay(spec: NewRollout, number: int) -> bool:
+    """Whether attempt `number` of a rollout, 1 for the first, may be answered from a record."""
+    return spec.fork is not None or (number > 1 and spec.replay_staleness is not None)
 
 
 class Rollout(msgspec.Struct, frozen=True):

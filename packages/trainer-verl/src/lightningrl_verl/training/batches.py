@@ -110,6 +110,8 @@ def _rollouts(
     sampling: Sampling,
 ) -> list[NewRollout]:
     made: list[NewRollout] = []
+    algorithm = recipe.algorithm if mode is Mode.TRAIN else None
+    staleness = 0 if algorithm is None else algorithm.max_staleness
     for task_id, task in tasks:
         group = group_id(recipe.name, mode, iteration, task_id, variant)
         made += [
@@ -125,10 +127,11 @@ def _rollouts(
                 variant=variant,
                 sampling=sampling,
                 timeout_seconds=recipe.runner.timeout_seconds,
-                retry=recipe.runner.retry,
+                retry=recipe.runner.retry.policy,
                 rewards=recipe.rewards,
                 await_rewards=recipe.await_rewards,
                 await_seconds=recipe.await_seconds,
+                replay_staleness=staleness if recipe.runner.retry.replay else None,
             )
             for member in range(members)
         ]

@@ -115,7 +115,7 @@ def test_a_package_runs_with_what_it_declares_alone(
 def test_core_alone_has_its_commands_and_says_where_training_comes_from() -> None:
     shown = alone("lightningrl", "lightningrl", "--help")
     commands = re.findall(r"^  (\w+)  ", shown.stdout.split("Commands:")[1], re.MULTILINE)
-    told = "credit db delete doctor drift export import judge plot rescore retry runner serve show"
+    told = "credit db delete doctor drift export fork import judge plot rescore retry runner serve show"
     assert commands == [*told.split(), "try"]
     refused = alone("lightningrl", "lightningrl", "train", "recipe.yaml")
     assert refused.returncode == 2

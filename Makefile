@@ -27,6 +27,7 @@ help: ## list the targets
 	.uv/bin/pip install --quiet uv
 
 setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv) ## install everything that uv.lock names
+	@test -d .venv || echo "Installing what uv.lock names, 6 GB: this takes some minutes the first time."
 	$(UV) sync --all-packages --locked --quiet
 
 train: setup ## train a pretrained language model behind a plain program, on two cores (ARGS="key=value ...")

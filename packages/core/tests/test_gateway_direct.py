@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 
 
 @asynccontextmanager
-async def serving(engine: ModelServer, rules: RewriteRules = NO_RULES) -> AsyncIterator[str]:
+async def serving(engine: ModelServer, rules: RewriteRules = NO_RULES) -> AsyncGenerator[str]:
     """The URL of a gateway before an engine."""
     listener = listen("127.0.0.1", 0, OPEN)
     stop, answers = asyncio.Event(), asyncio.Event()
@@ -63,6 +63,23 @@ async def test_openais_client_is_answered_whatever_model_it_asks_for() -> None:
     assert (asked["model"], asked["temperature"]) == ("small", 0.3)
     assert names == ["small"]
     assert "token_ids" not in reply.choices[0].to_dict()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_token_ids_are_given_where_they_are_asked_for(asked: bool) -> None:
+    """So that another gateway can stand before it: `lightningrl try` against one's own model."""
+    with ModelServer(in_turn("Yo", "Yo")) as engine:
+        async with (
+            serving(engine) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-") as client,
+        ):
+            extra = {"return_token_ids": asked}
+            chat = await client.chat.completions.create(model="m", messages=HI, extra_body=extra)
+            text = await client.completions.create(model="m", prompt="Hi", extra_body=extra)
+    told = chat.to_dict(), text.choices[0].to_dict()
+    assert [bool(one.get("prompt_token_ids")) for one in told] == [asked, asked]
+    chosen = chat.choices[0].to_dict(), text.choices[0].to_dict()
+    assert [bool(one.get("token_ids")) for one in chosen] == [asked, asked]
 
 
 async def test_requests_are_rewritten_as_they_were_in_training() -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -34,7 +35,7 @@ from lightningrl.gateway.asgi import (
 from lightningrl.gateway.counting import COUNTED, counted, read_counted
 from lightningrl.gateway.dialects import SPOKEN, models
 from lightningrl.gateway.dialects.base import AgentRequest, Spoken
-from lightningrl.gateway.dialects.engine_reply import with_call_ids
+from lightningrl.gateway.dialects.engine_reply import EngineReply, with_call_ids
 from lightningrl.gateway.dialects.engine_request import EngineRequest
 from lightningrl.gateway.dialects.reading import refusal_of as refusal_of_malformed
 from lightningrl.gateway.dialects.reading import without_halves
@@ -45,9 +46,18 @@ from lightningrl.gateway.speaking import Speaker
 from lightningrl.gateway.unknown_fields import MOST_TOLD, a_request
 from lightningrl.gateway.upstream import Sending, Upstream, refusal_of_engine
 from lightningrl.machine.clock import Clock
-from lightningrl.schema import Endpoint, Policy, RewriteRules, StepId, new_id
+from lightningrl.schema import Dialect, Endpoint, Policy, RewriteRules, StepId, new_id
 
 _LOG = logging.getLogger(__name__)
+
+
+class _WantsIds(msgspec.Struct):
+    return_token_ids: Any = None
+
+
+_WANTS_IDS = msgspec.json.Decoder(_WantsIds)
+_WITH_IDS = (Dialect.CHAT, Dialect.COMPLETIONS)
+"""vLLM gives token ids in these, so that a gateway before this one, such as `lightningrl try`'s, can record them."""
 
 
 class DirectGateway:
@@ -166,12 +176,17 @@ class DirectGateway:
         if status != 200:
             raise refusal_of_engine(status, answer, self._endpoint.url)
         try:
-            written = request.write(with_call_ids(asked.parse(answer), step), step)
+            reply = with_call_ids(asked.parse(answer), step)
+            written = request.write(reply, step)
         except (ValueError, RecursionError, msgspec.DecodeError) as error:
             raise Refusal(
                 502, "engine_failed", f"the engine's answer can't be read: {error}"
             ) from error
-        return Answer(200, written.body, EVENT_STREAM if written.streams else JSON)
+        if written.streams:
+            return Answer(200, written.body, EVENT_STREAM)
+        if spoken.dialect in _WITH_IDS and _WANTS_IDS.decode(body).return_token_ids is True:
+            return Answer(200, _with_token_ids(written.body, reply, spoken.dialect), JSON)
+        return Answer(200, written.body, JSON)
 
     async def _ask(self, asked: EngineRequest, step: StepId) -> tuple[int, bytes]:
         """Status and body of the engine's answer; a limit of tokens that the context has no room for is no limit."""
@@ -205,6 +220,18 @@ class DirectGateway:
         if said not in self._left_out and len(self._left_out) < MOST_TOLD:
             self._left_out.add(said)
             _LOG.warning("%s here: it is left out", said)
+
+
+def _with_token_ids(answer: bytes, reply: EngineReply, dialect: Dialect) -> bytes:
+    """The answer with what was sampled and its prompt, where vLLM has them."""
+    body = msgspec.json.decode(answer)
+    for written, choice in zip(body["choices"], reply.choices, strict=True):
+        written["token_ids"] = choice.token_ids
+        if dialect is Dialect.COMPLETIONS:
+            written["prompt_token_ids"] = reply.prompt_token_ids
+    if dialect is Dialect.CHAT:
+        body["prompt_token_ids"] = reply.prompt_token_ids
+    return to_json(body)
 
 
 async def _nothing_recorded() -> Recorded:

@@ -28,7 +28,7 @@ from lightningrl_verl.start.progress import Display
 from lightningrl_verl.start.site import Site, site
 from lightningrl_verl.start.starts import noted_start
 from lightningrl_verl.start.stopping import INTERRUPTED, cancel_on_signals, first
-from lightningrl_verl.start.summary import print_summary
+from lightningrl_verl.start.summary import print_summary, said_when_stopped
 from lightningrl_verl.start.warm_starts import warm_starts
 from lightningrl_verl.training.checkpoint import Checkpoints
 from lightningrl_verl.training.loop import TrainingLoop
@@ -59,7 +59,7 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
         assert plan.recipe.algorithm is not None
         ended = has_ended(plan.recipe.algorithm, MetricsLog(folder.metrics).lines)
         if not ended and not await iterate(plan, overrides, folder, console):
-            console.print(f"Stopped. The same command goes on from {str(folder.checkpoints)!r}.")
+            console.print(said_when_stopped(folder))
             return INTERRUPTED
         if MetricsLog(folder.metrics).has_rewards:
             draw_curve(folder.metrics, folder.curve, plan.recipe.name)

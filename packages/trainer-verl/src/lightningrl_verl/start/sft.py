@@ -20,7 +20,7 @@ from lightningrl_verl.start.preflight import SftPlan
 from lightningrl_verl.start.progress import LOSSES, Display
 from lightningrl_verl.start.starts import noted_start
 from lightningrl_verl.start.stopping import INTERRUPTED, cancel_on_signals, first
-from lightningrl_verl.start.summary import print_sft_summary
+from lightningrl_verl.start.summary import print_sft_summary, said_when_stopped
 from lightningrl_verl.start.warm_starts import read_material, seed_of
 from lightningrl_verl.supervised.course import Course
 from lightningrl_verl.supervised.run import SupervisedRun
@@ -56,7 +56,7 @@ async def sft_run(plan: SftPlan) -> int:
                 cancel_on_signals(task)
                 await task
         except asyncio.CancelledError:
-            console.print(f"Stopped. The same command goes on from {str(folder.checkpoints)!r}.")
+            console.print(said_when_stopped(folder))
             return INTERRUPTED
         elapsed = time.monotonic() - started
         print_sft_summary(console, plan.recipe, folder, plan.alias, wall_seconds=elapsed)

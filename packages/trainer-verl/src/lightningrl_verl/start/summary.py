@@ -42,6 +42,15 @@ _TINY = (
 )
 
 
+def said_when_stopped(folder: RunFolder) -> str:
+    """What becomes of a run that was told to stop."""
+    if Checkpoints(folder.checkpoints, keep=1).newest() is None:
+        return (
+            "Stopped before the first checkpoint: nothing is saved. The same command begins again."
+        )
+    return f"Stopped. The same command goes on from {str(folder.checkpoints)!r}."
+
+
 def print_summary(
     console: Console,
     recipe: Recipe,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -121,7 +122,8 @@ async def test_what_was_recorded_becomes_tasks_and_rewards_without_a_phone_numbe
     tasks = [json.loads(line) for line in (judged / "tasks.jsonl").read_text().splitlines()]
     assert [one["guest"] for one in tasks] == list(range(60))
     assert {one["phone"] for one in tasks} == {"[phone]"}
-    assert b"555-" not in written_bytes(judged / "traffic.db")
+    # A UUID may end a group in 555, behind other digits.
+    assert not re.search(rb"(?<![0-9a-f])555-\d{4}", written_bytes(judged / "traffic.db"))
     said = (judged / "said.txt").read_text(encoding="utf-8")
     [told] = [one.text for one in blocks(PAGE) if one.text.startswith("hasty-judge")]
     assert told in said  # agreement and kappa of both judges, as the page says them

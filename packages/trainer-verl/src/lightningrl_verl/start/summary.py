@@ -46,7 +46,7 @@ def said_when_stopped(folder: RunFolder) -> str:
     """What becomes of a run that was told to stop."""
     if Checkpoints(folder.checkpoints, keep=1).newest() is None:
         return (
-            "Stopped before the first checkpoint: nothing is saved. The same command begins again."
+            "Stopped. Before the first checkpoint nothing is saved: the same command begins again."
         )
     return f"Stopped. The same command goes on from {str(folder.checkpoints)!r}."
 

@@ -20,22 +20,26 @@ ROOT = Path(__file__).parent
 
 LONGEST = (
     "tests/test_ray.py",
+    "tests/test_chatter.py",
     "tests/test_faults.py",
-    "packages/trainer-verl/tests/test_training_trackers.py",
-    "tests/test_production.py",
-    "tests/test_train.py",
+    "tests/test_quickstart.py",
     "tests/test_bad_input.py",
+    "tests/test_train.py",
+    "packages/trainer-verl/tests/test_training_trackers.py",
+    "tests/test_live_training.py",
     "tests/test_algorithm_runs.py",
     # Far from the other one that starts Ray, whose node must be up within 30 seconds.
     "packages/trainer-verl/tests/test_ray_ranks.py",
+    "tests/test_production.py",
+    "tests/test_wheels.py",
+    "packages/trainer-verl/tests/test_backend.py",
+    "packages/trainer-verl/tests/test_critic.py",
+    "packages/core/tests/test_store_contract.py",
+    "packages/adapter-openai-agents/tests/test_openai_agents_contract.py",
     "tests/test_docs.py",
     "tests/test_check_cases.py",
-    "tests/test_live_training.py",
-    "tests/test_wheels.py",
-    "tests/test_quickstart.py",
     "tests/test_warm_start.py",
     "tests/test_policies.py",
-    "packages/trainer-verl/tests/test_backend.py",
     "packages/core/tests/test_runner_processes.py",
 )
 

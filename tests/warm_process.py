@@ -2,7 +2,7 @@
 
 A trainer spends 12 of the 15 seconds of a small run on imports, and the tests start dozens. Such a process is a
 process of its own in all that tests look at: id, signals, exit status, files, children. That the command itself
-starts so from nothing is what tests without it show (`test_train.py`, `test_chatter.py`, `test_ray.py`).
+starts so from nothing is what tests without it show: `test_chatter.py`, and those of `test_ray.py` that are long.
 """
 
 from __future__ import annotations

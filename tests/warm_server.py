@@ -29,8 +29,13 @@ added_by_imports: set[str] = set()
 
 def load() -> None:
     """Import what trainers import, as `lightningrl train` does, and what the children of most do."""
+    import matplotlib.backends.backend_agg
     import matplotlib.figure
     import matplotlib.ticker  # noqa: F401
+    import torch.distributed.checkpoint.state_dict
+    import torch.nested._internal.ops  # noqa: F401
+    import uvicorn.lifespan.off
+    import uvicorn.loops.uvloop  # noqa: F401
 
     import lightningrl.cli.serve
     import lightningrl.runner.process
@@ -38,8 +43,10 @@ def load() -> None:
     import lightningrl_autogen  # noqa: F401
     import lightningrl_bench_math.agent  # noqa: F401
     import lightningrl_verl.start.run
-    import lightningrl_verl.worker.policy_rank  # noqa: F401
+    import lightningrl_verl.worker.policy_rank
+    from lightningrl.recipe import Optimiser
     from lightningrl_verl.machine.quiet import quiet
+    from lightningrl_verl.worker.backend_config import BackendConfig, compose_verl_config
     from lightningrl_verl.worker.workers import select_platform
 
     select_platform("cpu")
@@ -47,6 +54,14 @@ def load() -> None:
         import verl.utils.tensordict_utils
         import verl.utils.tracking
         import verl.workers.engine_workers  # noqa: F401
+        from transformers import AutoModelForImageTextToText
+
+        import lightningrl_verl.worker.language_engine  # noqa: F401
+
+        # A trainer composes verl's defaults once, and verl asks transformers which models read images, which then
+        # loads a hundred and fifty.
+        compose_verl_config(BackendConfig(model_path="", optimiser=Optimiser(learning_rate=0.0)))
+        AutoModelForImageTextToText._model_mapping.keys()
 
 
 def main() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from test_docs import blocks
 
 from lightningrl.recipe import load_recipe
 from lightningrl.user_input.references import load_object
@@ -15,6 +17,7 @@ from lightningrl_testkit.model_server import Answer, ModelServer
 from lightningrl_verl.start.preflight import check
 
 ADDITION = Path(__file__).parents[1] / "examples" / "addition"
+MY_AGENT = ADDITION.with_name("my-agent")
 
 RUN = """
 import asyncio, sys
@@ -81,3 +84,23 @@ def test_its_recipe_can_be_trained(module: str) -> None:
     plan = check(load_recipe(ADDITION / "laptop.yaml", (f"agent={module}:solve",)))
     assert len(plan.splits.val) == 64
     assert plan.trained == ("policy",)
+
+
+def test_the_smallest_recipe_is_the_one_that_the_documents_explain() -> None:
+    shown = {one.file: one.text for one in blocks(Path("docs/how-to/train-your-own-agent.md"))}
+    for name in ("my_agent.py", "recipe.yaml"):
+        assert shown[name] == (MY_AGENT / name).read_text(encoding="utf-8"), name
+    for name in ("train.jsonl", "val.jsonl"):
+        assert (MY_AGENT / name).read_text(encoding="utf-8").startswith(shown[name] or "-"), name
+    [short] = [one.text for one in blocks(Path("README.md")) if one.file == "my_agent.py"]
+    assert short == shown["my_agent.py"]
+
+
+def test_the_smallest_recipe_can_be_trained_and_its_splits_share_nothing() -> None:
+    plan = check(load_recipe(MY_AGENT / "recipe.yaml"))
+    assert (len(plan.splits.train), len(plan.splits.val)) == (200, 32)
+    pairs = [
+        {frozenset(re.findall(r"\d+", row["question"])) for _, row in split}
+        for split in (plan.splits.train, plan.splits.val)
+    ]
+    assert not pairs[0] & pairs[1]

@@ -82,6 +82,7 @@ _BELOW: dict[str, list[tuple[str, type[msgspec.Struct]]]] = {
         ("policies.NAME.warm_start", recipe.WarmStart),
         ("policies.NAME.side_calls", recipe.SideCall),
     ],
+    "algorithm": [("algorithm.forks", recipe.Forks)],
     "sampling": [("sampling.MODE", schema.Sampling)],
     "runner": [("runner.retry", recipe.Retry)],
 }

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
-from user_project import Project
+from user_project import UNSCORED, Project
 
 from lightningrl.cli.run_starts import read_starts
 
 
 def _agent(project: Project, body: str) -> dict[str, Any]:
     (project.folder / "bad_agent.py").write_text(body, encoding="utf-8")
-    return {"agent": "bad_agent:solve", "algorithm": _SMALL}
+    return {"agent": "bad_agent:solve", "algorithm": _SMALL, "validation": UNSCORED}
 
 
 _SMALL = {"iterations": 1, "tasks_per_iteration": 2, "group_size": 2}
@@ -36,6 +36,10 @@ _SMALL = {"iterations": 1, "tasks_per_iteration": 2, "group_size": 2}
         ({"data": {"train": {"source": "empty.jsonl"}}}, "at least one task"),
         ({"policies": {"policy": {"model": "nowhere"}}}, "nowhere"),
         ({"policies": {"policy": {"tiny": "quick_project:spce"}}}, "Did you mean 'spec'?"),
+        (
+            {"policies": {"policy": {"tiny": "quick_project:spec", "tool_parser": "hermess"}}},
+            "policies.policy.tool_parser: no tool parser is called 'hermess'; did you mean 'hermes'?",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_an_error_that_names_the_key(
@@ -90,11 +94,12 @@ def test_an_agent_that_cannot_be_imported_ends_the_run(project: Project) -> None
 
 def test_a_run_that_may_train_no_token_ends_at_once_and_counts_why(project: Project) -> None:
     policy = {"tiny": "quick_project:spec", "tool_parser": "compact", "max_model_len": 256}
-    recipe = project.recipe(policies={"policy": {**policy, "train_agents": ["nobody"]}})
+    policies = {"policy": {**policy, "train_agents": ["nobody"]}}
+    recipe = project.recipe(policies=policies, algorithm=_SMALL, validation=UNSCORED)
     done = project.train(str(recipe))
     assert done.returncode == 3, done.stdout + done.stderr
     said = " ".join(done.stderr.split())
-    assert "iteration 1 has no token that may be trained, in 16 rollouts:" in said
+    assert "iteration 1 has no token that may be trained, in 4 rollouts:" in said
     assert "x the policy does not train this agent" in said
     assert [line["iteration"] for line in project.metrics()] == [0]
 
@@ -103,7 +108,9 @@ def test_a_run_in_which_no_rollout_earned_more_says_that_nothing_was_learned(
     project: Project,
 ) -> None:
     (project.folder / "always.py").write_text("def one(task, output, trace): return 1.0\n")
-    recipe = project.recipe(reward="always:one", algorithm=_SMALL, step_rewards=[])
+    recipe = project.recipe(
+        reward="always:one", algorithm=_SMALL, step_rewards=[], validation=UNSCORED
+    )
     done = project.train(str(recipe))
     assert done.returncode == 3, done.stdout + done.stderr
     assert "✗ all rewards equal: within each of the last" in done.stdout
@@ -127,8 +134,8 @@ def test_a_port_in_use_is_named(project: Project) -> None:
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(project: Project) -> None:
-    algorithm = {"iterations": 6, "tasks_per_iteration": 4, "group_size": 4}
-    recipe = str(project.recipe(algorithm=algorithm, validation={"every": 6}))
+    algorithm = {"iterations": 4, "tasks_per_iteration": 4, "group_size": 4}
+    recipe = str(project.recipe(algorithm=algorithm, validation=UNSCORED))
     first = project.start_train(recipe)
     while not (project.run / ".lock").exists():
         assert first.poll() is None, project.output
@@ -143,11 +150,12 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(project: Project) -> 
     first.send_signal(signal.SIGINT)
     first.send_signal(signal.SIGINT)  # as impatient people do
     assert first.wait(timeout=60) == 130, project.output
+    assert project.output.count("Stopping. An update") == 1
     assert "Stopped." in project.output
     assert read_starts(project.run)[-1].said.startswith("stopped at 20")
     done = project.train(recipe)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line["iteration"] for line in project.metrics()] == list(range(7))
+    assert [line["iteration"] for line in project.metrics()] == list(range(5))
     assert [one.how for one in read_starts(project.run)] == ["stopped", "finished"]
 
 

@@ -32,6 +32,7 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/**/*.md", "*/*/README.md")
     for page in ROOT.glob(pattern)
 )
+README = Path("README.md")
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<marker>file|fragment)(?:: (?P<name>\S+))? -->\n)?"
     r"```(?P<language>\w*)\n(?P<text>.*?)^```$",
@@ -89,6 +90,20 @@ def _load(script: str) -> ModuleType:
 def test_the_readme_is_at_most_110_lines_and_architecture_150() -> None:
     assert len(read(Path("README.md")).splitlines()) <= 110
     assert len(read(Path("ARCHITECTURE.md")).splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_page_that_installs_ours_says_how_pip_finds_it(page: Path) -> None:
+    """The packages are on no index before the first release; the README says in one place what to do."""
+    text = read(page)
+    if re.search(r"pip install [^\n]*lightningrl", text):
+        assert "#install-elsewhere" in text or '"Install elsewhere"' in text or page == README, page
+
+
+def test_the_readme_says_how_pip_finds_ours() -> None:
+    section = read(README).split("## Install elsewhere\n")[1].split("\n## ")[0]
+    assert "make build " in section
+    assert "export PIP_FIND_LINKS=$PWD/dist " in section
 
 
 def test_the_readmes_program_is_at_most_20_lines() -> None:

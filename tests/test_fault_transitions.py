@@ -22,6 +22,8 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from lightningrl.conversation.replaying import origin_of
+from lightningrl.experience.forks import unforked
 from lightningrl.gateway import GatewayClient
 from lightningrl.schema import Endpoint, Policy, RolloutState
 from lightningrl.store import RolloutQuery, Store, open_store
@@ -101,6 +103,39 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 """
 
 
+FORKS = 2
+"""Branches of each task: one step of one member is forked."""
+
+FORKING = f"""
+algorithm:
+  iterations: {ITERATIONS}
+  tasks_per_iteration: {TASKS}
+  group_size: {MEMBERS}
+  credit: vine
+  forks: {{per_group: 1, members: {FORKS}}}
+"""
+
+# Collects as the trainer does, forks included.
+FORKER = f"""
+import asyncio, sys
+from pathlib import Path
+from lightningrl.recipe import load_recipe
+from lightningrl.store import open_store
+from lightningrl_verl.training.collect import collect_training
+
+async def main(path, url, key, first):
+    store, recipe = open_store(url, key=key), load_recipe(Path(path)).recipe
+    tasks = [(str(task), {{"question": f"What is task {{task}}?"}}) for task in range({TASKS})]
+    for iteration in range(first, first + {ITERATIONS}):
+        found = await collect_training(store, recipe, tasks, iteration, on_progress=lambda _: None)
+        await store.take(recipe.name, iteration, skip=found.forked.skipped)
+        await store.commit(recipe.name, iteration)
+    await store.close()
+
+asyncio.run(main(*sys.argv[1:4], int(sys.argv[4])))
+"""
+
+
 def tells(request: dict[str, Any]) -> Answer:
     """The script: every answer follows from the conversation."""
     messages = request["messages"]
@@ -120,6 +155,12 @@ class Site:
 
     def trainer(self, first: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", TRAINER, self.server.url, ADMIN, str(first)])
+
+    def forker(self, first: int) -> subprocess.Popen[bytes]:
+        recipe = str(self.folder / "forking.yaml")
+        return subprocess.Popen(
+            [sys.executable, "-c", FORKER, recipe, self.server.url, ADMIN, str(first)]
+        )
 
     def kill(self, victim: str, choice: random.Random) -> None:
         """Kill a process of that kind, or several; start another where nobody else does."""
@@ -177,6 +218,7 @@ def serve(folder: Path, port: int = 0) -> ServerProcess:
 async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     folder: Path = tmp_path_factory.mktemp("site")
     (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "forking.yaml").write_text(RECIPE + FORKING)
     (folder / "my_agent.py").write_text(AGENT)
     server = serve(folder)
     with ModelServer(tells) as model:
@@ -241,3 +283,66 @@ async def each_rollout_is_taken_once(store: Store, first: int) -> None:
     assert all(one.committed and one.status == "taken" for one in entries)
     rollouts = await store.rollouts(RolloutQuery(run=RUN, ids=tuple(taken)))
     assert [one.state for one in rollouts] == [RolloutState.SUCCEEDED] * len(taken)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("seed", range(max(RUNS, 2)))
+async def test_killed_processes_lose_double_and_change_no_branch(site: Site, seed: int) -> None:
+    """Two of the three are killed while forks of the first iteration are queued or under way."""
+    first = site.next_iteration
+    site.next_iteration += ITERATIONS
+    choice = random.Random(f"forks/{seed}")
+    victims = choice.sample(["server", "runner", "trainer"], 2)
+    await asyncio.to_thread(site.renew_runners)
+    # The members' calls, and some of the branches': those are one or two calls each.
+    after = TASKS * MEMBERS * TURNS + choice.randrange(TASKS * FORKS)
+    before = site.model.calls
+    trainer = site.forker(first)
+    try:
+        await site.model.arrived(before + after, patience_seconds=120.0)
+        for victim in victims:
+            if victim == "trainer":
+                trainer.kill()
+                trainer.wait()
+                trainer = site.forker(first)
+            else:
+                await asyncio.to_thread(site.kill, victim, choice)
+            await asyncio.sleep(choice.uniform(0.0, 0.3))
+        assert await asyncio.to_thread(trainer.wait, 120) == 0
+    finally:
+        trainer.kill()
+        trainer.wait()
+    for iteration in range(first, first + ITERATIONS):
+        await branches_are_exact(site.store, iteration)
+
+
+async def branches_are_exact(store: Store, iteration: int) -> None:
+    """Each is there once, was taken once, and differs from its parent in nothing but whose tokens it trains."""
+    entries = await store.ledger(RUN, iteration=iteration)
+    taken = [ident for one in entries for ident in one.rollout_ids]
+    assert len(taken) == len(set(taken)) == TASKS * (MEMBERS + FORKS)
+    assert all(one.committed and one.status == "taken" for one in entries)
+    stored = await store.rollouts(RolloutQuery(run=RUN, iteration=iteration))
+    assert {one.id for one in stored} == set(taken)
+    groups = await read_ledger(store, RUN, iteration)
+    members = {one.attempt.id: one for group in unforked(groups) for one in group.traces}
+    assert len(members) == TASKS * MEMBERS
+    for group in groups[len(unforked(groups)) :]:
+        assert [one.rollout.spec.member for one in group.traces] == list(range(FORKS))
+        for branch in group.traces:
+            fork = branch.rollout.spec.fork
+            assert fork is not None
+            assert fork.step is not None
+            parent = members[fork.attempt]
+            at = [one.step_id for one in parent.transitions].index(fork.step)
+            assert group.group_id == f"{parent.rollout.spec.group_id}/fork/{fork.step}"
+            trained = [one.untrainable is None for one in branch.transitions]
+            assert trained == [False] * at + [True] * (TURNS - at)
+            # The engine's answers follow from the conversation, so the same ones come again.
+            assert [one.token_ids.tolist() for one in branch.transitions] == [
+                one.token_ids.tolist() for one in parent.transitions
+            ]
+            again = [one.call.replay_of for one in branch.transitions[:at] if one.call is not None]
+            assert again == [
+                origin_of(one.call) for one in parent.transitions[:at] if one.call is not None
+            ]

@@ -16,7 +16,7 @@ import time
 import psutil
 import pytest
 from exact_run import check_exact, wait_for_metrics
-from user_project import HALF_FLAT, Project
+from user_project import HALF_FLAT, UNSCORED, Project
 from warm_process import WarmProcess
 
 from lightningrl.cli.run_starts import read_starts
@@ -65,7 +65,8 @@ def test_a_trainer_killed_at_one_phase_and_then_at_another_goes_on_exactly(
     project: Project, phases: tuple[str, str]
 ) -> None:
     """The second start makes the iteration anew that the first one did not end."""
-    recipe = str(project.recipe())
+    changes = {} if "validate" in phases else {"validation": UNSCORED}
+    recipe = str(project.recipe(**changes))
     first, second = phases
     _dies(project, recipe, phase=first)
     _dies(project, recipe, phase=second)
@@ -75,15 +76,20 @@ def test_a_trainer_killed_at_one_phase_and_then_at_another_goes_on_exactly(
 
 
 def test_a_trainer_killed_while_it_collects_further_tasks_goes_on_exactly(project: Project) -> None:
+    """Under DAPO, which skips the groups without signal and replaces them."""
     (project.folder / "half_flat.py").write_text(HALF_FLAT, encoding="utf-8")
     recipe = project.recipe(
         reward="half_flat:score",
-        algorithm={"iterations": 3, "tasks_per_iteration": 4, "group_size": 4, "further_tasks": 8},
-    )
+        algorithm={
+            "preset": "dapo", "iterations": 2, "tasks_per_iteration": 4, "group_size": 4,
+            "further_tasks": 8,
+        },
+        validation=UNSCORED,
+    )  # fmt: skip
     # The iteration's own four tasks have 16 rollouts: more than these are of further tasks.
     _dies(project, str(recipe), rollouts=16)
     _goes_on(project, str(recipe))
-    asyncio.run(check_exact(project))
+    asyncio.run(check_exact(project, iterations=2))
     asyncio.run(_check_skipped(project))
 
 
@@ -103,8 +109,16 @@ async def _check_skipped(project: Project) -> None:
     assert {entry.group_id for entry in ledger} == set(rewards)
     for line in project.metrics()[1:]:
         of_iteration = [one for one in ledger if one.iteration == line["iteration"]]
-        assert line["train/groups_skipped"] == sum(one.group_id in skipped for one in of_iteration)
+        without = sum(one.group_id in skipped for one in of_iteration)
+        assert line["train/groups_skipped"] == without
         assert len(of_iteration) == 4 + line["train/further_tasks"]
+        assert line["train/groups"] == len(of_iteration) - without
+        # Enough groups with signal, or no more tasks than the limit allows.
+        assert line["train/groups"] == 4 or line["train/further_tasks"] == 8
+        assert line["train/groups_without_signal"] == 0
+        # Those that were left out count where a guard looks: here no rollout fails.
+        assert line["train/flat_groups"] == without / len(of_iteration)
+    assert any(line["train/further_tasks"] for line in project.metrics()[1:])
 
 
 def _dies(project: Project, recipe: str, *, phase: str = "", rollouts: int = sys.maxsize) -> None:

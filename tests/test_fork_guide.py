@@ -50,7 +50,7 @@ def test_a_fork_orders_only_what_is_new(tmp_path: Path) -> None:
             for options in (["--dry-run"], at)
         ]
     assert [one.exit_code for one in done] == [0, 0], done[0].output + done[1].output
-    assert "1 of 1 rollouts replay exactly" in done[0].output
+    assert "1 of 1 rollout replay exactly" in done[0].output
     assert "1 branches from step 2, mean reward 1.000" in done[1].output
     # The trunk's apples were ordered; step 2 was sampled anew, so pears are ordered once more.
     assert (tmp_path / "orders.txt").read_text().split() == ["apples", "pears", "pears"]

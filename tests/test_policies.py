@@ -50,7 +50,7 @@ def _recipe(project: Project) -> str:
                 "reviewer": {**tiny, "optimiser": {"learning_rate": 2.0e-3}},
                 "helper": {**tiny, "trainable": False},
             },
-            algorithm={"iterations": 2, "tasks_per_iteration": 4, "group_size": 4},
+            algorithm={"iterations": 2, "tasks_per_iteration": 2, "group_size": 4},
             validation={"every": 2, "sampled": False},
         )
     )

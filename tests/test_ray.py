@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from exact_run import check_exact, still_alive, wait_for_metrics
-from user_project import Project
+from user_project import UNSCORED, Project
 from uv_tool import UV_RUN
 from warm_process import WarmProcess
 
@@ -28,6 +28,7 @@ RAY: dict[str, Any] = {
     "trainer": {"ranks": 2, "keep_checkpoints": 10},
     "engine": {"replicas": 2},
     "algorithm": ALGORITHM,
+    "validation": UNSCORED,
 }
 
 RANKS: dict[str, Any] = {**RAY, "engine": {"replicas": 1}}
@@ -57,7 +58,9 @@ def test_a_rank_is_killed_and_without_ray_a_replica_and_the_run_ends_complete_an
     assert still_alive(ours) == []
 
     done = len(project.metrics())
-    alone = {"trainer": {"keep_checkpoints": 10}, "engine": {"replicas": 2}}
+    alone = {
+        "trainer": {"keep_checkpoints": 10}, "engine": {"replicas": 2}, "validation": UNSCORED,
+    }  # fmt: skip
     recipe = str(project.recipe(algorithm=ALGORITHM, **alone))
     with project.start_train(recipe) as second:
         _wait_for(second, REPLICA, project, count=2)
@@ -145,7 +148,8 @@ def test_signals_in_the_midst_of_an_update_end_all_and_the_run_goes_on_with_anot
         assert still_alive(ours) == []
         assert not folder.exists()
         assert len(project.metrics()) == lines
-    recipe = str(project.recipe(algorithm=ALGORITHM, trainer={"keep_checkpoints": 10}))
+    alone: dict[str, Any] = {"trainer": {"keep_checkpoints": 10}, "validation": UNSCORED}
+    recipe = str(project.recipe(algorithm=ALGORITHM, **alone))
     done = project.cli("train", recipe)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "another number of ranks" in " ".join(done.stdout.split())

@@ -1,8 +1,9 @@
 """The gateway, side by side with direct calls and with Agent Lightning's: `make bench-gateway`.
 
-Two kinds of case. `256+64` and the like are closed loops over an engine that answers at once: what a
+Three kinds of case. `256+64` and the like are closed loops over an engine that answers at once: what a
 call costs. `N in flight` have N agents whose engine takes a second or ten, their starts spread over that
-time: what many waiting calls cost; the rate is counted after the ramp.
+time: what many waiting calls cost; the rate is counted after the ramp. `1024+256 replayed` are forks of attempts with
+forty calls, each answered by the record and committed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import resource
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,11 @@ from harness.peers import NoPeer
 from harness.results import OURS, Results
 
 _RESULTS = Path(__file__).parent / "results"
-_CASES = ("calls", "flight", "held")
+_CASES = ("calls", "flight", "held", "replay")
 _CLIENTS = (1, 16, 64)
 _PEERS = (AgentLightning10Gateway, AgentLightning03Gateway)
 _HELD_CALLS = 4000
+_FORKS, _FORKED_CALLS = 64, 40
 _HELD_SECONDS = 60.0
 
 
@@ -55,6 +57,9 @@ _SHAPES = (
     Calls("1024+256", 256, stream=False),
     Calls("256+64 streamed", 64, stream=True),
 )
+
+
+_REPLAYED = _SHAPES[1]
 
 
 @dataclass(frozen=True)
@@ -253,6 +258,44 @@ async def _held(folder: Path, results: Results, seconds: float) -> None:
     results.add(case, OURS, "cpu_ms", [spent() / _HELD_CALLS], "ms", clients=_HELD_CALLS)
 
 
+async def _replays(folder: Path, results: Results, rounds: int, scale: float) -> None:
+    """Have forks ask what their parents had asked; each round has attempts of its own."""
+    case = f"{_REPLAYED.name} replayed"
+    forks = max(1, int(scale * _FORKS))
+    cpu: dict[int, list[float]] = defaultdict(list)
+    p50: dict[int, list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        engine = Engine(folder, stack, 0.0)
+        system = Lightning(folder, stack, engine)
+        await system.prepare(1)
+        for number in range(rounds + 1):
+            for clients in _CLIENTS:
+                asked = await system.forks(
+                    _FORKED_CALLS, _REPLAYED.answer_tokens, max(forks, clients)
+                )
+                left = iter(asked)
+
+                async def work(
+                    connection: Connection,
+                    done: Callable[[float], None],
+                    left: Iterator[list[bytes]] = left,
+                ) -> None:
+                    for one in left:
+                        for each in one:
+                            started = time.perf_counter()
+                            await connection.send(each)
+                            done(time.perf_counter() - started)
+
+                with _cpu(system) as spent:
+                    load = await drive(system.url, [work] * clients)
+                if number:  # the first round warms up
+                    cpu[clients].append(spent() / load.operations)
+                    p50[clients].append(load.percentile_ms(0.5))
+    for clients in _CLIENTS:
+        results.add(case, OURS, "cpu_ms", cpu[clients], "ms", clients=clients)
+        results.add(case, OURS, "p50_ms", p50[clients], "ms", clients=clients)
+
+
 async def _measure(options: argparse.Namespace, results: Results) -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-gateway-")))
@@ -270,6 +313,8 @@ async def _measure(options: argparse.Namespace, results: Results) -> None:
             await _flights(Path(name), results, options)
         if "held" in options.cases:
             await _held(_made(Path(name) / "held"), results, options.held_seconds)
+        if "replay" in options.cases:
+            await _replays(_made(Path(name) / "replay"), results, options.rounds, options.scale)
 
 
 def _made(folder: Path) -> Path:

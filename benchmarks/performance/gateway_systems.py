@@ -11,16 +11,30 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from gateway_engine import PROMPT_TOKENS
 from harness.load import closed_loop, request
 from harness.results import OURS
 from harness.servers import free_port, running
 from lightningrl.gateway import GatewayClient
-from lightningrl.schema import Endpoint, Mode, NewRollout, Policy, Sampling, group_id, rollout_id
+from lightningrl.schema import (
+    Claim,
+    Endpoint,
+    Fork,
+    Mode,
+    NewRollout,
+    Policy,
+    Sampling,
+    group_id,
+    rollout_id,
+)
 from lightningrl.store import open_store
 from store_systems import AgentLightning03, AgentLightning10
 
@@ -31,12 +45,12 @@ _POLICY = "policy"
 _HERE = Path(__file__).parent
 
 
-def body(answer_tokens: int, *, stream: bool = False) -> bytes:
-    """A chat completion's request of one of the benchmark's shapes."""
+def body(answer_tokens: int, *, stream: bool = False, number: int = 0) -> bytes:
+    """A chat completion's request of one of the benchmark's shapes; those of other numbers ask otherwise."""
     asked = {
         "model": _POLICY,
         "messages": [
-            {"role": "system", "content": "You are a helper."},
+            {"role": "system", "content": f"You are helper {number}."},
             {"role": "user", "content": "p " * PROMPT_TOKENS[answer_tokens]},
         ],
         "max_tokens": answer_tokens,
@@ -105,6 +119,8 @@ class Lightning:
         self.url = f"http://127.0.0.1:{port}"
         self._engine = engine
         self._paths: list[tuple[str, str]] = []
+        self._numbers = count()
+        """Of its rollouts: none is made twice."""
         serve = [sys.executable, "-m", "lightningrl.cli", "serve", str(folder / "store.db")]
         pid = stack.enter_context(
             running(
@@ -127,20 +143,41 @@ class Lightning:
         policy = Policy(name=_POLICY, run=_RUN, version=0, endpoints=(endpoint,))
         async with self.control() as control:
             await control.register(policy)
+        claims = await self._claims([_rollout(next(self._numbers)) for _ in range(calls_at_once)])
+        self._paths = [(_path(one), one.key) for one in claims]
+
+    async def _claims(self, rollouts: Sequence[NewRollout]) -> list[Claim]:
         store = open_store(self.url, key=_KEY)
-        await store.enqueue([_rollout(number) for number in range(calls_at_once)])
-        while len(self._paths) < calls_at_once:
-            for claim in await store.claim("bench", run=_RUN, limit=500, lease_seconds=3600.0):
-                path = (
-                    f"/rollouts/{claim.rollout.id}/attempts/{claim.attempt.id}/v1/chat/completions"
-                )
-                self._paths.append((path, claim.key))
+        await store.enqueue(rollouts)
+        claims: list[Claim] = []
+        while len(claims) < len(rollouts):
+            claims += await store.claim("bench", run=_RUN, limit=500, lease_seconds=3600.0)
         await store.close()
+        return claims
 
     def call(self, client: int, answer_tokens: int, *, stream: bool = False) -> bytes:
         """See `System`."""
         path, key = self._paths[client]
         return _post(path, body(answer_tokens, stream=stream), {"authorization": f"Bearer {key}"})
+
+    async def forks(self, calls: int, answer_tokens: int, forks: int) -> list[list[bytes]]:
+        """The requests of `forks` forks, of one attempt each that has made `calls` calls: all are answered by the record."""
+        parents = await self._claims([_rollout(next(self._numbers)) for _ in range(forks)])
+        bodies = [body(answer_tokens, number=one) for one in range(calls)]
+        await closed_loop(self.url, [one for each in parents for one in _asked(each, bodies)], 16)
+        branches = [
+            msgspec.structs.replace(_rollout(next(self._numbers)), fork=Fork(one.attempt.id))
+            for one in parents
+        ]
+        return [_asked(one, bodies) for one in await self._claims(branches)]
+
+
+def _path(claim: Claim) -> str:
+    return f"/rollouts/{claim.rollout.id}/attempts/{claim.attempt.id}/v1/chat/completions"
+
+
+def _asked(claim: Claim, bodies: Sequence[bytes]) -> list[bytes]:
+    return [_post(_path(claim), one, {"authorization": f"Bearer {claim.key}"}) for one in bodies]
 
 
 def _rollout(number: int) -> NewRollout:

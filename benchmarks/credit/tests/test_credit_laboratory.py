@@ -5,15 +5,18 @@ import pytest
 
 from credit_laboratory.__main__ import measure, success_at, tokens_to_threshold
 from credit_laboratory.batch import Episodes, decisions_of
+from credit_laboratory.branches import Branches, Plan, forks_of
 from credit_laboratory.methods import METHODS, Method, methods_of
 from credit_laboratory.report import cell, ratio
 from credit_laboratory.tasks import ENVIRONMENTS, Grid, Steps, UnmatchedGrid
-from credit_laboratory.training import ROLLOUTS, Curve, Settings, train
+from credit_laboratory.training import ROLLOUTS, Curve, Settings, _Policies, train
 from lightningrl.credit import find_assigner
 from lightningrl.credit.columns import read_decisions
+from lightningrl.credit.fork_points import first
+from lightningrl.credit.forks import read_forks
 from lightningrl.credit.naming import parse_method
 from lightningrl.credit.state_keys import KeyRules
-from lightningrl_testkit.traces import Did, group, trace
+from lightningrl_testkit.traces import Did, branch, group, trace
 
 EPISODES = Episodes(
     group=np.array([0, 0, 1]),
@@ -64,6 +67,50 @@ def _partition(labels: np.ndarray) -> list[int]:
     """Labels renumbered by first occurrence; a missing one stays -1."""
     numbers: dict[int, int] = {}
     return [-1 if one < 0 else numbers.setdefault(int(one), len(numbers)) for one in labels]
+
+
+def test_branches_stand_among_decisions_where_recorded_ones_do() -> None:
+    """Two rollouts of four turns, the first forked at turns 3 and 1, the second at turn 2; two branches each."""
+    points = [(0, 3), (0, 1), (1, 2)]
+    members = [trace(float(m), *[Did("s")] * 4, member=m, attempt_id=f"m{m}") for m in range(2)]
+    groups = [group(*members)]
+    for m, at in points:
+        groups.append(
+            group(
+                *(
+                    branch(members[m], at, float(n), *[Did("s")] * (4 - at), number=n)
+                    for n in range(2)
+                )
+            )
+        )
+    parent, turn = (np.repeat(one, 2) for one in np.array(points).T)
+    branches = Branches(parent, turn, np.repeat(np.arange(3), 2))
+    mine = forks_of(branches, np.ones((8, 4), np.bool_))
+    recorded = read_forks(groups, read_decisions(groups))
+    for name in ("branch", "before", "after", "replayed", "parent"):
+        assert getattr(mine, name).tolist() == getattr(recorded, name).tolist(), name
+
+
+def test_a_branch_repeats_its_parents_turns_and_pays_for_none_of_them() -> None:
+    plan = Plan(first, group=2, per_group=1, members=3)
+    policies = _Policies(Grid, [1], plan.group)
+    generators = [np.random.default_rng(1)]
+    chance = generators[0].random((2, Grid.turns, policies.rollouts))
+    members, _ = policies.roll_out(chance)
+    batch = policies.forked(plan, members, chance, generators)
+    count = policies.rollouts
+    # Four contexts with one fork point of three branches each, all at the second turn.
+    assert len(batch.seed_of) == count + 12
+    assert batch.branches is not None
+    assert batch.branches.turn.tolist() == [1] * 12
+    for place, parent in enumerate(batch.branches.parent.tolist(), start=count):
+        assert batch.episodes.actions[place, 0] == members.actions[parent, 0]
+        # After the same action in the same place the grid shows the same field.
+        assert (batch.episodes.observed[place, :2] == members.observed[parent, :2]).all()
+    assert not batch.sampled[count:, 0].any()
+    assert (batch.sampled[count:].sum(1) == batch.episodes.lived[count:].sum(1) - 1).all()
+    # Two members and three branches share a context's weight of two.
+    assert batch.weight.tolist() == [0.4] * len(batch.seed_of)
 
 
 def test_states_of_the_unmatched_task_never_repeat() -> None:

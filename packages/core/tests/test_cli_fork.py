@@ -164,7 +164,7 @@ def test_a_dry_run_says_what_replays_and_what_makes_the_others_diverge(
     (folder / "value.txt").write_text("4 apples", encoding="utf-8")
     told = fork(folder, "--dry-run", "--rollout", FIRST)
     assert told == (
-        "0 of 1 rollouts replay exactly 1 x side effect, in the output of tool 'look'"
+        "0 of 1 rollout replay exactly 1 x side effect, in the output of tool 'look'"
         f" {FIRST}: call 2: line 1 of message 3 (tool), the output of tool 'look', differs: '3' became '4'"
     )
     assert engine.calls == before

@@ -136,7 +136,7 @@ def test_a_file_of_something_else_is_not_imported(folder: Path, tmp_path: Path) 
 def test_failed_rollouts_are_queued_again(folder: Path) -> None:
     (first,) = (one for one in rollouts(folder) if one.spec.task_id == "a")
     one = program("retry", folder, "--rollout", first.id)
-    assert one.output == f"queued 1 rollouts of {folder} again\n"
+    assert one.output == f"queued 1 rollout of {folder} again\n"
     assert states(folder) == ["queued", "succeeded", "failed"]
     assert program("retry", folder, "--mode", "val").output.startswith("queued 0")
     assert program("retry", folder).output.startswith("queued 1")
@@ -148,7 +148,7 @@ def test_rollouts_are_deleted_only_if_that_is_meant(folder: Path) -> None:
     assert program("delete", folder, "--rollout", first, input="n\n").exit_code == 1
     assert len(rollouts(folder)) == 3
     asked = program("delete", folder, "--rollout", first, input="y\n")
-    assert "deleted 1 rollouts\n" in asked.output
+    assert "deleted 1 rollout\n" in asked.output
     assert program("delete", folder, "--yes").output.startswith("deleted 2 rollouts\n")
     assert rollouts(folder) == []
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lightningrl.cli import commands
+from lightningrl.cli.stored_run import find_run_folder
 from lightningrl.schema import (
     AttemptId,
     AttemptState,
@@ -125,6 +126,27 @@ async def calculator_run(folder: Path) -> None:
     await store.finish(two, AttemptState.SUCCEEDED, output="3")
     await store.take("run", 1)
     await store.close()
+
+
+def test_a_call_that_no_gateway_recorded_shows_what_the_agent_was_answered(folder: Path) -> None:
+    async def record() -> None:
+        store = SqliteStore.open(folder / "store.db")
+        await store.enqueue(group(1))
+        [claim] = await store.claim("worker", limit=1)
+        one = claim.attempt.id
+        tool = {"function": {"name": "add", "arguments": '{"x":1}'}}
+        said = {"role": "assistant", "content": "I add.", "tool_calls": [tool]}
+        start = begin(one, "s1", 1, StepKind.LLM, None, name="gpt", agent="solver")
+        await store.append([start, end(one, "s1", output=said), reward(one, 1.0)])
+        await store.finish(one, AttemptState.SUCCEEDED, output="1")
+        await store.close()
+
+    asyncio.run(record())
+    assert lines(show(folder))[2:] == [
+        'call solver I add. → add({"x":1})',
+        "recorded without tokens",
+        "not trained: no call of this step reached the gateway",
+    ]
 
 
 def test_a_rollout_is_a_tree_of_its_steps(folder: Path) -> None:
@@ -281,3 +303,14 @@ def test_credit_of_a_method_beside_the_recipe_is_found(tmp_path: Path) -> None:
     (folder / "run.json").write_text(json.dumps(origin), encoding="utf-8")
     asyncio.run(calculator_run(folder))
     assert "credit +7.000" in show(folder).output
+
+
+def test_a_name_is_that_of_a_run_before_that_of_the_agents_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("shop"), Path("runs") / "shop"):
+        folder.mkdir(parents=True)
+        (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    assert find_run_folder("shop") == Path("runs") / "shop"
+    assert find_run_folder(str(tmp_path / "shop")) == tmp_path / "shop"

@@ -113,7 +113,7 @@ def test_what_the_recipe_leaves_out_is_told_and_is_no_problem(recipe: Path) -> N
         result = attempt(recipe, engine.url, "--tasks", "2", rule)
     assert result.exit_code == 0, result.output
     assert "trainable: 2 calls" in result.output  # of 1+1, twice
-    left_out = "not trainable: 1 calls, a function leaves it out (policies.NAME.train_when)"
+    left_out = "not trainable: 1 call, a function leaves it out (policies.NAME.train_when)"
     assert left_out in " ".join(result.output.split())
 
 
@@ -148,7 +148,7 @@ def test_rewards_that_come_later_are_not_waited_for(recipe: Path) -> None:
     assert "2 of 2 rollouts have a reward" in feedback.output
     assert "awaited: rewards user, which nobody gives here" in feedback.output
     assert final.exit_code == 0, final.output
-    assert "0 of 1 rollouts have a reward, 1 a joined model call" in final.output
+    assert "0 of 1 rollout have a reward, 1 a joined model call" in final.output
     assert "awaited: rewards final" in final.output
 
 
@@ -168,7 +168,7 @@ def test_an_agent_that_raises_is_shown_with_its_traceback(recipe: Path) -> None:
     assert result.exit_code == 1
     assert "agent: ValueError: the agent's own mistake" in result.output
     assert 'agent_of_the_trial.py", line' in result.output
-    assert "0 of 1 rollouts have a reward" in result.output  # nothing succeeded: it is not repeated
+    assert "0 of 1 rollout have a reward" in result.output  # nothing succeeded: it is not repeated
     assert "✗ rollouts fail\n  1 of the last 1 rollout failed" in result.output
 
 

@@ -349,7 +349,7 @@ REFERENCES: dict[str, tuple[str, dict[str, Any], Callable[[Members], Numbers]]] 
     "group_td": ("group_td", {"gate": 0.0, "lam": 0.5}, lambda m: td(m, 0.95, 0.5)),
     "rtmc": ("rtmc", {"gate": 0.0}, lambda m: rtmc(without_steps(m), 0.99, 2.0)),
 }
-EXAMPLES = min(int(os.environ.get("LIGHTNINGRL_EXAMPLES", "6")), 100)
+EXAMPLES = min(int(os.environ.get("LIGHTNINGRL_EXAMPLES", "4")), 100)
 FEW = settings(max_examples=EXAMPLES, deadline=None)
 """Of each of many methods; `deadline` would judge the machine."""
 SCALE_FREE = {

@@ -198,7 +198,7 @@ def test_a_run_that_is_deleted_stands_nowhere(folder: Path) -> None:
     assert list((folder / "judge").iterdir()) == []
     # Again, as after a deletion that broke off before it came to the copies.
     write_lesson(folder, lesson_header(1), [lesson_call(group()[0].id)], keep=1)
-    assert "1 rows of lessons" in delete(folder).output
+    assert "1 row of lessons" in delete(folder).output
     assert lesson_rollouts(folder) == set()
 
 

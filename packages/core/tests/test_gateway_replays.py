@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,12 +157,78 @@ async def messages_api(rig: GatewayRig, claim: Claim, tool: Tool) -> str:
             said.append({"role": "user", "content": results})
 
 
+NODE = """
+import readline from "node:readline";
+const {OPENAI_BASE_URL, OPENAI_API_KEY, TOOL} = process.env;
+const answers = readline.createInterface({input: process.stdin})[Symbol.asyncIterator]();
+const messages = [{role: "user", content: "Look around."}];
+const tools = [{type: "function", function: JSON.parse(TOOL)}];
+for (;;) {
+  const answer = await fetch(`${OPENAI_BASE_URL}/chat/completions`, {
+    method: "POST",
+    headers: {authorization: `Bearer ${OPENAI_API_KEY}`, "content-type": "application/json"},
+    body: JSON.stringify({model: "m", messages, tools}),
+  });
+  if (!answer.ok) throw new Error(await answer.text());
+  const said = (await answer.json()).choices[0].message;
+  messages.push(said);
+  if (!said.tool_calls?.length) {
+    console.log(JSON.stringify({done: said.content}));
+    process.exit(0);
+  }
+  for (const call of said.tool_calls) {
+    console.log(call.function.arguments);
+    messages.push({role: "tool", tool_call_id: call.id, content: (await answers.next()).value});
+  }
+}
+"""
+
+
+async def node(rig: GatewayRig, claim: Claim, tool: Tool) -> str:
+    """A program of another language, which has a command's environment and nothing of ours; its tool is asked by pipes."""
+    program = await asyncio.create_subprocess_exec(
+        *("node", "--input-type=module", "-e", NODE),
+        env={
+            "PATH": os.environ["PATH"],
+            "OPENAI_BASE_URL": rig.attempt_url(claim),
+            "OPENAI_API_KEY": claim.key,
+            "TOOL": json.dumps(TOOL),
+        },
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert program.stdin is not None
+    assert program.stdout is not None
+    try:
+        while line := await program.stdout.readline():
+            asked = json.loads(line)
+            if "done" in asked:
+                return asked["done"]
+            program.stdin.write(tool(asked["key"]).encode() + b"\n")
+        raise AssertionError("the program broke off")
+    finally:
+        if program.returncode is None:
+            program.kill()
+        await program.wait()
+
+
 AGENTS = {
+    "node": node,
     "chat": chat(stream=False),
     "chat, streaming": chat(stream=True),
     "responses": responses,
     "messages, streaming": messages_api,
 }
+EVERY_AGENT = [
+    pytest.param(
+        agent,
+        id=name,
+        marks=[pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node here")]
+        if agent is node
+        else [],
+    )
+    for name, agent in AGENTS.items()
+]
 
 
 async def parent_of(rig: GatewayRig, engine: ModelServer, agent: Agent) -> list[CallEvent]:
@@ -178,7 +247,7 @@ def fork_at(calls: list[CallEvent], index: int, **changed: Any) -> Fork:
 # -- what is answered -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("agent", AGENTS.values(), ids=AGENTS.keys())
+@pytest.mark.parametrize("agent", EVERY_AGENT)
 @pytest.mark.parametrize("steps", [(0, 6), pytest.param(range(STEPS), marks=pytest.mark.long)])
 async def test_forks_replay_the_trunk_and_sample_what_follows(
     rig: GatewayRig, engine: ModelServer, agent: Agent, steps: Sequence[int]
@@ -300,7 +369,7 @@ def killed_at(count: int) -> Tool:
     return tool
 
 
-@pytest.mark.parametrize("agent", AGENTS.values(), ids=AGENTS.keys())
+@pytest.mark.parametrize("agent", EVERY_AGENT)
 async def test_an_attempt_that_was_killed_is_tried_again_with_its_answers(
     rig: GatewayRig, engine: ModelServer, agent: Agent
 ) -> None:

@@ -1,5 +1,6 @@
 """Recipes are checked before anything starts: every wrong key or value is named."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,27 @@ def test_what_a_recipe_names_is_relative_to_its_folder(tmp_path: Path) -> None:
     assert load(tmp_path, RECIPE, "folder=elsewhere").run_folder == Path("elsewhere")
 
 
+def test_the_agents_python_is_found_from_the_recipes_folder_and_has_lightningrl(
+    tmp_path: Path,
+) -> None:
+    def python(name: str, starts: str) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'#!/bin/sh\nexec {starts} "$@"\n', encoding="utf-8")
+        path.chmod(0o755)
+        return str(path)
+
+    assert load(tmp_path).agents_python() is None
+    loaded = load(tmp_path, RECIPE, "runner.python=.venv/bin/python")
+    with pytest.raises(ConfigError, match=r"runner\.python: there is no program '.*/\.venv/bin/py"):
+        loaded.agents_python()
+    assert python(".venv/bin/python", sys.executable) == loaded.agents_python()
+    # -S: without the packages that are installed.
+    bare = python("bare", f"{sys.executable} -I -S")
+    with pytest.raises(ConfigError, match=f"runner\\.python: '{bare}' has no lightningrl"):
+        load(tmp_path, RECIPE, "runner.python=./bare").agents_python()
+
+
 # -- overrides ----------------------------------------------------------------------------------
 
 
@@ -108,6 +130,8 @@ def test_an_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
 
 # -- what is refused ----------------------------------------------------------------------------
 
+ALGORITHM = {"iterations": 1, "tasks_per_iteration": 1, "group_size": 2}
+
 
 @pytest.mark.parametrize(
     ("tree", "complaint"),
@@ -152,6 +176,22 @@ def test_an_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
         (
             {"gateway": {"hold_seconds": 29.0, "drain_seconds": 20.0}},
             r"gateway.hold_seconds: .* at least 1.5 times gateway.drain_seconds, 20.0",
+        ),
+        (
+            {"algorithm": {**ALGORITHM, "forks": {"at": "spred"}}},
+            r"algorithm.forks.at: there is no rule 'spred'. Did you mean 'spread'",
+        ),
+        (
+            {"algorithm": {**ALGORITHM, "forks": {"members": 0}}},
+            r"algorithm.forks.members: must be at least 1, not 0",
+        ),
+        (
+            {"algorithm": {**ALGORITHM, "forks": {"members": 1}}},
+            r"algorithm.forks.members: 1 is less than algorithm.min_group, 2",
+        ),
+        (
+            {"algorithm": {**ALGORITHM, "forks": {"member": 1}}},
+            r"unknown recipe key 'member' in 'algorithm.forks'.*Did you mean 'members'",
         ),
         ({"gateway": {"pin": ["x("]}}, r"gateway.pin: 'x\(' is no regular expression"),
         ({"gateway": {"pin": ["x*"]}}, r"gateway.pin: 'x\*' matches the empty text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import socket
 import struct
@@ -30,6 +31,7 @@ from lightningrl.schema import (
     Claim,
     Event,
     FailureKind,
+    Fork,
     LogEvent,
     LogTopic,
     RewardEvent,
@@ -311,6 +313,25 @@ async def test_every_failure_is_data_with_its_name(
         assert [one.error for one in events if isinstance(one, StepEndEvent)] == [
             "ValueError: the user's own"
         ]
+
+
+async def test_a_fork_that_asks_for_something_else_has_diverged_whatever_its_agent_catches(
+    rig: GatewayRig,
+) -> None:
+    async def asks(words: str) -> float:
+        messages: Any = [{"role": "user", "content": words}]
+        async with openai.AsyncOpenAI(base_url="http://127.0.0.1:9/v1", api_key="none") as client:
+            with contextlib.suppress(openai.BadRequestError):
+                await client.chat.completions.create(model="policy", messages=messages)
+        return 0.5
+
+    parent, _ = await attempt_of(rig, lambda _: asks("at 10:02"))
+    for words, kind in (("at 10:02", None), ("at 17:45", FailureKind.DIVERGED)):
+        claim = await rig.claim(fork=Fork(parent.id))
+        attempt, _ = await attempt_of(rig, lambda _, words=words: asks(words), of=claim)
+        assert (attempt.failure and attempt.failure.kind) == kind
+    assert attempt.failure is not None
+    assert "'10:02' became '17:45'" in attempt.failure.message
 
 
 async def test_a_failing_gateway_is_infrastructure(rig: GatewayRig) -> None:

@@ -91,6 +91,19 @@ def test_the_recipes_own_method_keeps_its_arguments(folder: Path) -> None:
     assert all("critic=null" in one.changes for one in plan.methods)
 
 
+def test_who_compares_branches_has_some_and_nobody_else(folder: Path) -> None:
+    plan = planned(folder, "broadcast,vine")
+    assert ["algorithm.forks={}" in one.changes for one in plan.methods] == [False, True]
+    algorithm = {**RECIPE["algorithm"], "credit": "vine", "forks": {"per_group": 3}}
+    plan = planned(folder, "broadcast,vine", algorithm=algorithm)
+    forks = []
+    for method in plan.methods:
+        of_cell = _cell(plan, method, 7).loaded.recipe.algorithm
+        assert of_cell is not None
+        forks.append(None if of_cell.forks is None else of_cell.forks.per_group)
+    assert forks == [None, 3]  # the recipe's own
+
+
 @pytest.mark.parametrize(
     ("credit", "changes", "complaint"),
     [

@@ -33,6 +33,10 @@ PLUS_PLUS = {"credit_args": {"normalise": "reinforce++"}}
 REFUSED: list[dict[str, Any]] = [
     {"algorithm": {"loss": "gspo"}},
     {"algorithm": {"group_size": 1, "min_group": 1}},
+    {"algorithm": {"credit": "vine"}},
+    {"algorithm": {"credit": "gigpo", "forks": {}}},
+    {"algorithm": {"credit": "mine:own", "forks": {}, "group_size": 1, "min_group": 1}},
+    {"algorithm": {"credit": "vine", "forks": {}}, "live": {"min_rollouts": 4}},
     {"algorithm": {"credit": "gae"}},
     {"critic": {}},
     {"algorithm": {"preset": "ppo", "further_tasks": 4}},

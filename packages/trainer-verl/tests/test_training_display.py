@@ -1,4 +1,4 @@
-"""What a person sees: live on a terminal, one line per iteration elsewhere, a summary at the end."""
+"""What a person sees: live on a terminal, plain lines elsewhere, a summary at the end."""
 
 import io
 import json
@@ -22,16 +22,25 @@ LINES = [
 ]
 
 
-def test_without_a_terminal_each_iteration_is_one_plain_line() -> None:
+def test_without_a_terminal_each_phase_and_each_iteration_is_one_plain_line() -> None:
     text = io.StringIO()
-    with Display(Console(file=text, width=80), "run", 2) as display:
+    with Display(Console(file=text, width=40), "run", 2) as display:
+        display.phase("load policies")
+        display.end({"iteration": 0})  # nothing was measured: no line
         for line in LINES:
             display.begin(int(line["iteration"]))
+            display.phase("collect [1]")
+            display.rollouts(Progress(running=4))
             display.end(line)
-    assert text.getvalue().splitlines() == [
+    assert text.getvalue().split("\n") == [
+        "load policies",
+        "iteration 0/2: collect [1]",
         "iteration 0/2  val/reward 0.250  val/reward_sampled 0.200",
+        "iteration 1/2: collect [1]",
         "iteration 1/2  train/reward 0.300  2.5 s",
+        "iteration 2/2: collect [1]",
         "iteration 2/2  train/reward 0.600  val/reward 0.750  test/reward 0.700",
+        "",
     ]
 
 

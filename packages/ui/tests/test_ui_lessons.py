@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import numpy as np
@@ -21,7 +22,7 @@ from lightningrl.cli.run_starts import How, Start, write_starts
 from lightningrl.experience import trajectory
 from lightningrl.experience.drift import Drift, DriftReport, Gap
 from lightningrl.lessons import LessonCall, LessonHeader, tokenizer_path, write_lesson
-from lightningrl.schema import AttemptState, Mode
+from lightningrl.schema import BRANCH, AttemptState, Fork, Mode, StepId, branch_id, branches_id
 from lightningrl.store import RolloutQuery, open_store
 from lightningrl.store.sqlite import SqliteStore
 from lightningrl.traces import read_attempts
@@ -326,4 +327,33 @@ async def test_a_run_says_how_its_last_start_ended(tmp_path: Path) -> None:
         assert "<script>window" not in shown
     write_starts(folder, [Start("2026-01-02T03:04:05+00:00", 1)])
     assert "killed about at 20" in told(await page.get("/run?run=run"))
+    await page.close()
+
+
+async def test_a_branch_says_so_and_names_its_parent(tmp_path: Path) -> None:
+    store = SqliteStore.open(write_folder(tmp_path / "run") / "store.db")
+    (spec,) = group(1)
+    await store.enqueue([spec])
+    (claim,) = await store.claim("worker")
+    parent, step = claim.attempt.id, StepId("step-asked")
+    await store.append([call(parent, "asked"), reward(parent, 1.0)])
+    await store.finish(parent, AttemptState.SUCCEEDED)
+    branch = msgspec.structs.replace(
+        spec,
+        id=branch_id(parent, step, 0),
+        group_id=branches_id(spec.group_id, step),
+        variant=BRANCH,
+        fork=Fork(parent, step),
+    )
+    await store.enqueue([branch])
+    await store.close()
+    page = Page(tmp_path)
+    groups = links(await page.get("/iteration?run=run&n=1"), "group")
+    assert [parse_qs(urlsplit(one).query)["id"] for one in groups] == [
+        [spec.group_id], [f"{spec.group_id}/fork/step-asked"]
+    ]  # fmt: skip
+    (address, *_) = links(await page.get(groups[1]), "rollout")
+    text = await page.get(address)
+    assert f"train (fork), iteration 1 · branch of {spec.id} from step step-asked" in told(text)
+    assert any(one.endswith("#step-asked") for one in links(text, "rollout"))
     await page.close()

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from credit_laboratory.branches import Plan
 from credit_laboratory.tasks import Environment, Floats, TwoAgents
 from lightningrl.credit.broadcast import broadcast_advantages
 from lightningrl.credit.compare import whitened
 from lightningrl.credit.decisions import Decisions
 from lightningrl.credit.discount import discount_advantages
+from lightningrl.credit.fork_points import spread
+from lightningrl.credit.forks import Forks, leave_one_out_fork_advantages, vine_advantages
 from lightningrl.credit.g2po import g2po_advantages
 from lightningrl.credit.gae import gae_advantages
 from lightningrl.credit.gigpo import gigpo_advantages
@@ -34,7 +37,7 @@ class Method:
 
     credit: str
     """As a recipe names it in `algorithm.credit`."""
-    advantages: Callable[[Decisions], Floats]
+    advantages: Callable[..., Floats]
     """`decisions -> [n]`, with `args`."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """As a recipe has them in `algorithm.credit_args`."""
@@ -42,6 +45,8 @@ class Method:
     """History levels that it reads."""
     runs_on: Callable[[type[Environment]], bool] = lambda _: True
     """Tasks that it is defined on, and may differ from the controls on."""
+    plan: Plan | None = None
+    """Of a method that compares branches: how it forks. Its function is given the forks as well."""
     over_the_batch: bool = False
     """Whether it compares rollouts of different groups; if not, many seeds' groups go through it at once."""
 
@@ -50,9 +55,10 @@ class Method:
         """As `lightningrl compare --credit` takes it."""
         return method_name(self.credit, self.args)
 
-    def __call__(self, decisions: Decisions) -> Floats:
+    def __call__(self, decisions: Decisions, forks: Forks | None = None) -> Floats:
         """[n] credit."""
-        return self.advantages(decisions, **self.args)
+        given = (decisions,) if forks is None else (decisions, forks)
+        return self.advantages(*given, **self.args)
 
 
 def _steps(environment: type[Environment]) -> bool:
@@ -87,10 +93,13 @@ def _dr_mas(decisions: Decisions) -> Floats:
 def _without_metrics(
     advantages: Callable[..., tuple[Floats, dict[str, float]]],
 ) -> Callable[..., Floats]:
-    return lambda decisions, **args: advantages(decisions, **args)[0]
+    return lambda *columns, **args: advantages(*columns, **args)[0]
 
 
 _gigpo = _without_metrics(gigpo_advantages)
+
+_FORKED = Plan(spread, group=4, per_group=1, members=2)
+"""Of the shares of rollouts and branches that were tried on the tuning seeds the one that needed the fewest tokens."""
 
 METHODS: tuple[Method, ...] = (
     Method("broadcast", broadcast_advantages, {"normalise": "mean"}),
@@ -124,6 +133,13 @@ METHODS: tuple[Method, ...] = (
     Method("group_td", _without_metrics(group_td_advantages)),
     Method("g2po", _without_metrics(g2po_advantages)),
     Method("rtmc", _without_metrics(rtmc_advantages), runs_on=_final),
+    Method("vine", _without_metrics(vine_advantages), runs_on=_final, plan=_FORKED),
+    Method(
+        "leave_one_out_fork",
+        _without_metrics(leave_one_out_fork_advantages),
+        runs_on=_final,
+        plan=_FORKED,
+    ),
 )
 """In the order of the table; `gae`, which needs a critic, is `TableCritic`."""
 

@@ -12,6 +12,7 @@ import click
 from lightningrl.archive import export_run
 from lightningrl.archive.atif import export_trajectories
 from lightningrl.archive.tasks import export_tasks
+from lightningrl.checks.evidence import counted
 from lightningrl.cli.model_card import CardFacts, model_card
 from lightningrl.cli.stored_run import (
     find_run_folder,
@@ -130,11 +131,11 @@ async def _export_records(
         if to is not None:
             write = export_trajectories if form == "atif" else export_run
             count = await write(found.store, found.name, to)
-            which = "rollouts that called a model" if form == "atif" else "rollouts"
-            done.append(f"exported {count} {which} to {to}")
+            which = " that called a model" if form == "atif" else ""
+            done.append(f"exported {counted(count, 'rollout')}{which} to {to}")
         if tasks is not None:
             count = await export_tasks(found.store, found.name, tasks, with_rollouts=with_rollouts)
-            done.append(f"exported {count} tasks to {tasks}")
+            done.append(f"exported {counted(count, 'task')} to {tasks}")
     return done
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from lightningrl.archive import import_run
+from lightningrl.checks.evidence import counted
 from lightningrl.errors import ConfigError
 from lightningrl.settings import client_key
 from lightningrl.store import open_store
@@ -26,7 +27,7 @@ def import_command(file: Path, into: str | None, server: str | None, key: str | 
     if (into is None) == (server is None):
         raise ConfigError("name the store by --into STORE or by --server URL")
     run, new = asyncio.run(_import(file, into or str(server), key if server else None))
-    click.echo(f"loaded {new} records of {run}")
+    click.echo(f"loaded {counted(new, 'record')} of {run}")
 
 
 async def _import(file: Path, url: str, key: str | None) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import click
 
+from lightningrl.checks.evidence import counted
 from lightningrl.cli.stored_run import StoredRun, open_runs, open_to_change, server_options
 from lightningrl.conversation.history import Recorded
 from lightningrl.conversation.recorded import MESSAGES, whole_requests
@@ -142,13 +143,15 @@ async def judge_run(
     if not given:
         raise RunError("\n".join(["the judge gave no number:", *why]))
     mean = sum(given.values()) / len(given)
-    lines = [f"{args['model']} judged {len(given)} of {len(records)} rollouts, mean {mean:.3f}"]
+    lines = [
+        f"{args['model']} judged {len(given)} of {counted(len(records), 'rollout')}, mean {mean:.3f}"
+    ]
     lines += [f"{len(records) - len(given)} without a number:", *why] if why else []
     if labels is not None:
         lines += _agreement(args["model"], compared, given)
     if write:
         await _write(run, records, given, source=f"judge:{args['model']}")
-        lines.append(f"wrote {len(given)} rewards")
+        lines.append(f"wrote {counted(len(given), 'reward')}")
     return lines
 
 

@@ -6,6 +6,7 @@ import asyncio
 
 import click
 
+from lightningrl.checks.evidence import counted
 from lightningrl.cli.copies import check_copies, delete_copies, kept_copies
 from lightningrl.cli.retention import MODES, retention
 from lightningrl.cli.stored_run import open_to_change, server_options
@@ -40,7 +41,7 @@ def retry(
         mode=None if mode is None else Mode(mode),
     )
     count = asyncio.run(_retry(run, query, server, key))
-    click.echo(f"queued {count} rollouts of {run} again")
+    click.echo(f"queued {counted(count, 'rollout')} of {run} again")
 
 
 async def _retry(run: str, query: RolloutQuery, server: str | None, key: str | None) -> int:
@@ -102,13 +103,13 @@ async def _delete(
             count = await found.store.delete_rollouts(ids)
         else:
             count = await found.store.delete_run(found.name)
-        said = [f"deleted {count} rollouts"]
+        said = [f"deleted {counted(count, 'rollout')}"]
         if found.folder is None:
             return [*said, *_ELSEWHERE]
         gone = await delete_copies(found.folder, found.store)
         if gone.lesson_rows or gone.answers:
             said.append(
-                f"and of them {gone.lesson_rows} rows of lessons, {gone.answers} answers of judges"
+                f"and of them {counted(gone.lesson_rows, 'row')} of lessons, {counted(gone.answers, 'answer')} of judges"
             )
         left = [
             *kept_copies(found.folder),

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lightningrl.checks.evidence import counted
 from lightningrl.schema import AttemptState, CallEvent, CallStatus
 from lightningrl.traces import AttemptRecord
 
@@ -59,7 +60,7 @@ def report(replays: Sequence[Replay]) -> list[str]:
     """What a person is told, in lines; of at least one replay."""
     reasons = [(one, why) for one in replays if (why := one.why) is not None]
     exact = len(replays) - len(reasons)
-    lines = [f"{exact} of {len(replays)} rollouts replay exactly"]
+    lines = [f"{exact} of {counted(len(replays), 'rollout')} replay exactly"]
     others = sum(
         one.why is None and one.parent.rollout.reward != one.again.rollout.reward for one in replays
     )

@@ -65,14 +65,15 @@ def runner(
 
     Leases rollouts and runs the agent of RECIPE on them, until SIGTERM or Ctrl-C. What runs is finished or given back first. The server's key is read from LIGHTNINGRL_KEY.
     """
-    settings = load_recipe(recipe, overrides).recipe.runner
+    loaded = load_recipe(recipe, overrides)
+    settings = loaded.recipe.runner
     status = run_workers(
         recipe,
         server,
         processes=processes or settings.processes,
         concurrency=concurrency or settings.concurrency,
         key=key,
-        python=settings.python,
+        python=loaded.agents_python(),
         overrides=overrides,
         log_level=log_level,
         grace_seconds=grace_seconds,

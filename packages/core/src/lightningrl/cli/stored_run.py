@@ -66,10 +66,12 @@ BEGAN_WITH = "began_with"
 def find_run_folder(run: str) -> Path:
     """The folder of a run, given as a path or by the name that it has in `runs/`.
 
+    A name is looked for in `runs/` first: the folder of the agent, with a recipe of its own, may be called so too.
+
     Raises:
         ConfigError: there is none; the message has the nearest name.
     """
-    places = dict.fromkeys((Path(run), RUNS / run))
+    places = dict.fromkeys((RUNS / run, Path(run)))
     for folder in places:
         if (folder / "recipe.yaml").is_file():
             return folder

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from rich.text import Text
 from rich.tree import Tree
@@ -236,10 +236,15 @@ def _call_text(one: Transition, credit: float | None, limit: int | None) -> Text
 
 
 def answer_parts(one: Transition) -> list[str]:
-    """The answer's text and tool calls, as texts; none where there is no answer."""
-    if one.choice is None:
-        return []
-    message: dict[str, Any] = json.loads(one.choice.message or b"{}")
+    """The answer's text and tool calls, as texts; none where there is no answer.
+
+    Of a call that no gateway recorded, what the agent's framework or client said that the model answered.
+    """
+    message: Mapping[str, Any] = {}
+    if one.choice is not None:
+        message = json.loads(one.choice.message or b"{}")
+    elif one.call is None and isinstance(one.output, Mapping):
+        message = cast("Mapping[str, Any]", one.output)
     parts = [as_text(message["content"])] if message.get("content") else []
     for asked in message.get("tool_calls") or ():
         function = asked.get("function") or {}
@@ -250,7 +255,7 @@ def answer_parts(one: Transition) -> list[str]:
 def _numbers(one: Transition, credit: float | None) -> str:
     call = one.call
     if call is None:
-        return "no answer"
+        return "no answer" if one.output is None else "recorded without tokens"
     parts = [f"prompt {call.prompt_tokens}", f"sampled {call.completion_tokens}"]
     parts.append(f"version {call.version_end}")
     if len(one.logprobs):

@@ -259,7 +259,7 @@ async def start_worker(
     loaded: LoadedRecipe, url: str, overrides: Sequence[str], prints_to: int | None = None
 ) -> asyncio.subprocess.Process:
     """A runner's worker of the server at `url`; what its agents print goes to `prints_to`, or to this process's own."""
-    python = loaded.recipe.runner.python
+    python = loaded.agents_python()
     return await asyncio.create_subprocess_exec(
         *worker_command(loaded.path, url, python=python, overrides=overrides),
         stdin=asyncio.subprocess.PIPE,

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lightningrl.checks import Evidence, Finding, Place, examine
+from lightningrl.checks.evidence import counted
 from lightningrl.cli.findings import any_problem, as_json, counts_text, findings_text
 from lightningrl.cli.terminal import console
 from lightningrl.cli.tree import SHORT, rollout_tree
@@ -125,24 +126,29 @@ def _print_trees(terminal: Console, trial: Trial, limit: int | None) -> None:
 def report(wiring: Wiring, findings: Sequence[Finding]) -> Text:
     """What was seen, and what is wrong, for the terminal."""
     text = Text()
-    text.append(f"\n{wiring.rewarded} of {wiring.rollouts} rollouts have a reward, ")
+    text.append(f"\n{wiring.rewarded} of {counted(wiring.rollouts, 'rollout')} have a reward, ")
     text.append(f"{wiring.joined} a joined model call\n")
     if wiring.awaited:
         text.append(f"awaited: rewards {', '.join(wiring.awaited)}, which nobody gives here\n")
     for (model, policy), calls in sorted(wiring.redirected.items()):
-        text.append(f"redirected: {calls} calls for model {model!r} to policy {policy!r}\n")
-    text.append(f"trainable: {wiring.trainable} calls\n", "green" if wiring.trainable else "")
+        text.append(
+            f"redirected: {counted(calls, 'call')} for model {model!r} to policy {policy!r}\n"
+        )
+    text.append(
+        f"trainable: {counted(wiring.trainable, 'call')}\n", "green" if wiring.trainable else ""
+    )
     for reason, calls in sorted(wiring.untrainable.items()):
-        text.append(f"not trainable: {calls} calls, {reason}\n", "yellow")
+        text.append(f"not trainable: {counted(calls, 'call')}, {reason}\n", "yellow")
     asked, right, unjudged = wiring.formats
     if asked:
         text.append(
-            f"format asked for in words: {right} of {asked} answers have it\n",
+            f"format asked for in words: {right} of {counted(asked, 'answer')} have it\n",
             "yellow" if right < asked else "",
         )
     if unjudged:
         text.append(
-            f"format asked for in words: {unjudged} answers could not be judged\n", "yellow"
+            f"format asked for in words: {counted(unjudged, 'answer')} could not be judged\n",
+            "yellow",
         )
     if not any_problem(findings):
         text.append("✓ the agent is wired up", "bold green")

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightningrl.credit.broadcast import broadcast
 from lightningrl.credit.discount import discount
+from lightningrl.credit.forks import leave_one_out_fork, vine
 from lightningrl.credit.g2po import g2po
 from lightningrl.credit.gae import GeneralisedAdvantage
 from lightningrl.credit.gigpo import gigpo
@@ -25,10 +26,15 @@ SHIPPED: dict[str, Any] = {
     "gigpo": gigpo,
     "group_td": group_td,
     "hgpo": hgpo,
+    "leave_one_out_fork": leave_one_out_fork,
     "mt_grpo": mt_grpo,
     "per_agent": per_agent,
     "rtmc": rtmc,
     "running_baseline": RunningBaseline,
     "step_reward": step_reward,
+    "vine": vine,
 }
 """Functions, and classes of `StatefulAssigner`."""
+
+BY_FORKS = frozenset({"leave_one_out_fork", "vine"})
+"""Those that compare branches, and need `algorithm.forks`."""

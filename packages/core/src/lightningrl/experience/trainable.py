@@ -1,7 +1,7 @@
 """How many of the model calls may be trained, and why the others may not.
 
 Invariant: every answered call is counted once. Calls that the recipe itself leaves out (agents that a policy doesn't
-train, a harness's side calls, those that a function of the user's says no to, policies that are frozen) are no loss, and stand apart.
+train, a harness's side calls, those that a function of the user's says no to, policies that are frozen), and those that are trained in another rollout, are no loss, and stand apart.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from lightningrl.experience.trained_calls import (
     UNTRAINED_POLICY,
 )
 from lightningrl.experience.transition import Transition
+from lightningrl.schema import REPLAYED, reason_class
 
 EMPTY = "the engine gave no token ids"
 """Why a call without sampled tokens is not trained, where the gateway named no other reason."""
 
-_MEANT = frozenset({NOT_NOW, SIDE_CALL, UNTRAINED_AGENT, UNTRAINED_POLICY})
+_MEANT = frozenset({NOT_NOW, SIDE_CALL, UNTRAINED_AGENT, UNTRAINED_POLICY, reason_class(REPLAYED)})
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def count_calls(transitions: Iterable[Transition]) -> TrainableCalls:
         if reason is None:
             trainable += 1
         else:
-            reasons[reason] += 1
+            reasons[reason_class(reason)] += 1
     return TrainableCalls(
         trainable,
         lost={reason: calls for reason, calls in reasons.items() if reason not in _MEANT},

@@ -24,7 +24,7 @@ from lightningrl.conversation.rewriting.thoughts import KEYS
 from lightningrl.conversation.said import goes_on, tools_of
 from lightningrl.experience.tokens import LogProbs, TokenIds, ids_from_bytes, logprobs_from_bytes
 from lightningrl.experience.transition import Transition
-from lightningrl.schema import CallEvent, Dialect, RolloutId, StepId, StepKind
+from lightningrl.schema import CallEvent, Dialect, RolloutId, StepId, StepKind, reason_class
 
 LossShare = Literal["tokens", "calls"]
 """What a rollout's weight in the loss is shared by."""
@@ -244,7 +244,7 @@ def pack(rows: Sequence[Row]) -> Packed:
 
 
 def loss_weights(
-    rows: Sequence[Row], rollouts: int, share: LossShare = "tokens"
+    rows: Sequence[Row], rollouts: float, share: LossShare = "tokens"
 ) -> list[list[float]]:
     """What each token of a span weighs in the loss, a plain token sum; per row and span.
 
@@ -254,7 +254,8 @@ def loss_weights(
 
     Args:
         rows: all rows of one rollout.
-        rollouts: rollouts in the optimiser step, those without a row included.
+        rollouts: rollouts in the optimiser step, those without a row included. No whole number where rollouts share
+            a weight with their branches.
         share: what shares a rollout's weight evenly.
     """
     spans = [[span.stop - span.start for span in row.spans] for row in rows]
@@ -266,7 +267,7 @@ def loss_weights(
 
 
 def with_credit(
-    rows: Sequence[Row], credit: Sequence[float], rollouts: int, share: LossShare = "tokens"
+    rows: Sequence[Row], credit: Sequence[float], rollouts: float, share: LossShare = "tokens"
 ) -> list[Row]:
     """Rows of one rollout with `advantages` set to loss weight times credit.
 
@@ -290,11 +291,12 @@ def with_credit(
 def _count_left_out(one: Transition, untrainable: dict[str, int]) -> None:
     """Add the call's sampled tokens that are not trained to their reasons."""
     taken = len(one.token_bytes) // _BYTES_PER_ID
-    if taken and one.untrainable is not None:
-        untrainable[one.untrainable] = untrainable.get(one.untrainable, 0) + taken
+    why = None if one.untrainable is None else reason_class(one.untrainable)
+    if taken and why is not None:
+        untrainable[why] = untrainable.get(why, 0) + taken
     if taken and one.call is not None and len(one.call.choices) > 1:
         every = sum(len(choice.token_ids) for choice in one.call.choices) // _BYTES_PER_ID
-        reason = one.untrainable or UNTAKEN
+        reason = why or UNTAKEN
         untrainable[reason] = untrainable.get(reason, 0) + every - taken
 
 

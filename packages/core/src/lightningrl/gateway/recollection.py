@@ -44,6 +44,8 @@ class Recollection:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: OrderedDict[AttemptId, _Known] = OrderedDict()
+        self._held = 0
+        """Sum of their sizes."""
 
     async def of(self, attempt_id: AttemptId) -> Recorded:
         """The attempt's calls so far."""
@@ -54,7 +56,10 @@ class Recollection:
             return known.recorded
         async with known.reading:
             if known.recorded is None or self._store.shared:
+                before = known.size
                 known.recorded = await self._read(attempt_id, known)
+                if self._known.get(attempt_id) is known:  # else it was forgotten meanwhile
+                    self._held += known.size - before
             return known.recorded
 
     async def _read(self, attempt_id: AttemptId, known: _Known) -> Recorded:
@@ -71,9 +76,8 @@ class Recollection:
         return Recorded([*calls, *late], to_rewrite=True)
 
     def _forget(self) -> None:
-        held = sum(one.size for one in self._known.values())
-        while len(self._known) > _ATTEMPTS or (held > _MEMORY_BYTES and len(self._known) > 1):
-            held -= self._known.popitem(last=False)[1].size
+        while len(self._known) > _ATTEMPTS or (self._held > _MEMORY_BYTES and len(self._known) > 1):
+            self._held -= self._known.popitem(last=False)[1].size
 
     def note(self, call: CallEvent) -> None:
         """A call was committed."""
@@ -82,4 +86,6 @@ class Recollection:
         if known.noted is not None:
             known.noted.append(call)
         if known.recorded is not None:
+            before = known.size
             known.recorded.add(call)
+            self._held += known.size - before

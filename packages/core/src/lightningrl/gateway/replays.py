@@ -26,6 +26,7 @@ from lightningrl.gateway.identity import AttemptContext
 from lightningrl.gateway.policies import Policies
 from lightningrl.gateway.recollection import Recollection
 from lightningrl.schema import (
+    REPLAYED,
     AttemptId,
     CallEvent,
     Cause,
@@ -235,7 +236,7 @@ class Replays:
 
 def _copied(call: CallEvent, parent: RolloutId) -> CallEvent:
     """A call of another rollout as this one has it: it is trained there alone."""
-    told = f"replayed: trained in {parent}"
+    told = f"{REPLAYED}{parent}"
     choices = tuple(
         msgspec.structs.replace(one, untrainable=one.untrainable or told) for one in call.choices
     )

@@ -6,8 +6,10 @@ the trainer against verl's own schema.
 """
 
 from lightningrl.recipe.algorithm import (
+    FORK_RULES,
     Algorithm,
     Critic,
+    Forks,
     Guards,
     Optimiser,
     StepReward,
@@ -49,11 +51,13 @@ from lightningrl.recipe.whole import (
 )
 
 __all__ = [
+    "FORK_RULES",
     "Algorithm",
     "Critic",
     "Data",
     "DataSource",
     "Engine",
+    "Forks",
     "GatewayRecipe",
     "Guards",
     "Live",

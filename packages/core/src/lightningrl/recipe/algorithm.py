@@ -13,6 +13,23 @@ LossName = Literal["ppo", "gspo", "cispo", "dppo_tv", "dppo_kl", "gpg"]
 """Of verl's losses those that are in proportion to the advantage, into which a rollout's weight is multiplied."""
 
 
+FORK_RULES = ("spread", "first", "random", "entropy")
+"""Shipped values of `algorithm.forks.at`."""
+
+
+class Forks(Section, frozen=True):
+    """Forks of an iteration's rollouts: further samples from states that those were in."""
+
+    per_group: int = 2
+    """Steps of each group's rollouts that are forked."""
+    members: int = 4
+    """Branches at each of these steps."""
+    at: str = "spread"
+    """Which steps: `spread`, in each of `per_group` equal parts of a rollout one by chance; `first`, the earliest;
+    `random`; `entropy`, the least certain answers; or `module:function`. Never a rollout's first model call: the group
+    itself has its samples."""
+
+
 class Algorithm(Section, frozen=True):
     """What an iteration collects and how credit is assigned."""
 
@@ -34,6 +51,8 @@ class Algorithm(Section, frozen=True):
     credit: str = "broadcast"
     """A shipped method's name, an entry point of `lightningrl.credit`, or `module:function`."""
     credit_args: dict[str, Any] = msgspec.field(default_factory=dict)
+    forks: Forks | None = None
+    """For credit by forks, such as `vine`. Null: no rollout is forked."""
     loss: LossName = "ppo"
     """verl's policy loss; `ppo` is its `vanilla`."""
     rows: Literal["merged", "calls"] = "merged"

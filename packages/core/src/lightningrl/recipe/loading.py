@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -33,6 +35,33 @@ class LoadedRecipe(msgspec.Struct, frozen=True):
     def run_folder(self) -> Path:
         """Where the run keeps everything."""
         return Path(self.recipe.folder or f"runs/{self.recipe.name}")
+
+    def agents_python(self) -> str | None:
+        """The interpreter that runs agents; a path is relative to the recipe. `None`: this process's own.
+
+        Raises:
+            ConfigError: it is not there, can't be run, or lacks `lightningrl`.
+        """
+        python = self.recipe.runner.python
+        if python is None:
+            return None
+        # A name alone is found on PATH. A link stays a link: by it Python finds its virtual environment.
+        place = (
+            str(self.folder / Path(python).expanduser()) if set("/\\~") & set(python) else python
+        )
+        if shutil.which(place) is None:
+            raise ConfigError(
+                f"runner.python: there is no program {place!r}; name the Python of the agent's environment, such as"
+                " .venv/bin/python: a path is relative to the recipe's folder"
+            )
+        looks = (
+            "import importlib.util, sys; sys.exit(importlib.util.find_spec('lightningrl') is None)"
+        )
+        if subprocess.run([place, "-c", looks], check=False).returncode:
+            raise ConfigError(
+                f"runner.python: {place!r} has no lightningrl; install it there, and the adapter of the agent's framework"
+            )
+        return place
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:

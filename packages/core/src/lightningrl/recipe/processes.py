@@ -119,7 +119,8 @@ class Runner(Section, frozen=True):
     lease_seconds: float = 30.0
     retry: Retry = Retry()
     python: str | None = None
-    """Interpreter of the agent's own environment. `None`: this one."""
+    """Interpreter of the agent's own environment, such as `.venv/bin/python`: a path is relative to the recipe. That environment
+    needs `lightningrl` and the adapter of the agent's framework. `None`: this one."""
     event_loop: Literal["asyncio", "uvloop"] = "asyncio"
     """What agents run on. `uvloop` takes 0.02 ms less for a call, and breaks what needs Python's own loop
     (`nest_asyncio`, loops within loops)."""

@@ -8,13 +8,21 @@ from typing import Any, Literal
 import msgspec
 
 from lightningrl.errors import ConfigError
-from lightningrl.recipe.algorithm import Algorithm, Critic, Guards, Optimiser, StepReward
+from lightningrl.recipe.algorithm import (
+    FORK_RULES,
+    Algorithm,
+    Critic,
+    Guards,
+    Optimiser,
+    StepReward,
+)
 from lightningrl.recipe.data import Data, Live
 from lightningrl.recipe.engines import check_engines
 from lightningrl.recipe.policy import PolicyRecipe, SamplingRecipe, Validation
 from lightningrl.recipe.processes import Engine, GatewayRecipe, Runner, Trainer
 from lightningrl.recipe.section import Section
 from lightningrl.schema import RewardsFrom
+from lightningrl.user_input.names import suggest
 from lightningrl.user_input.patterns import compiled
 
 _OUTLASTS = 1.5
@@ -115,9 +123,12 @@ class Recipe(Section, frozen=True):
             and algorithm.min_group > algorithm.group_size
         ):
             raise ConfigError(
-                f"algorithm.min_group: {algorithm.min_group} is more than the"
-                f" {algorithm.group_size} rollouts of a group, so every group would be skipped"
+                f"algorithm.group_size: {algorithm.group_size} is less than algorithm.min_group,"
+                f" {algorithm.min_group}, so every group would be skipped"
             )
+
+        if algorithm is not None:
+            _check_forks(algorithm)
 
     def _check_constrained(self, alias: str, policy: PolicyRecipe) -> None:
         if policy.constrained != "free" or not policy.trainable or self.algorithm is None:
@@ -146,6 +157,22 @@ class Recipe(Section, frozen=True):
             raise ConfigError(f"trainer.ranks: {ranks} can't be spread evenly over {nodes} nodes")
 
 
+def _check_forks(algorithm: Algorithm) -> None:
+    forks = algorithm.forks
+    if forks is None:
+        return
+    if ":" not in forks.at and forks.at not in FORK_RULES:
+        raise ConfigError(
+            f"algorithm.forks.at: there is no rule {forks.at!r}.{suggest(forks.at, FORK_RULES)} Or name"
+            " 'module:function'."
+        )
+    if forks.members < algorithm.min_group:
+        raise ConfigError(
+            f"algorithm.forks.members: {forks.members} is less than algorithm.min_group, {algorithm.min_group}, so"
+            " every group of branches would be skipped"
+        )
+
+
 _LEAST = {
     "await_seconds": 0,
     "data.train.limit": 1,
@@ -166,6 +193,8 @@ _LEAST = {
     "algorithm.group_size": 1,
     "algorithm.min_group": 1,
     "algorithm.further_tasks": 0,
+    "algorithm.forks.per_group": 1,
+    "algorithm.forks.members": 1,
     "algorithm.max_staleness": 0,
     "algorithm.importance_min": 0,
     "sampling.train.max_tokens": 1,

@@ -22,7 +22,7 @@ from lightningrl.errors import AgentError, NotFound, StaleAttempt, StoreUnavaila
 from lightningrl.runner.alarms import REMEDY, alarms
 from lightningrl.runner.command import run_command
 from lightningrl.runner.flush import EventFlusher
-from lightningrl.runner.outcome import AttemptTrace, failure_of, judge
+from lightningrl.runner.outcome import AttemptTrace, divergence, failure_of, judge
 from lightningrl.runner.resolve import ResolvedAgent
 from lightningrl.runner.swallowed import swallowed
 from lightningrl.schema import (
@@ -34,6 +34,7 @@ from lightningrl.schema import (
     Failure,
     FailureKind,
     LogTopic,
+    OnDivergence,
     RewardsFrom,
     may_replay,
 )
@@ -80,6 +81,7 @@ class AttemptRunner:
         try:
             output, failure = await self._outcome(claim, context, sink)
             context.close()
+            failure = await self._divergence(claim, context) or failure
             await self._finish(context, output, failure)
         finally:
             context.closed = True
@@ -117,6 +119,13 @@ class AttemptRunner:
                 f"the output has no JSON form, its repr is stored: {type(output).__name__}",
             )
         return jsonable(output), None
+
+    async def _divergence(self, claim: Claim, context: RolloutContext) -> Failure | None:
+        """Of a fork that had to follow its trunk, the failure of not having done so, whatever its agent made of it."""
+        fork = claim.rollout.spec.fork
+        if fork is None or fork.on_divergence is not OnDivergence.FAIL:
+            return None
+        return divergence(await self._stored_events(context))
 
     async def _run_agent(self, claim: Claim, context: RolloutContext) -> Any:
         task = claim.rollout.spec.task

@@ -203,6 +203,14 @@ def failure_of(error: BaseException, events: Iterable[Event], server_url: str) -
     return Failure(kind=kind, message=user_traceback(error))
 
 
+def divergence(events: Iterable[Event]) -> Failure | None:
+    """Why an attempt is no branch of its parent: its first request that was not recorded. `None`: there is none."""
+    for event in events:
+        if isinstance(event, CallEvent) and event.diverged is not None:
+            return Failure(kind=FailureKind.DIVERGED, message=event.diverged.difference)
+    return None
+
+
 def _by_gateway(error: BaseException, server_url: str, hung_up: bool) -> bool:
     if isinstance(error, CommandFailed):
         return is_in_text(str(error), server_url, hung_up=hung_up)

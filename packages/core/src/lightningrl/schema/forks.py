@@ -12,6 +12,17 @@ from lightningrl.schema.ids import AttemptId, EventId, StepId
 SAID = "said by a person"
 """Why the answer that a fork was given in the place of a sampled one is not trained."""
 
+BRANCH = "fork"
+"""`NewRollout.variant` of a fork, which keeps it apart from the rollouts that are no fork."""
+
+REPLAYED = "replayed: trained in "
+"""How the reason begins why an answer of another rollout is not trained; that rollout's id follows."""
+
+
+def reason_class(untrainable: str) -> str:
+    """The reason why a call is not trained as it is counted: without the id of a replayed call's rollout."""
+    return f"{REPLAYED}its parent" if untrainable.startswith(REPLAYED) else untrainable
+
 
 class OnDivergence(StrEnum):
     """What becomes of a request that the trunk does not have."""

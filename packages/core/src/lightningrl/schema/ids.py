@@ -30,6 +30,17 @@ def rollout_id(group: GroupId, member: int) -> RolloutId:
     return RolloutId(f"r-{group[2:]}-{member}")
 
 
+def branches_id(parents: GroupId, step: StepId) -> GroupId:
+    """The id of the group of the branches that begin at a step of a member of the group `parents`."""
+    return GroupId(f"{parents}/fork/{step}")
+
+
+def branch_id(parent: AttemptId, step: StepId, branch: int) -> RolloutId:
+    """The id of branch number `branch` of an attempt at a step: the same for every start of the same run."""
+    text = "\x1f".join((parent, step))
+    return RolloutId(f"r-{hashlib.blake2b(text.encode(), digest_size=10).hexdigest()}-{branch}")
+
+
 def new_id(prefix: str) -> str:
     """A fresh id with a readable prefix: when it was made, to the microsecond, then 72 random bits.
 

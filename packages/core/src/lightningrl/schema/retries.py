@@ -20,6 +20,8 @@ class FailureKind(StrEnum):
     """The worker stopped renewing its lease."""
     INFRASTRUCTURE = "infrastructure"
     """The gateway, engine or store failed under the agent; the agent is not to blame."""
+    DIVERGED = "diverged"
+    """A fork's agent asked for what its parent had not asked, so it is no branch of that one."""
     CANCELLED = "cancelled"
     """Somebody cancelled the rollout."""
 
@@ -40,6 +42,7 @@ RETRY_RULES: dict[FailureKind, RetryRule] = {
     FailureKind.TIMEOUT: RetryRule.ATTEMPTS,
     FailureKind.LOST: RetryRule.INFRASTRUCTURE,
     FailureKind.INFRASTRUCTURE: RetryRule.INFRASTRUCTURE,
+    FailureKind.DIVERGED: RetryRule.NEVER,
     FailureKind.CANCELLED: RetryRule.NEVER,
 }
 """Kind of failure -> what decides about another attempt; `docs/concepts.md` has the same table."""

@@ -75,7 +75,8 @@ def locate(reference: str, *, folder: Path, policy: str | None = None) -> Source
     if not (path / "config.json").is_file():
         raise ConfigError(
             f"{reference!r} is no Hugging Face model folder: {str(path)!r} has no config.json."
-            " A model may also be FILE.gguf, package:NAME or run:NAME[@ITERATION]"
+            " A model may also be FILE.gguf, package:NAME or run:NAME[@ITERATION]; none is downloaded by a hub's name, but"
+            " `hf download NAME --local-dir FOLDER` makes a folder"
         )
     return Source(reference, path, "Hugging Face folder")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from lightningrl.credit.shipped import BY_FORKS, SHIPPED
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import Algorithm, Recipe
 from lightningrl_verl.worker.backend_config import dotted
@@ -22,10 +23,12 @@ _WITHIN_GROUP = frozenset(
         "gigpo",
         "group_td",
         "hgpo",
+        "leave_one_out_fork",
         "mt_grpo",
         "per_agent",
         "rtmc",
         "step_reward",
+        "vine",
     }
 )
 """Shipped methods whose credit is 0 for a rollout that has none to be compared with."""
@@ -40,6 +43,11 @@ def _compares(algorithm: Algorithm) -> bool:
         algorithm.credit in _WITHIN_GROUP
         and algorithm.credit_args.get("normalise") != "reinforce++"
     )
+
+
+def _without_branches(algorithm: Algorithm) -> bool:
+    """Whether credit is a shipped method that knows of no branches."""
+    return algorithm.credit in SHIPPED and algorithm.credit not in BY_FORKS
 
 
 def _overlap(recipe: Recipe) -> bool:
@@ -86,6 +94,28 @@ REFUSALS: tuple[Refusal, ...] = (
         lambda _, algorithm, __: _compares(algorithm) and algorithm.group_size < 2,
         "credit is relative to the group, so a group of one teaches nothing; set 'algorithm.group_size'"
         " to 2 or more",
+    ),
+    Refusal(
+        "algorithm.credit, algorithm.forks",
+        lambda _, algorithm, __: algorithm.credit in BY_FORKS and algorithm.forks is None,
+        "this method compares forks of the rollouts, and there are none; add 'algorithm.forks', which may be empty:"
+        " 'forks: {}'",
+    ),
+    Refusal(
+        "algorithm.forks, algorithm.credit",
+        lambda _, algorithm, __: algorithm.forks is not None and _without_branches(algorithm),
+        "this method would compare branches with nothing that they have in common; set 'algorithm.credit' to 'vine' or"
+        " 'leave_one_out_fork', or leave 'algorithm.forks' out",
+    ),
+    Refusal(
+        "algorithm.forks, algorithm.group_size",
+        lambda _, algorithm, __: algorithm.forks is not None and algorithm.group_size < 2,
+        "a group of one has no value of the state in which it begins; set 'algorithm.group_size' to 2 or more",
+    ),
+    Refusal(
+        "algorithm.forks, live",
+        lambda recipe, algorithm, _: algorithm.forks is not None and recipe.live is not None,
+        "what an agent did for people can't be done again; leave 'algorithm.forks' out, or train on tasks alone",
     ),
     Refusal(
         "algorithm.credit, critic",

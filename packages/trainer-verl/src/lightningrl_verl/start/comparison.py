@@ -22,6 +22,7 @@ from lightningrl.cli import terminal
 from lightningrl.cli.stored_run import read_origin
 from lightningrl.credit import StatefulAssigner, find_assigner
 from lightningrl.credit.naming import method_name, parse_method, split_methods
+from lightningrl.credit.shipped import BY_FORKS, SHIPPED
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.machine.durable import write_text
 from lightningrl.recipe import LoadedRecipe, Recipe, load_recipe
@@ -213,6 +214,10 @@ def _method(loaded: LoadedRecipe, text: str) -> Method:
         changes.append("critic={}")
     if not values and loaded.recipe.critic is not None:
         changes.append("critic=null")
+    if credit in BY_FORKS and algorithm.forks is None:
+        changes.append("algorithm.forks={}")
+    if credit in SHIPPED and credit not in BY_FORKS and algorithm.forks is not None:
+        changes.append("algorithm.forks=null")
     return Method(method_name(credit, args), tuple(changes))
 
 

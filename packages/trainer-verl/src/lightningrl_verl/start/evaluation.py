@@ -160,7 +160,7 @@ async def evaluate(plan: Evaluation, overrides: Sequence[str], *, as_json: bool)
                 plan, loaded, [*overrides, f"name={loaded.recipe.name}"], folder, console, results
             )
         )
-        cancel_on_signals(task)
+        cancel_on_signals(task, console)
         try:
             await task
         except asyncio.CancelledError:

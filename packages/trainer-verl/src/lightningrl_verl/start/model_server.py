@@ -56,7 +56,8 @@ def serve_model(
     if chat_template is not None:
         template = Template(chat_template, template_text(chat_template, here))
     prepared = prepare(source, template)
-    Console(stderr=True).print(summary(prepared), highlight=False, soft_wrap=True)
+    told = f"{summary(prepared)}\nloading it; it answers once the next line says where"
+    Console(stderr=True).print(told, highlight=False, markup=False, soft_wrap=True)
     # Only now: torch and transformers.
     from lightningrl_verl.engine import serve_engine
     from lightningrl_verl.engine.load import load_engine

@@ -15,6 +15,7 @@ from msgspec import structs
 
 from lightningrl.cli.stored_run import find_run_folder
 from lightningrl.credit import CreditAssigner, StatefulAssigner, find_assigner
+from lightningrl.credit.fork_points import find_rule
 from lightningrl.errors import ConfigError
 from lightningrl.experience.train_when import load_train_when
 from lightningrl.recipe import Data, DataSource, LoadedRecipe, Recipe
@@ -75,12 +76,15 @@ def check(loaded: LoadedRecipe) -> Plan:
     data = recipe.data or Data()
     trained = trained_aliases(recipe)
     _check_sampling(recipe)
+    loaded.agents_python()
     for alias in recipe.policies:
         _check_model(loaded, alias)
     load_train_when(recipe.policies, loaded.folder)
     assigner = find_assigner(
         recipe.algorithm.credit, recipe.algorithm.credit_args, folder=loaded.folder
     )
+    if recipe.algorithm.forks is not None:
+        find_rule(recipe.algorithm.forks.at, folder=loaded.folder)
     values = isinstance(assigner, StatefulAssigner) and assigner.needs_values
     check_combinations(recipe, needs_values=values)
     _check_trackers(recipe)

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: live on a terminal, one line per iteration elsewhere.
+"""What a person sees while a run trains: live on a terminal, elsewhere a plain line for each phase and iteration.
 
 Its log has a line for each phase as it begins, so that one that hangs or is killed has said where it stood.
 """
@@ -23,7 +23,10 @@ from lightningrl.schema import Progress
 from lightningrl_verl.training.metrics import Metrics
 
 _NOTE_SECONDS = 10.0
-"""How often the log says how many rollouts have ended."""
+"""How often the log says how far a phase is."""
+
+_TELL_SECONDS = 60.0
+"""How often output that is no terminal says so."""
 
 
 REWARDS = ("train/reward", "val/reward", "val/reward_sampled", "test/reward")
@@ -66,6 +69,8 @@ class Display:
         self._log = log
         self._shown = shown
         self._noted = 0.0
+        self._told = 0.0
+        self._begun = False
         self._started = time.monotonic()
         self._phase_started = self._started
         self._trained_since: float | None = None
@@ -91,6 +96,7 @@ class Display:
     def begin(self, iteration: int) -> None:
         """An iteration begins."""
         self._iteration = iteration
+        self._begun = True
         if iteration and self._trained_since is None:
             self._trained_since = time.monotonic()
 
@@ -101,12 +107,12 @@ class Display:
         self._rollouts = Progress()
         self._detail = ""
         self._note(name)
+        self._tell(name)
 
     def detail(self, text: str) -> None:
         """How far the phase is, in place of what was said of it before."""
         self._detail = text
-        if time.monotonic() - self._noted > _NOTE_SECONDS:
-            self._note(f"{self._phase}, {text}")
+        self._move_on(text)
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -117,16 +123,31 @@ class Display:
     def rollouts(self, progress: Progress) -> None:
         """The rollouts of this phase moved on."""
         self._rollouts = progress
-        if time.monotonic() - self._noted > _NOTE_SECONDS:
-            self._note(f"{self._phase}, {_counts(progress)}")
+        self._move_on(_counts(progress))
 
     def end(self, metrics: Metrics) -> None:
-        """An iteration ended: keep its line, and print it where nothing is live."""
+        """An iteration ended: keep its line, and print it where no terminal is."""
         self._lines.append(metrics)
         self._trained += 1 if self._iteration else 0
         self._note("ended")
+        shown = self._plain(metrics)
+        if shown and not self._console.is_terminal:
+            self._console.print(shown, highlight=False, soft_wrap=True)
+
+    def _move_on(self, how_far: str) -> None:
+        """Say how far the phase is, in the log and without a terminal, unless that was said a moment ago."""
+        text = f"{self._phase}, {how_far}"
+        if time.monotonic() - self._noted > _NOTE_SECONDS:
+            self._note(text)
+        if time.monotonic() - self._told > _TELL_SECONDS:
+            self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        """Print a plain line where no terminal is: whoever reads a file sees that the run moves on."""
+        self._told = time.monotonic()
         if not self._console.is_terminal:
-            self._console.print(self._plain(metrics), highlight=False, soft_wrap=True)
+            where = f"iteration {self._iteration}/{self._iterations}: " if self._begun else ""
+            self._console.print(f"{where}{text}", highlight=False, markup=False, soft_wrap=True)
 
     def _note(self, text: str) -> None:
         self._noted = time.monotonic()
@@ -136,14 +157,13 @@ class Display:
                 log.write(f"{now} iteration {self._iteration}: {text}\n")
 
     def _plain(self, metrics: Metrics) -> str:
-        parts = [
-            f"iteration {metrics['iteration']}/{self._iterations}",
-            *(f"{key} {metrics[key]:.3f}" for key in self._shown if metrics.get(key) is not None),
-        ]
+        """An iteration's line; empty where nothing was measured."""
+        parts = [f"{k} {metrics[k]:.3f}" for k in self._shown if metrics.get(k) is not None]
         seconds = metrics.get("timing/iteration_seconds")
         if seconds is not None:
             parts.append(f"{seconds:.1f} s")
-        return "  ".join(parts)
+        where = f"iteration {metrics['iteration']}/{self._iterations}"
+        return "  ".join([where, *parts]) if parts else ""
 
     def _render(self) -> Panel:
         elapsed = time.monotonic() - self._started

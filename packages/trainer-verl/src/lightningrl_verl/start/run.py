@@ -14,9 +14,10 @@ from rich.console import Console
 
 from lightningrl.cli import terminal
 from lightningrl.curve import draw_curve
+from lightningrl.errors import ConfigError
 from lightningrl.machine.clock import SystemClock
 from lightningrl.recipe import Data
-from lightningrl_verl.engine import tool_parser
+from lightningrl_verl.engine import UnknownToolParserError, tool_parser
 from lightningrl_verl.serving.probe import ProbeResult
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.launching import prepare_ground
@@ -51,8 +52,11 @@ async def train_run(plan: Plan, overrides: Sequence[str]) -> int:
     # Bound to this stream: verl's own prints are silenced by replacing `sys.stdout`.
     console = terminal.console(sys.stdout)
     if plan.recipe.engine.backend == "torch":
-        for policy in plan.recipe.policies.values():
-            tool_parser(policy.tool_parser)
+        for alias, policy in plan.recipe.policies.items():
+            try:
+                tool_parser(policy.tool_parser)
+            except UnknownToolParserError as error:
+                raise ConfigError(f"policies.{alias}.tool_parser: {error}") from error
     folder = RunFolder(plan.loaded.run_folder)
     with folder.locked():
         folder.adopt(plan.loaded)
@@ -86,7 +90,7 @@ async def iterate(
     try:
         with noted_start(folder.path):
             task = asyncio.create_task(work)
-            cancel_on_signals(task)
+            cancel_on_signals(task, console)
             await task
     except asyncio.CancelledError:
         return False

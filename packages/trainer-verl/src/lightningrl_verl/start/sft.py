@@ -53,7 +53,7 @@ async def sft_run(plan: SftPlan) -> int:
         try:
             with noted_start(folder.path):
                 task = asyncio.create_task(_work(plan, folder, console))
-                cancel_on_signals(task)
+                cancel_on_signals(task, console)
                 await task
         except asyncio.CancelledError:
             console.print(said_when_stopped(folder))

@@ -7,15 +7,18 @@ import signal
 from collections.abc import Coroutine
 from typing import Any
 
+from rich.console import Console
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
-def cancel_on_signals(task: asyncio.Task[None]) -> None:
-    """Cancel the work at the first signal; a second one must not cut the cleaning up short."""
+def cancel_on_signals(task: asyncio.Task[None], console: Console) -> None:
+    """Cancel the work at the first signal, and say so; a second one must not cut the cleaning up short."""
 
     def stop() -> None:
         if not task.cancelling():
+            console.print("Stopping. An update that is under way ends first.")
             task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -154,7 +154,8 @@ async def _worthy(run: StoredRun, settings: WarmStart) -> list[Rollout]:
         )
         for mode in (Mode.TRAIN, Mode.LIVE)
     ]
-    return [one for query in queries for one in await run.store.rollouts(query)]
+    every = [one for query in queries for one in await run.store.rollouts(query)]
+    return [one for one in every if one.spec.fork is None]  # a branch repeats its parent's answers
 
 
 def _stored(attempts: Sequence[AttemptRecord]) -> StoredRollout:

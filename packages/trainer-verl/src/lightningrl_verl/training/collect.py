@@ -21,6 +21,7 @@ from lightningrl.schema import (
 )
 from lightningrl.store.base import RolloutQuery, Store
 from lightningrl_verl.training.batches import Task, further_rollouts, training_rollouts
+from lightningrl_verl.training.forks import Forked, forks_of, judge_branches
 
 _WAIT_SECONDS = 5.0
 """Longest long poll; between two of them `on_progress` is called whether or not anything ended."""
@@ -56,6 +57,17 @@ async def collect(
     first = rollouts[0]
     if not (failures_count and await _agents_failed(store, first)):
         await _retry_if_all_failed(store, first)
+    progress = await _run(store, rollouts, on_progress)
+    if progress.succeeded == 0 and not (failures_count and await _agents_failed(store, first)):
+        raise RunError(await _why_all_failed(store, first.run, first.mode, first.iteration))
+    return progress
+
+
+async def _run(
+    store: Store, rollouts: Sequence[NewRollout], on_progress: Callable[[Progress], None]
+) -> Progress:
+    """Enqueue rollouts, and wait until all have ended."""
+    first = rollouts[0]
     await store.enqueue(rollouts)
     progress = Progress()
     seen = -1
@@ -74,8 +86,6 @@ async def collect(
         if progress.ended == progress.total:
             break
         seen = progress.ended
-    if progress.succeeded == 0 and not (failures_count and await _agents_failed(store, first)):
-        raise RunError(await _why_all_failed(store, first.run, first.mode, first.iteration))
     return progress
 
 
@@ -118,6 +128,8 @@ class Collected:
     dynamic sampling."""
     further: int
     """Tasks that were added in place of such groups."""
+    forked: Forked
+    """Its branches; of none without `algorithm.forks`."""
 
 
 async def collect_training(
@@ -128,38 +140,69 @@ async def collect_training(
     *,
     on_progress: Callable[[Progress], None],
 ) -> Collected:
-    """Have an iteration's training rollouts run, and further tasks in place of groups without signal.
+    """Have an iteration's training rollouts run, further tasks in place of groups without signal, then its forks.
 
     It adds as many tasks as it takes for `tasks_per_iteration` groups with signal, but no more than
     `algorithm.further_tasks`. Called again after a crash, it finds what has run and goes on.
 
     Raises:
-        RunError: every rollout failed, and `algorithm.failure_reward` rewards none of the failures.
+        RunError: every rollout failed, and `algorithm.failure_reward` rewards none of the failures; or every fork
+            diverged.
     """
     algorithm = recipe.algorithm
     assert algorithm is not None
     rollouts = training_rollouts(recipe, tasks, iteration)
     if not rollouts:  # it trains on live rollouts alone
-        return Collected({}, 0)
+        return Collected({}, 0, Forked())
     count = algorithm.failure_reward is not None
     await collect(store, rollouts, on_progress=on_progress, failures_count=count)
-    if not algorithm.further_tasks:
-        return Collected({}, 0)
+    flat: dict[GroupId, list[float]] = {}
     further = 0
-    while True:
-        flat = await _flat_groups(store, recipe.name, iteration, algorithm)
+    while algorithm.further_tasks:
+        rewards = await _rewards(store, recipe.name, iteration, algorithm)
+        flat = {one: of_group for one, of_group in rewards.items() if _is_flat(of_group, algorithm)}
         more = further_rollouts(recipe, tasks, iteration, further, len(flat))
         if not more:
-            return Collected(flat, further)
+            break
         await collect(store, more, on_progress=on_progress, failures_count=count)
         further += len({rollout.group_id for rollout in more})
+    forked = await _collect_forks(store, recipe, iteration, flat, on_progress)
+    return Collected(flat, further, forked)
 
 
-async def _flat_groups(
+async def _collect_forks(
+    store: Store,
+    recipe: Recipe,
+    iteration: int,
+    flat: Mapping[GroupId, Sequence[float]],
+    on_progress: Callable[[Progress], None],
+) -> Forked:
+    """Have the forks of groups that will be taken run."""
+    algorithm = recipe.algorithm
+    assert algorithm is not None
+    if algorithm.forks is None:
+        return Forked()
+    rewards = await _rewards(store, recipe.name, iteration, algorithm)
+    enough = max(algorithm.min_group, 1)
+    groups = [one for one, of_group in rewards.items() if len(of_group) >= enough]
+    taken = [one for one in groups if one not in flat]
+    branches = await forks_of(store, recipe, iteration, taken)
+    if branches:
+        await _retry_if_all_failed(store, branches[0])
+        await _run(store, branches, on_progress)
+    return await judge_branches(store, recipe, branches)
+
+
+def _is_flat(rewards: Sequence[float], algorithm: Algorithm) -> bool:
+    """Whether a group teaches nothing: too few usable members, or all of one reward."""
+    return len(rewards) < max(algorithm.min_group, 1) or len(set(rewards)) < 2
+
+
+async def _rewards(
     store: Store, run: str, iteration: int, algorithm: Algorithm
 ) -> dict[GroupId, list[float]]:
-    """Groups that teach nothing, too few usable members or all of one reward; with those members' rewards."""
-    query = RolloutQuery(run=run, mode=Mode.TRAIN, iteration=iteration)
+    """Each group's rewards of usable members, in the order of the groups; branches are not looked at."""
+    query = RolloutQuery(run=run, mode=Mode.TRAIN, iteration=iteration, variant="")
     failed: set[RolloutId] = set()
     if algorithm.failure_reward is not None:
         by_agent = structs.replace(
@@ -173,11 +216,7 @@ async def _flat_groups(
             of_group.append(rollout.reward)
         elif rollout.id in failed and algorithm.failure_reward is not None:
             of_group.append(algorithm.failure_reward)
-    return {
-        group_id: of_group
-        for group_id, of_group in rewards.items()
-        if len(of_group) < max(algorithm.min_group, 1) or len(set(of_group)) < 2
-    }
+    return rewards
 
 
 def _deleted(first: NewRollout, missing: int) -> str:

@@ -13,6 +13,7 @@ from lightningrl.checks import undeclared_models
 from lightningrl.credit import Credit
 from lightningrl.errors import NothingTrainable, RunError
 from lightningrl.experience.drift import Drift, RolloutDrift, rollout_drift, total
+from lightningrl.experience.forks import rollout_weights, unforked
 from lightningrl.experience.formats import count_formats
 from lightningrl.experience.trainable import TrainableCalls
 from lightningrl.experience.trajectory import LossShare, Row, with_credit
@@ -51,7 +52,8 @@ def prepare(
     """Give rows their credit and weigh them.
 
     For each policy a rollout weighs 1/N with N the rollouts of all groups, those without signal
-    included. Groups without a trace, or no groups at all, give no rows.
+    included; branches are not counted, and share the weight of their parent's group. Groups without a trace, or no
+    groups at all, give no rows.
 
     Args:
         groups: what the iteration took.
@@ -62,12 +64,15 @@ def prepare(
         share: what shares a rollout's weight evenly.
         keep_all: policies that keep rows without signal, for losses that they are part of (entropy, KL).
     """
-    count = sum(len(group.traces) for group in groups)
+    plain = unforked(groups)
+    count = sum(len(group.traces) for group in plain)
+    weights = rollout_weights(groups)
     rows = {
         alias: [
             row
             for piece in of_policy
-            for row in _weighted(piece, credit, count, per_call=per_call, share=share)
+            if (weight := weights[piece.group][piece.trace])
+            for row in _weighted(piece, credit, count / weight, per_call=per_call, share=share)
         ]
         for alias, of_policy in pieces.items()
     }
@@ -81,9 +86,9 @@ def prepare(
         for alias, of_policy in rows.items()
     }
     every = [row for of_policy in rows.values() for row in of_policy]
-    metrics = _metrics(groups, every) | _drift_metrics(total(drift))
+    metrics = _metrics(plain, every) | _drift_metrics(total(drift))
     metrics |= {f"credit/{name}": value for name, value in credit.metrics.items()}
-    parts = mean_parts(trace.parts for group in groups for trace in group.traces)
+    parts = mean_parts(trace.parts for group in plain for trace in group.traces)
     metrics |= {f"train/part/{name}": value for name, value in parts.items()}
     metrics["credit/unfit"] = float(credit.unfit is not None)
     metrics["train/trainable_share"] = calls.share
@@ -91,7 +96,7 @@ def prepare(
 
 
 def _weighted(
-    piece: Piece, credit: Credit, count: int, *, per_call: bool, share: LossShare
+    piece: Piece, credit: Credit, count: float, *, per_call: bool, share: LossShare
 ) -> list[Row]:
     rows = with_credit(piece.merged.rows, credit[piece.group][piece.trace], count, share)
     return one_row_per_call(rows) if per_call else rows

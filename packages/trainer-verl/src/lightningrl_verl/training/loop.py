@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from lightningrl.curve import draw_curve
 from lightningrl.errors import NotFound
+from lightningrl.experience.forks import unforked
 from lightningrl.experience.transition import Group
 from lightningrl.gateway.control import GatewayClient
 from lightningrl.guards import check_guards
@@ -172,7 +173,7 @@ class TrainingLoop:
                 self._recipe.name,
                 iteration,
                 min_group=self._algorithm.min_group,
-                skip=(*collected.flat, *live.skipped),
+                skip=(*collected.flat, *live.skipped, *collected.forked.skipped),
                 failure_reward=self._algorithm.failure_reward,
             )
             groups = await read_traces(self._store, taken)
@@ -185,7 +186,7 @@ class TrainingLoop:
         self._checkup.calls(credited.lesson.calls)
         check_trainable(credited.lesson, iteration)
         metrics = dict(credited.lesson.metrics) | self._of_groups(groups, collected) | live.metrics
-        metrics |= reused
+        metrics |= collected.forked.metrics | reused
         attempts = await self._attempts(iteration)
         metrics |= await count_tokens(self._store, groups, attempts)
         metrics["train/failed"] = await self._failed(iteration)
@@ -217,6 +218,7 @@ class TrainingLoop:
             run=self._recipe.name,
             iteration=iteration,
             mode=Mode.TRAIN,
+            variant="",
             states=(RolloutState.SUCCEEDED, RolloutState.FAILED),
             descending=True,
             limit=SAMPLE,
@@ -256,7 +258,7 @@ class TrainingLoop:
 
     def _of_groups(self, groups: Sequence[Group], collected: Collected) -> Metrics:
         """What the rewards of all groups say, those that dynamic sampling left out included."""
-        rewards = [[trace.reward for trace in group.traces] for group in groups]
+        rewards = [[trace.reward for trace in group.traces] for group in unforked(groups)]
         rewards += [list(of_group) for of_group in collected.flat.values()]
         metrics: Metrics = {
             "train/flat_groups": flat_share(rewards),
@@ -395,7 +397,7 @@ class TrainingLoop:
         )
 
     async def _failed(self, iteration: int) -> int:
-        progress = await self._store.progress(self._recipe.name, Mode.TRAIN, iteration)
+        progress = await self._store.progress(self._recipe.name, Mode.TRAIN, iteration, variant="")
         return progress.failed
 
     async def _attempts(self, iteration: int) -> list[Attempt]:

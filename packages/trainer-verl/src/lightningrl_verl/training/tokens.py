@@ -1,7 +1,7 @@
 """What an iteration's rollouts cost in tokens.
 
 Invariant: all that was sampled counts, whether or not it is trained: of groups that were skipped, and of attempts that
-failed or were lost, too.
+failed or were lost, too. What a record answered was not sampled: it counts where it was.
 """
 
 from __future__ import annotations
@@ -39,4 +39,6 @@ async def count_tokens(
 
 
 def _sums(calls: Sequence[CallEvent]) -> tuple[int, int]:
-    return sum(one.prompt_tokens for one in calls), sum(one.completion_tokens for one in calls)
+    """Prompt and sampled tokens; what was given again cost nothing."""
+    asked = [one for one in calls if one.replay_of is None]
+    return sum(one.prompt_tokens for one in asked), sum(one.completion_tokens for one in asked)

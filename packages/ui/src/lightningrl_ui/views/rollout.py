@@ -37,6 +37,8 @@ class RolloutView:
     """What the ledger says of its group. `None`: no iteration has taken it."""
     siblings: tuple[RolloutId | None, RolloutId | None]
     """The members before and after it."""
+    parent: RolloutId | None
+    """Of a branch what it was forked from, if that is still there. `None`: it is no branch, or it is gone."""
 
 
 async def find_rollout(store: Store, run: Run, ident: str) -> Rollout:
@@ -74,7 +76,20 @@ async def rollout_view(store: Store, run: Run, ident: str, number: int | None) -
         late=frozenset(event.id for one in attempts for event in late_rewards(entries, one)),
         taken=entries[-1] if entries else None,
         siblings=_siblings(sorted(members, key=lambda one: one.spec.member), rollout.id),
+        parent=await _parent(store, rollout),
     )
+
+
+async def _parent(store: Store, rollout: Rollout) -> RolloutId | None:
+    """The rollout that a branch was forked from. `None`: it is no branch, or the parent was deleted."""
+    fork = rollout.spec.fork
+    if fork is None:
+        return None
+    try:
+        parent, _ = await store.attempt(fork.attempt)
+    except NotFound:
+        return None
+    return parent.id
 
 
 def _siblings(

@@ -1,11 +1,14 @@
 """The order of the files: those that take longest begin, so that no process is left alone with one at the end.
 
+Garbage is not looked for while tests are collected, nor ever among what collecting made: a million objects that stay.
+
 And Hypothesis's profile `suite`: the same examples each time. They are found once, so that a few are as good as many;
 `make test-long` draws new ones.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +50,7 @@ LONGEST = (
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Make the profile, where it is asked for: to import Hypothesis takes two seconds."""
+    gc.disable()
     # The environments of `make test-oldest` have no such option.
     if config.getoption("--hypothesis-profile", None) == "suite":
         from hypothesis import settings
@@ -58,6 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, in this order; everything else stays as it was found."""
     places = {ROOT / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected as ever."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -44,15 +45,19 @@ def test_a_wheel_holds_every_file_of_its_source(wheels: dict[str, Path], member:
     assert any(name.endswith(".sql") for name in source) == (package.name == "lightningrl")
 
 
-_STORE = """
-import asyncio, pathlib, tempfile
+_CORE = """
+import asyncio, json, pathlib, subprocess, tempfile
 from lightningrl.store import open_store
-async def main():
+async def runs():
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(pathlib.Path(folder) / "store.db")
-        print(await store.runs())
+        found = await store.runs()
         await store.close()
-asyncio.run(main())
+    return found
+def command(*arguments):
+    done = subprocess.run(["lightningrl", *arguments], capture_output=True, text=True)
+    return [done.returncode, done.stdout, done.stderr]
+print(json.dumps([asyncio.run(runs()), command("--help"), command("train", "recipe.yaml")]))
 """
 
 
@@ -67,7 +72,6 @@ def alone(package: str, *command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("package", "program", "printed"),
     [
-        ("lightningrl", _STORE, "[]"),
         (
             "lightningrl-autogen",
             "from lightningrl.capture.adapters import find_adapters as find;"
@@ -112,11 +116,13 @@ def test_a_package_runs_with_what_it_declares_alone(
     assert done.stdout.strip() == printed, done.stderr
 
 
-def test_core_alone_has_its_commands_and_says_where_training_comes_from() -> None:
-    shown = alone("lightningrl", "lightningrl", "--help")
-    commands = re.findall(r"^  (\w+)  ", shown.stdout.split("Commands:")[1], re.MULTILINE)
+def test_core_alone_keeps_runs_has_its_commands_and_says_where_training_comes_from() -> None:
+    done = alone("lightningrl", "python", "-c", _CORE)
+    assert done.returncode == 0, done.stderr
+    runs, (_, shown, _), (refused, _, said) = json.loads(done.stdout)
+    assert runs == []
+    commands = re.findall(r"^  (\w+)  ", shown.split("Commands:")[1], re.MULTILINE)
     told = "credit db delete doctor drift export fork import judge plot rescore retry runner serve show"
     assert commands == [*told.split(), "try"]
-    refused = alone("lightningrl", "lightningrl", "train", "recipe.yaml")
-    assert refused.returncode == 2
-    assert "pip install lightningrl-verl" in refused.stderr
+    assert refused == 2
+    assert "pip install lightningrl-verl" in said

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
-import anthropic
 import openai
 import pytest
 from openai._base_client import BaseClient
@@ -306,6 +305,8 @@ def test_an_azure_client_goes_to_the_attempt_and_its_key_stays_at_home(
 
 
 def ask_anthropic(base_url: str, model: str = "m") -> None:
+    import anthropic
+
     with anthropic.Anthropic(base_url=base_url, api_key="users-key", max_retries=0) as client:
         client.messages.create(
             model=model, max_tokens=9, messages=[{"role": "user", "content": "x"}]

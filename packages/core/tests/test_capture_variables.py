@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import anthropic
 import openai
 import pytest
-from anthropic._models import FinalRequestOptions as AnthropicOptions
 from openai._models import FinalRequestOptions as OpenaiOptions
 
 from lightningrl.capture import variables
@@ -55,6 +53,9 @@ def by_openai(route: str, client: openai.OpenAI | None = None) -> tuple[str, str
 
 
 def by_anthropic(route: str) -> tuple[str, str]:
+    import anthropic
+    from anthropic._models import FinalRequestOptions as AnthropicOptions
+
     options = AnthropicOptions.construct(method="post", url=route, json_data={"model": "m"})
     request = anthropic.Anthropic()._build_request(options)
     return str(request.url), request.headers["x-api-key"]

@@ -1,14 +1,15 @@
 """Anthropic's messages at the gateway, spoken by the real SDK: blocks, tools, streams, errors."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
-import anthropic
 import pydantic
 import pytest
 
@@ -23,6 +24,9 @@ from lightningrl_testkit.model_server import (
     in_turn,
     prompt_ids,
 )
+
+if TYPE_CHECKING:
+    import anthropic
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 WEATHER: Any = {
@@ -46,6 +50,8 @@ async def rig(tmp_path: Path) -> AsyncIterator[GatewayRig]:
 
 
 def agent(rig: GatewayRig, claim: Claim) -> anthropic.AsyncAnthropic:
+    import anthropic
+
     # The SDK appends /v1/messages, and sends the key as x-api-key.
     base_url = rig.attempt_url(claim).removesuffix("/v1")
     return anthropic.AsyncAnthropic(base_url=base_url, api_key=claim.key, max_retries=0)
@@ -358,6 +364,8 @@ async def test_a_stream_is_the_services_events_in_order_and_adds_up(rig: Gateway
 
 
 async def test_a_sync_client_gets_the_same(rig: GatewayRig) -> None:
+    import anthropic
+
     with ModelServer(in_turn("Yo")) as engine:
         await rig.register(engine.url)
         claim = await rig.claim()
@@ -399,6 +407,8 @@ async def test_a_sync_client_gets_the_same(rig: GatewayRig) -> None:
 async def test_what_cant_be_done_is_refused_in_the_services_form(
     rig: GatewayRig, fields: dict[str, Any], part: str
 ) -> None:
+    import anthropic
+
     body = {"model": "m", "max_tokens": 9, "messages": HI, **fields}
     async with agent(rig, await rig.claim()) as client:
         with pytest.raises(anthropic.BadRequestError) as failed:
@@ -425,6 +435,8 @@ async def test_tokens_are_counted_as_a_call_would_have_them_and_nothing_is_recor
 
 
 async def test_an_engine_that_cannot_count_is_told(rig: GatewayRig) -> None:
+    import anthropic
+
     await rig.register("http://127.0.0.1:9/v1")
     with ModelServer() as engine:
         await rig.register(engine.url)
@@ -435,6 +447,8 @@ async def test_an_engine_that_cannot_count_is_told(rig: GatewayRig) -> None:
 
 
 async def test_refusals_of_the_gateway_itself_are_in_the_services_form(rig: GatewayRig) -> None:
+    import anthropic
+
     claim = await rig.claim()
     async with agent(rig, claim) as client:
         with pytest.raises(anthropic.AuthenticationError) as failed:
@@ -455,6 +469,8 @@ async def test_refusals_of_the_gateway_itself_are_in_the_services_form(rig: Gate
 
 
 async def test_the_runs_policies_are_its_models(rig: GatewayRig) -> None:
+    import anthropic
+
     await rig.register("http://127.0.0.1:9/v1", name="a/b", replaces=("claude-x",))
     async with agent(rig, await rig.claim()) as client:
         assert [model.id async for model in client.models.list()] == ["a/b", "claude-x"]
@@ -464,6 +480,8 @@ async def test_the_runs_policies_are_its_models(rig: GatewayRig) -> None:
 
 
 async def test_an_engines_error_is_told_and_recorded(rig: GatewayRig) -> None:
+    import anthropic
+
     with ModelServer(lambda _: Answer("too long", status=400)) as engine:
         await rig.register(engine.url)
         claim = await rig.claim()

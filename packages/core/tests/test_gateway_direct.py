@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import anthropic
 import openai
 import pytest
 from click.testing import CliRunner
@@ -143,6 +142,8 @@ async def test_a_stream_and_a_response_are_answered_too() -> None:
 
 
 async def test_anthropics_client_gets_tool_calls() -> None:
+    import anthropic
+
     tool: Any = {"name": "weather", "input_schema": PARAMETERS}
     with ModelServer(in_turn(LOOK)) as engine:
         async with (
@@ -158,6 +159,8 @@ async def test_anthropics_client_gets_tool_calls() -> None:
 
 
 async def test_tokens_are_counted_as_a_call_would_have_them() -> None:
+    import anthropic
+
     rules = RewriteRules(merge_instructions=True)
     messages: list[Any] = [{"role": one, "content": one} for one in ("system", "system", "user")]
     with ModelServer(in_turn("Yo")) as engine:

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import openai
 import pytest
 
@@ -130,6 +129,8 @@ async def responses(rig: GatewayRig, claim: Claim, tool: Tool) -> str:
 
 async def messages_api(rig: GatewayRig, claim: Claim, tool: Tool) -> str:
     """Streams Anthropic's messages."""
+    import anthropic
+
     url = rig.attempt_url(claim).removesuffix("/v1")
     said: list[Any] = [{"role": "user", "content": "Look around."}]
     tools: Any = [{"name": "look", "input_schema": TOOL["parameters"]}]

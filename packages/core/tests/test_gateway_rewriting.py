@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import openai
 import pytest
 
@@ -18,6 +17,9 @@ from lightningrl.experience.transition import assemble
 from lightningrl.schema import Claim, RewriteRules
 from lightningrl_testkit.gateway import GatewayRig, open_rig
 from lightningrl_testkit.model_server import Answer, ModelServer, Script, ToolCall
+
+if TYPE_CHECKING:
+    import anthropic
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
 
@@ -36,6 +38,8 @@ def agent(rig: GatewayRig, claim: Claim, name: str = "") -> openai.AsyncOpenAI:
 
 
 def anthropic_client(rig: GatewayRig, claim: Claim) -> anthropic.AsyncAnthropic:
+    import anthropic
+
     url = rig.attempt_url(claim).removesuffix("/v1")
     return anthropic.AsyncAnthropic(base_url=url, api_key=claim.key, max_retries=0)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import anthropic
 import openai
 import pytest
 
@@ -58,6 +57,8 @@ async def test_a_stream_speaks_before_its_answer_and_then_tells_all_of_it(
 async def test_clients_get_an_error_that_comes_after_the_headers_and_the_record_its_status(
     tmp_path: Path,
 ) -> None:
+    import anthropic
+
     with ModelServer() as engine:
         async with open_rig(tmp_path, limits=SOON) as rig:
             await rig.register(engine.url)

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import openai
 import pytest
 
@@ -33,6 +32,8 @@ class Vendor:
     """Who answers: a gateway, which speaks every dialect, reached by its address alone."""
 
     def __init__(self, rig: GatewayRig, engine: ModelServer, url: str, key: str) -> None:
+        import anthropic
+
         self.rig = rig
         self.engine = engine
         options: Any = {"api_key": key, "max_retries": 0, "timeout": 60.0}
@@ -340,6 +341,8 @@ async def test_outside_a_rollout_nothing_is_recorded(vendor: Vendor, path: Path)
 
 def hook_points() -> list[Any]:
     """What stands in each place that is hooked."""
+    import anthropic
+
     found: list[Any] = []
     for package in (openai, anthropic):
         clients, streams = package._base_client, package._streaming

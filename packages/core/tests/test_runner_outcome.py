@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
-import anthropic
 import httpx
 import numpy as np
 import openai
@@ -183,11 +182,15 @@ def raised_by(call: Callable[[], object]) -> BaseException:
     raise AssertionError("nothing was raised")
 
 
+def ask_anthropic(url: str) -> object:
+    import anthropic
+
+    return anthropic.Anthropic(base_url=url, api_key="k", max_retries=0).models.list()
+
+
 CLIENTS: dict[str, Callable[[str], object]] = {
     "openai": lambda url: openai.OpenAI(base_url=url, api_key="k", max_retries=0).models.list(),
-    "anthropic": lambda url: anthropic.Anthropic(
-        base_url=url, api_key="k", max_retries=0
-    ).models.list(),
+    "anthropic": ask_anthropic,
     "httpx": lambda url: httpx.get(url),
 }
 

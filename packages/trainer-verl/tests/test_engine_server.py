@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import anthropic
 import openai
 import pytest
 import torch
@@ -372,6 +371,8 @@ async def test_a_tool_loop_in_responses_continues_the_engines_tokens(rig: Gatewa
 async def test_a_tool_loop_in_anthropic_messages_continues_the_engines_tokens(
     rig: GatewayRig,
 ) -> None:
+    import anthropic
+
     function = CALC["function"]
     tool: Any = {"name": function["name"], "input_schema": function["parameters"]}
     claim = await rig.claim(Sampling(temperature=0.0, max_tokens=20))
@@ -414,6 +415,8 @@ async def test_a_completion_of_a_plain_text_has_the_same_tokens_as_the_rendered_
 
 
 async def test_what_the_engine_cant_do_is_refused_in_the_dialects_form(rig: GatewayRig) -> None:
+    import anthropic
+
     claim = await rig.claim()
     said: Any = [{"role": "user", "content": "compact"}]
     async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
@@ -539,6 +542,8 @@ WRITTEN = [
 
 @pytest.mark.parametrize("arguments", WRITTEN)
 async def test_what_the_policy_wrote_is_never_refused(rig: GatewayRig, arguments: str) -> None:
+    import anthropic
+
     claim = await rig.claim(Sampling(temperature=0.0, max_tokens=3))
     call: Any = {"id": "c", "type": "function"}
     call["function"] = {"name": "calc", "arguments": arguments}

@@ -1,6 +1,6 @@
 """The order of the files: those that take longest begin, so that no process is left alone with one at the end.
 
-Garbage is not looked for while tests are collected, nor ever among what collecting made: a million objects that stay.
+Garbage is not looked for while tests are collected: a million objects that stay.
 
 And Hypothesis's profile `suite`: the same examples each time. They are found once, so that a few are as good as many;
 `make test-long` draws new ones.
@@ -66,7 +66,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """From here on garbage is collected as ever."""
-    gc.freeze()
     gc.enable()
 
 

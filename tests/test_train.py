@@ -200,6 +200,7 @@ def test_eval_refuses_what_it_cannot_measure(
 
 def test_a_rehearsal_says_what_the_recipe_takes_and_keeps_nothing(trained: Project) -> None:
     before = sorted((trained.folder / "runs").iterdir())
+    (trained.folder / "runs" / ".rehearsal-of-a-killed-one" / "run").mkdir(parents=True)
     done = trained.train(str(trained.recipe(algorithm={
         "iterations": 36, "tasks_per_iteration": 6, "group_size": 4,
     })), "--rehearse")  # fmt: skip

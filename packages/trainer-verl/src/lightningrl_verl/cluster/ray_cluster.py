@@ -11,17 +11,22 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray._private import ray_constants
 
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.recipe import Engine, Trainer
-from lightningrl_verl.cluster.session_folder import SessionFolder
+from lightningrl_verl.machine.passing_folder import PassingFolder
 from lightningrl_verl.machine.quiet import quiet
 
 _KNOCK_SECONDS = 10.0
+
+_FOLDER = "ray-lrl-"
+"""Short, for the paths of Ray's sockets begin with it, and may have 107 characters in all."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,13 @@ class RayCluster:
         # For a driver under `uv run` Ray would build the workers' environments anew, and wait for them without
         # end. (It reads the variable of this name when it is imported, which was before.)
         ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
-        self._folder: SessionFolder | None = None
+        self._folder: PassingFolder | None = None
         try:
             # GPUs that are there Ray counts by itself; a run on CPUs needs as many as it says, whatever is there.
             counted = None if room.on_gpus else room.engine_devices
             with quiet():
                 if address is None:
-                    self._folder = SessionFolder()
+                    self._folder = PassingFolder(Path(tempfile.gettempdir()), _FOLDER)
                     ray.init(
                         "local",
                         num_cpus=room.cores,
@@ -122,7 +127,7 @@ class RayCluster:
         """End the local Ray, or leave the one that was joined."""
         ray.shutdown()
         if self._folder is not None:
-            self._folder.remove()
+            self._folder.close()
 
 
 def _knock(address: str) -> None:

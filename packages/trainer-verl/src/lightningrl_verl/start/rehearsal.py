@@ -2,15 +2,15 @@
 
 It is a real one: the recipe's agent, model, engine and trainer, with eight rollouts, one update, one checkpoint and one
 sync. It differs where nothing would be measured otherwise: no warm start, no scoring, and rows without signal are
-kept in the update, since the rewards of eight rollouts may all be equal. Invariant: nothing of it stays on disk.
+kept in the update, since the rewards of eight rollouts may all be equal. Invariant: nothing of it stays on disk; what a killed one left, the next one removes.
 """
 
 from __future__ import annotations
 
 import resource
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lightningrl.cli import terminal
 from lightningrl.errors import ConfigError
 from lightningrl.metrics import read_metrics
 from lightningrl.recipe import Algorithm, Data, LoadedRecipe, Optimiser
+from lightningrl_verl.machine.passing_folder import PassingFolder
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.preflight import check
 from lightningrl_verl.start.run import iterate
@@ -134,8 +135,8 @@ async def rehearse(loaded: LoadedRecipe, overrides: Sequence[str]) -> int:
     # Beside the runs: the disk that the run itself will use.
     runs = loaded.run_folder.parent
     runs.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=runs) as place:
-        folder = RunFolder(Path(place) / "run")
+    with closing(PassingFolder(runs, ".rehearsal-")) as place:
+        folder = RunFolder(place.path / "run")
         plan = check(small(loaded, folder.path))
         with folder.locked():
             folder.adopt(plan.loaded)

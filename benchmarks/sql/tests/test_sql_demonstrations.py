@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from lightningrl_bench_sql.database import QueryError, run
 from lightningrl_bench_sql.demonstrations import demonstrations
-from lightningrl_bench_sql.mistakes import mistakes
+from lightningrl_bench_sql.mistakes import misreadings, mistakes
 from lightningrl_bench_sql.prompts import CHECKER, REWRITER, WRITER, approves
 from lightningrl_bench_sql.questions import KINDS
 from lightningrl_bench_sql.reward import execution_match
@@ -78,11 +79,12 @@ def test_the_rewriter_mends_errors_and_wrong_results(
     clean: list[dict[str, Any]], tasks: dict[str, dict[str, Any]]
 ) -> None:
     repairs = _of(clean, "rewriter")
-    assert COUNT * 0.35 < len(repairs) < COUNT * 0.65
+    assert len(repairs) == COUNT
     for row in repairs:
         assert execution_match(tasks[row["id"]], _shown(row, "Query"), None) == 0
     errors = [row for row in repairs if (_shown(row, "Result") or "").startswith("error: ")]
-    assert 3 < len(errors) < len(repairs) / 2
+    assert len(repairs) / 5 < len(errors) < len(repairs) * 4 / 5
+    assert any("no such column" in (_shown(row, "Result") or "") for row in errors)
     for row in repairs:
         assert (_shown(row, "Check") is None) == (row in errors)
 
@@ -97,6 +99,7 @@ def test_slips_are_as_frequent_as_asked(folder: Path, tasks: dict[str, dict[str,
         assert wrong == [row for row in answers if row["metadata"]["slip"]]
         assert 0.15 < len(wrong) / len(answers) < 0.45
     assert not any(row["metadata"]["slip"] for row in _of(rows, "checker"))
+    assert not any(_answer(row) == _shown(row, "Query") for row in _of(rows, "rewriter"))
     with pytest.raises(ValueError, match=r"slips must be from 0 to 1, got 1\.5"):
         demonstrations(1, 0, slips=1.5, folder=folder)
 
@@ -107,5 +110,8 @@ def test_every_kind_of_question_can_be_got_wrong_and_no_mistake_is_rewarded(fold
         wrong = [query.sql() for query, _ in mistakes(question.query)]
         assert len(wrong) >= 2, row["query"]
         assert not any(execution_match(row, query, None) for query in wrong), row["query"]
+        for query in misreadings(question.query):
+            with pytest.raises(QueryError, match="no such"):
+                run(row["database"], query)
         seen.add(row["kind"])
     assert seen == set(KINDS)

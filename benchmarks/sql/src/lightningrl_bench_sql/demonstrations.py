@@ -1,8 +1,10 @@
 """Demonstrations: what each of the three roles answers to prompts as the agent sends them.
 
-Half of what the checker and the rewriter are shown is wrong, so that they learn to tell and to mend it. Beyond that, writer
-and rewriter slip themselves in the share `slips` of their answers: then they are taught wrong queries, and reinforcement
-learning has something to find out. Where `slips` is 0, every answer is right.
+Half of what the checker is shown is wrong, so that it learns to tell; all that the rewriter is shown is, some of it for a
+misread name, so that it learns to mend. Beyond that, writer and rewriter slip themselves in the share `slips` of their
+answers: then they are taught wrong queries, and reinforcement learning has something to find out. A rewriter's slip is
+another mistake than the one that it was shown: a small model that is taught to repeat repeats most of what it sees.
+Where `slips` is 0, every answer is right.
 
 Invariant: `demonstrations` is a pure function of its arguments, about questions and databases of the training split alone.
 """
@@ -15,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from lightningrl_bench_sql.database import QueryError, cut, run, show
-from lightningrl_bench_sql.mistakes import mistakes
+from lightningrl_bench_sql.mistakes import misreadings, mistakes
 from lightningrl_bench_sql.prompts import Message, to_checker, to_rewriter, to_writer
 from lightningrl_bench_sql.questions import Question
 from lightningrl_bench_sql.tasks import LEVELS, draw
 
 WRONG_SHARE = 0.5
-"""How often the checker or the rewriter is shown a wrong query."""
+"""How often the checker is shown a wrong query."""
+MISREAD_SHARE = 0.3
+"""How often a wrong query that the writer was not taught holds a misread name."""
 
 
 def demonstrations(
@@ -31,7 +35,7 @@ def demonstrations(
     levels: Sequence[int] = LEVELS,
     folder: str | Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Return dialogues for `count` tasks, two or three each, as `policies.NAME.warm_start` reads them.
+    """Return dialogues for `count` tasks, one of each role, as `policies.NAME.warm_start` reads them.
 
     Args:
         count: Tasks.
@@ -58,24 +62,37 @@ def _dialogues(
 ) -> Iterator[dict[str, Any]]:
     """Yield what the writer, the checker and the rewriter are shown of one task."""
     schema, asked, right = task["schema"], task["question"], task["query"]
-    mistake, told = rng.choice(mistakes(question.query))
-    slip = mistake.sql()
+    made = [(query.sql(), told) for query, told in mistakes(question.query)]
+    wrong, told = rng.choice(made)
     slipped = rng.random() < slips
-    yield _row(task, "writer", to_writer(schema, asked), slip if slipped else right, slip=slipped)
-    seen_wrong = slipped or rng.random() < WRONG_SHARE
-    query = slip if seen_wrong else right
-    verdict = f"wrong: {told}" if seen_wrong else "correct"
+    yield _row(task, "writer", to_writer(schema, asked), wrong if slipped else right, slip=slipped)
+    if not slipped and rng.random() < MISREAD_SHARE:
+        wrong = rng.choice(misreadings(question.query))
+    failed = _error(task, wrong)
+    if failed is None:
+        told = f"wrong: {told}"
+        result = show(run(task["database"], wrong))
+        repair = to_rewriter(schema, asked, wrong, result, told)
+    else:
+        repair = to_rewriter(schema, asked, wrong, failed, None)
+    if failed is None and (slipped or rng.random() < WRONG_SHARE):
+        seen, verdict = wrong, told
+    else:
+        seen, verdict = right, "correct"
+    prompt = to_checker(schema, asked, seen, show(run(task["database"], seen)))
+    yield _row(task, "checker", prompt, verdict, slip=False)
+    slipped = rng.random() < slips
+    other = rng.choice([query for query, _ in made if query != wrong])
+    yield _row(task, "rewriter", repair, other if slipped else right, slip=slipped)
+
+
+def _error(task: dict[str, Any], query: str) -> str | None:
+    """What the agent is told where a query can't be run."""
     try:
-        result = show(run(task["database"], query))
-        prompt = to_checker(schema, asked, query, result)
-        yield _row(task, "checker", prompt, verdict, slip=False)
+        run(task["database"], query)
     except QueryError as error:
-        result, verdict = cut(f"error: {error}"), None
-    if seen_wrong:
-        # It most often repeats what it was shown.
-        slipped = rng.random() < slips
-        prompt = to_rewriter(schema, asked, query, result, verdict)
-        yield _row(task, "rewriter", prompt, query if slipped else right, slip=slipped)
+        return cut(f"error: {error}")
+    return None
 
 
 def _row(

@@ -11,6 +11,9 @@ from dataclasses import replace
 
 from lightningrl_bench_sql.questions import AGGREGATES, Query
 
+_NAMES = re.compile(r"'[^']*'|\b([a-z][a-z_]{2,})\b")
+"""Of tables and columns in a query; a text in quotes matches with an empty group."""
+
 Mistake = tuple[Query, str]
 """A wrong query, and what is to be changed in it."""
 
@@ -18,6 +21,18 @@ Mistake = tuple[Query, str]
 def mistakes(query: Query) -> list[Mistake]:
     """Return the mistakes that can be made with a query, at least two."""
     return [*_of_select(query), *_of_condition(query), *_of_clauses(query)]
+
+
+def misreadings(query: Query) -> list[str]:
+    """Return the query with one of its tables or columns misread by a letter, for each: no table has that name."""
+    text = query.sql()
+    names = dict.fromkeys(one for one in _NAMES.findall(text) if one and one != "name")
+    return [re.sub(rf"\b{one}\b", _less_a_letter(one), text) for one in names]
+
+
+def _less_a_letter(name: str) -> str:
+    middle = len(name) // 2
+    return name[:middle] + name[middle + 1 :]
 
 
 def _of_select(query: Query) -> Iterator[Mistake]:

@@ -14,7 +14,7 @@ import pytest
 from lightningrl_bench_sql.baselines import score
 from lightningrl_bench_sql.database import run
 from lightningrl_bench_sql.questions import KINDS, WAYS, wordings
-from lightningrl_bench_sql.schemas import Split, names, numbers, schemas, words
+from lightningrl_bench_sql.schemas import MIXES, Split, names, numbers, schemas, words
 from lightningrl_bench_sql.tasks import draw, generate
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -93,6 +93,27 @@ def test_splits_share_no_table_column_word_name_or_number(
         used = [_numbers_in(rows[split]) for split in (one, other)]
         assert not used[0] & used[1]
         assert used[0] <= set(numbers(one))
+
+
+def test_to_train_on_there_are_schemas_whose_tables_have_the_columns_of_others() -> None:
+    found = schemas("train", 0)
+    assert len(found) == 24 * (1 + MIXES)
+    assert len({str((one.parent, one.child)) for one in found}) == len(found)
+    whole, mixed = found[:24], found[24:]
+    for side in ("parent", "child"):
+        columns = Counter(
+            column
+            for one in whole
+            for column in (getattr(one, side).text, *getattr(one, side).numbers)
+        )
+        of_mixed = Counter(
+            column
+            for one in mixed
+            for column in (getattr(one, side).text, *getattr(one, side).numbers)
+        )
+        assert of_mixed == Counter({column: MIXES * count for column, count in columns.items()})
+    assert all(len(set(table.numbers)) == 2 for one in mixed for table in (one.parent, one.child))
+    assert [len(schemas(split, 0)) for split in ("val", "test")] == [4, 8]
 
 
 def _numbers_in(rows: list[dict[str, Any]]) -> set[int]:

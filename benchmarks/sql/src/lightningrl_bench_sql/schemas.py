@@ -57,6 +57,8 @@ class Schema:
     """Table -> what its text column may hold; the same in all databases of one schema and seed."""
 
 
+MIXES = 5
+"""How often the tables to train on are mixed."""
 _LINES: Mapping[Split, tuple[str, ...]] = {
     "train": (
         "bakery district ovens rent | cake flavour weight price",
@@ -126,16 +128,39 @@ _HELD_OUT_REMAINDERS: Mapping[int, Split] = {5: "val", 11: "test"}
 
 
 def schemas(split: Split, seed: int) -> list[Schema]:
-    """Return the schemas of a split; `seed` chooses the words of their text columns."""
+    """Return the schemas of a split; `seed` chooses the words of their text columns.
+
+    Those to train on are followed by `MIXES` times as many, in which each table has columns of others: who knows which
+    columns a library has need not read the schema.
+    """
     rng = random.Random(f"words/{split}/{seed}")
     pool = _WORDS[split].split()
+    parents, children = (
+        [_table(line.split(" | ")[side]) for line in _LINES[split]] for side in (0, 1)
+    )
+    pairs = list(zip(parents, children, strict=True))
+    if split == "train":
+        mixer = random.Random("mixes")
+        for _ in range(MIXES):
+            pairs += zip(_mixed(parents, mixer), _mixed(children, mixer), strict=True)
     found: list[Schema] = []
-    for line in _LINES[split]:
-        parent, child = (_table(half) for half in line.split(" | "))
+    for parent, child in pairs:
         words = rng.sample(pool, PARENT_WORDS + CHILD_WORDS)
         texts = {parent.name: tuple(words[:PARENT_WORDS]), child.name: tuple(words[PARENT_WORDS:])}
         found.append(Schema(parent, child, texts))
     return found
+
+
+def _mixed(tables: list[Table], rng: random.Random) -> list[Table]:
+    """The tables in another order, each with the columns of others."""
+    names = rng.sample([one.name for one in tables], len(tables))
+    texts = rng.sample([one.text for one in tables], len(tables))
+    all_numbers = [number for one in tables for number in one.numbers]
+    while True:
+        drawn = rng.sample(all_numbers, len(all_numbers))
+        both = list(zip(drawn[::2], drawn[1::2], strict=True))
+        if all(first != second for first, second in both):
+            return [Table(*of_one) for of_one in zip(names, texts, both, strict=True)]
 
 
 def numbers(split: Split) -> list[int]:

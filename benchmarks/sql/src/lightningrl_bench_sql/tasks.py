@@ -112,7 +112,7 @@ class _Source:
     _known: set[str] = field(default_factory=set[str])
     """Questions so far, each with its database."""
     _files: dict[str, _Files] = field(default_factory=dict[str, _Files])
-    """By the child's table."""
+    """By the tables of their schema."""
 
     def __post_init__(self) -> None:
         self._rng = random.Random(f"questions/{self.split}/{self.seed}")
@@ -133,11 +133,11 @@ class _Source:
 
     def _made(self, schema: Schema) -> _Files:
         """Return the databases of a schema, made if need be."""
-        name = schema.child.name
-        if name not in self._files:
+        key = f"{schema.parent} {schema.child}"
+        if key not in self._files:
             visible, hidden = (self._make(schema, side) for side in ("visible", "hidden"))
-            self._files[name] = _Files(schema_of(visible), visible, hidden)
-        return self._files[name]
+            self._files[key] = _Files(schema_of(visible), visible, hidden)
+        return self._files[key]
 
     def _make(self, schema: Schema, side: str) -> Path:
         rng = random.Random(f"{side}/{schema.child.name}/{self.seed}")

@@ -368,17 +368,20 @@ async def test_a_tool_loop_in_responses_continues_the_engines_tokens(rig: Gatewa
     await assert_one_row(rig, claim)
 
 
+def anthropic_client(rig: GatewayRig, claim: Claim) -> Any:
+    from anthropic import AsyncAnthropic
+
+    return AsyncAnthropic(base_url=rig.attempt_url(claim).removesuffix("/v1"), api_key=claim.key)
+
+
 async def test_a_tool_loop_in_anthropic_messages_continues_the_engines_tokens(
     rig: GatewayRig,
 ) -> None:
-    import anthropic
-
     function = CALC["function"]
     tool: Any = {"name": function["name"], "input_schema": function["parameters"]}
     claim = await rig.claim(Sampling(temperature=0.0, max_tokens=20))
-    base_url = rig.attempt_url(claim).removesuffix("/v1")
     history: list[Any] = [{"role": "user", "content": "compact"}]
-    async with anthropic.AsyncAnthropic(base_url=base_url, api_key=claim.key) as client:
+    async with anthropic_client(rig, claim) as client:
         first = await client.messages.create(
             model="tiny", max_tokens=20, messages=history, tools=[tool]
         )
@@ -422,8 +425,7 @@ async def test_what_the_engine_cant_do_is_refused_in_the_dialects_form(rig: Gate
     async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
         with pytest.raises(openai.BadRequestError, match="top_logprobs"):
             await client.responses.create(model="tiny", input="compact", top_logprobs=3)
-    base_url = rig.attempt_url(claim).removesuffix("/v1")
-    async with anthropic.AsyncAnthropic(base_url=base_url, api_key=claim.key) as client:
+    async with anthropic_client(rig, claim) as client:
         with pytest.raises(anthropic.BadRequestError, match="min_p") as failed:
             await client.messages.create(
                 model="tiny", max_tokens=9, messages=said, extra_body={"min_p": 0.5}
@@ -542,8 +544,6 @@ WRITTEN = [
 
 @pytest.mark.parametrize("arguments", WRITTEN)
 async def test_what_the_policy_wrote_is_never_refused(rig: GatewayRig, arguments: str) -> None:
-    import anthropic
-
     claim = await rig.claim(Sampling(temperature=0.0, max_tokens=3))
     call: Any = {"id": "c", "type": "function"}
     call["function"] = {"name": "calc", "arguments": arguments}
@@ -563,8 +563,7 @@ async def test_what_the_policy_wrote_is_never_refused(rig: GatewayRig, arguments
     async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
         await client.chat.completions.create(model="tiny", messages=history)
         await client.responses.create(model="tiny", input=items)
-    base_url = rig.attempt_url(claim).removesuffix("/v1")
-    async with anthropic.AsyncAnthropic(base_url=base_url, api_key=claim.key) as client:
+    async with anthropic_client(rig, claim) as client:
         await client.messages.create(model="tiny", max_tokens=9, messages=blocks)
     prompts = [one.prompt_ids for one in await rig.calls(claim)]
     assert prompts[0] == prompts[1] == prompts[2]

@@ -374,9 +374,7 @@ def anthropic_client(rig: GatewayRig, claim: Claim) -> Any:
     return AsyncAnthropic(base_url=rig.attempt_url(claim).removesuffix("/v1"), api_key=claim.key)
 
 
-async def test_a_tool_loop_in_anthropic_messages_continues_the_engines_tokens(
-    rig: GatewayRig,
-) -> None:
+async def test_a_tool_loop_in_messages_continues_the_engines_tokens(rig: GatewayRig) -> None:
     function = CALC["function"]
     tool: Any = {"name": function["name"], "input_schema": function["parameters"]}
     claim = await rig.claim(Sampling(temperature=0.0, max_tokens=20))

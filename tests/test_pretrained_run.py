@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from anthropic import Anthropic
 from openai import OpenAI
 from tiny_gguf import TinyGguf
 from user_project import Project
@@ -58,6 +57,8 @@ def test_a_gguf_file_is_trained_exported_and_trained_again(project: Project) -> 
 
 def _is_served(project: Project) -> None:
     """The run's model answers both clients, with a name that it does not have."""
+    from anthropic import Anthropic
+
     url_file = project.folder / "url"
     serving = project.start_cli(
         "serve", "--policy", "run:quick", "--port", "0", "--url-file", str(url_file)

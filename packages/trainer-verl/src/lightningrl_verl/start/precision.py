@@ -21,6 +21,9 @@ _WORTH = 1.3
 _SHAPE = (256, 576, 1536)
 """Of the product that is timed: rows, inputs and outputs of a small model's layer."""
 
+_ROUNDS = 20
+"""A fifth of a second on two quiet cores, half a second beside a training."""
+
 
 def settle(loaded: LoadedRecipe) -> tuple[LoadedRecipe, str | None]:
     """The recipe with `trainer.dtype` and `algorithm.importance` as they are used.
@@ -47,18 +50,27 @@ def faster(device: Literal["cpu", "cuda"]) -> tuple[Literal["fp32", "bf16"], str
     if device == "cuda":
         supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         return ("bf16", "the GPU has it") if supported else ("fp32", "the GPU has no bf16")
-    ratio = _seconds(torch.float32) / _seconds(torch.bfloat16)
+    times = _least_seconds(torch.float32, torch.bfloat16)
+    ratio = times[torch.float32] / times[torch.bfloat16]
     why = f"this CPU multiplies {ratio:.1f} times as fast in bf16 as in fp32"
     return ("bf16", why) if ratio >= _WORTH else ("fp32", why)
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    """The least time of a product, of several."""
+def _least_seconds(*dtypes: torch.dtype) -> dict[torch.dtype, float]:
+    """The least time of a product in each.
+
+    They take turns, for longer than another process keeps a core at a time: who measures them one after the other, each
+    for a few milliseconds, measures what else the machine does.
+    """
     rows, inputs, outputs = _SHAPE
-    left, right = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
-    found: list[float] = []
-    for _ in range(4):
-        started = time.perf_counter()
-        torch.nn.functional.linear(left, right)
-        found.append(time.perf_counter() - started)
-    return min(found)
+    factors = {
+        one: (torch.ones(rows, inputs, dtype=one), torch.ones(outputs, inputs, dtype=one))
+        for one in dtypes
+    }
+    least = dict.fromkeys(dtypes, float("inf"))
+    for _ in range(_ROUNDS):
+        for one, (left, right) in factors.items():
+            started = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            least[one] = min(least[one], time.perf_counter() - started)
+    return least

@@ -3,6 +3,7 @@
 A database has two tables: a parent ("library") and a child ("novel"), whose rows each belong to one parent. Invariants, each
 checked by a test:
 
+- Tables, columns and values are common words, each one token of the small model's vocabulary wherever a query holds it.
 - No table, column, value, name or number of one split is in another; only `name`, the keys' ending `_id` and one-digit
   numbers are in all.
 - `script` is a pure function of its arguments; numbers of a column are all different, so that no order has ties.
@@ -61,59 +62,59 @@ MIXES = 5
 """How often the tables to train on are mixed."""
 _LINES: Mapping[Split, tuple[str, ...]] = {
     "train": (
-        "bakery district ovens rent | cake flavour weight price",
-        "orchard valley trees acres | apple variety sugar size",
-        "library borough shelves visitors | novel genre pages copies",
-        "zoo climate cages keepers | animal diet age height",
-        "clinic ward beds nurses | patient blood pulse nights",
-        "circus tent seats trailers | clown costume jokes shoes",
-        "harbour coast docks depth | vessel cargo crew length",
-        "studio suburb cameras rooms | film mood budget minutes",
-        "league sport teams matches | player position goals salary",
-        "mine ore shafts output | truck maker wheels load",
-        "hotel style floors beds | guest country nights bill",
-        "school township desks grants | pupil hobby marks absences",
-        "museum era halls visitors | statue material weight value",
-        "farm county fields acres | tractor maker power hours",
-        "airline alliance planes routes | pilot origin flights age",
-        "brewery city tanks staff | beer hop strength price",
-        "garage street bays fee | car colour speed doors",
-        "publisher language editors awards | magazine topic readers issues",
-        "theatre quarter seats balconies | play author acts minutes",
-        "forest climate trails area | bird song eggs wingspan",
-        "restaurant cuisine tables stars | dish spice calories cost",
-        "company sector branches profit | machine purpose power repairs",
-        "college state labs tuition | course subject credits hours",
-        "island ocean beaches villages | lighthouse lamp steps height",
+        "market district doors rent | fruit colour weight price",
+        "field shape trees paths | apple colour sugar size",
+        "library borough walls windows | book topic pages price",
+        "park climate rules keepers | animal species age height",
+        "hospital ward beds staff | patient blood age days",
+        "club music lights staff | band style tracks members",
+        "port coast depth boats | ship flag load length",
+        "company sector profit projects | film theme budget minutes",
+        "league country games matches | player position points height",
+        "mine metal depth output | robot maker power hours",
+        "house style rooms windows | tenant job age bill",
+        "school town rooms teachers | student subject marks days",
+        "museum era walls objects | picture style weight value",
+        "farm state fields animals | vehicle maker speed power",
+        "agency country planes staff | flight origin distance delay",
+        "factory city workers lines | product material strength price",
+        "shop street doors cost | car colour speed power",
+        "journal language authors issues | article topic words links",
+        "stage quarter lights actors | play author acts minutes",
+        "forest climate area trees | bird sound speed weight",
+        "menu season pages stars | dish colour sugar cost",
+        "project sector budget tasks | tool purpose cost length",
+        "college state rooms rent | course subject hours size",
+        "lake region area boats | tower shape height weight",
     ),
     "val": (
-        "stadium surface gates capacity | concert band tickets volume",
-        "vineyard soil barrels hectares | wine grape acidity bottles",
-        "castle dynasty towers moats | knight weapon duels armour",
-        "gallery movement walls donors | painting technique width offers",
+        "camp surface gates capacity | event format volume reward",
+        "ranch soil width roads | wine label acid boxes",
+        "castle legend arches stairs | lord shield attacks years",
+        "building movement blocks owners | photo filter angle pixels",
     ),
     "test": (
-        "temple religion bells pillars | monk duty prayers robes",
-        "railway gauge stations tunnels | engine fuel pistons torque",
-        "bank currency vaults loans | account category balance withdrawals",
-        "observatory hemisphere domes lenses | comet class orbit brightness",
-        "market festival stalls traders | carpet pattern knots fringe",
-        "aquarium sea pools divers | shark habitat fins teeth",
-        "workshop trade benches drills | chair wood legs screws",
-        "channel format episodes viewers | host accent interviews fans",
+        "church faith steps notes | bishop duty letters walks",
+        "track signal stations limits | engine fuel pressure cycles",
+        "bank currency assets clients | account category balance rate",
+        "planet zone mass radius | satellite class orbit gravity",
+        "store brand units entries | shirt pattern buttons inches",
+        "river source flow levels | fish family bones spots",
+        "office trade phones screens | chair wood parts layers",
+        "channel network programs views | host voice questions stories",
     ),
 }  # fmt: skip
 
 _WORDS: Mapping[Split, str] = {
     "train": (
-        "amber brisk calm coral crisp dusty early eastern faint fresh gentle golden grand green hollow humble iron "
-        "ivory jolly large lemon little lunar maple mild modern noble northern olive plain purple quiet rapid royal "
-        "rustic silver simple stone sunny velvet"
+        "amber basic black blue brief broad brown central civil clean cold cool daily dark early eastern empty "
+        "fine flat fresh full grand green heavy human inner iron large late local plain pure quick quiet white "
+        "wild young southern"
     ),
-    "val": "ancient bold bright copper foggy marble narrow polar scarlet tidal urban wooden",
+    "val": "bold bright double polar urban wide yellow hard happy final active joint",
     "test": (
-        "azure bronze crimson distant elegant frozen gloomy harsh indigo jade lively mellow nimble opaque pale remote "
-        "solar tender vivid western"
+        "western frozen orange gray gold ideal native outer purple rare open warm weak tiny north famous fast "
+        "neutral normal organic perfect popular"
     ),
 }
 _NAME_STARTS: Mapping[Split, str] = {

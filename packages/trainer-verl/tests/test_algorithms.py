@@ -12,7 +12,6 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from tiny_rows import Sequence, sequences, write_model
-from verl.utils.config import omega_conf_to_dataclass
 
 from lightningrl.credit import broadcast
 from lightningrl.credit.broadcast import Form
@@ -185,6 +184,7 @@ def test_gradients_on_single_turns_are_those_of_verls_own_path(
 def test_every_loss_grows_in_proportion_to_its_advantages(model: Path, loss: LossName):
     # An advantage carries its share of the loss, so what isn't in proportion would depend on the batch's size.
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.utils.config import omega_conf_to_dataclass
 
     composed = compose_verl_config(config(model, loss)).actor_rollout_ref.actor
     actor = omega_conf_to_dataclass(composed)

@@ -8,15 +8,6 @@ from pathlib import Path
 
 import pytest
 from tiny_rows import write_model
-from verl.utils.config import omega_conf_to_dataclass
-from verl.workers.config import (
-    CheckpointEngineConfig,
-    FSDPActorConfig,
-    FSDPEngineConfig,
-    FSDPOptimizerConfig,
-    HFModelConfig,
-    RolloutConfig,
-)
 
 from lightningrl.errors import ConfigError
 from lightningrl.recipe import LoadedRecipe, load_recipe
@@ -43,6 +34,9 @@ def test_the_trainer_takes_it(recipe: LoadedRecipe):
 
 
 def test_verls_own_classes_take_what_it_asks_for(recipe: LoadedRecipe, tmp_path: Path):
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.config import FSDPActorConfig, FSDPEngineConfig, FSDPOptimizerConfig
+
     config = backend_config(recipe.recipe, "policy", tmp_path)
     actor = omega_conf_to_dataclass(compose_verl_config(config).actor_rollout_ref.actor)
     assert isinstance(actor, FSDPActorConfig)
@@ -57,6 +51,9 @@ def test_verls_own_classes_take_what_it_asks_for(recipe: LoadedRecipe, tmp_path:
 
 def test_verls_own_classes_take_its_engines(recipe: LoadedRecipe, tmp_path: Path):
     """One replica on each rank's GPU, which serves the policy by its alias and sleeps while the rank trains."""
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.config import CheckpointEngineConfig, HFModelConfig, RolloutConfig
+
     composed = compose_verl_config(backend_config(recipe.recipe, "policy", tmp_path))
     rollout = omega_conf_to_dataclass(composed.actor_rollout_ref.rollout)
     assert isinstance(rollout, RolloutConfig)
@@ -84,6 +81,9 @@ def test_verls_own_classes_take_its_engines(recipe: LoadedRecipe, tmp_path: Path
 
 def test_engines_on_gpus_of_their_own_are_as_many_as_asked_for(tmp_path: Path):
     """verl divides all GPUs by those of one engine (`workers/rollout/llm_server.py:396`)."""
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.config import RolloutConfig
+
     write_model(tmp_path, tied=True)
     changes = [
         f"policies.policy.model={tmp_path}",
@@ -101,6 +101,9 @@ def test_engines_on_gpus_of_their_own_are_as_many_as_asked_for(tmp_path: Path):
 
 
 def test_adapters_reach_the_engines_merged(recipe: LoadedRecipe, tmp_path: Path):
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.config import HFModelConfig
+
     config = replace(
         backend_config(recipe.recipe, "policy", tmp_path), overrides={"model.lora_rank": 8}
     )

@@ -11,16 +11,18 @@ from __future__ import annotations
 # ruff: noqa: F722
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from tensordict import TensorDict
 from torch import Tensor
 
 from lightningrl.errors import RunError
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 FloatArray = NDArray[np.float32]
 
@@ -89,6 +91,9 @@ def to_batch(
     Raises:
         RunError: a row can't be trained (see `prompt_length`), or there are none.
     """
+    # It brings torch's compiler, a second of imports; who names these types alone needs neither.
+    from tensordict import TensorDict
+
     if not rows:
         raise RunError("there are no rows to train on; skip the update of this iteration")
     starts = [1 if row is None else prompt_length(row) for row in rows]

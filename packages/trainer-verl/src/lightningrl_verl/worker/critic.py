@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tensordict import TensorDict
 
 from lightningrl.errors import RunError
 from lightningrl.experience.trajectory import Row
@@ -22,6 +21,9 @@ from lightningrl_verl.worker.backend import gather, share_out
 from lightningrl_verl.worker.backend_config import BackendConfig
 from lightningrl_verl.worker.batch import FloatArray, token_budget
 from lightningrl_verl.worker.ranks import Launcher, Order, ThisProcess, deal
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 
 @dataclass(frozen=True)

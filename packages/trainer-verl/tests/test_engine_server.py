@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import openai
 import pytest
 import torch
 from learnt_engine import HERMES, config, learnt_engine, learnt_tokenizer
@@ -351,8 +352,6 @@ async def assert_one_row(rig: GatewayRig, claim: Claim) -> None:
 
 
 async def test_a_tool_loop_in_responses_continues_the_engines_tokens(rig: GatewayRig) -> None:
-    import openai
-
     tool: Any = {"type": "function", **CALC["function"], "strict": False}
     claim = await rig.claim(Sampling(temperature=0.0, max_tokens=20))
     async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
@@ -402,8 +401,6 @@ async def test_a_tool_loop_in_messages_continues_the_engines_tokens(rig: Gateway
 async def test_a_completion_of_a_plain_text_has_the_same_tokens_as_the_rendered_chat(
     rig: GatewayRig,
 ) -> None:
-    import openai
-
     claim = await rig.claim(Sampling(temperature=0.0, max_tokens=20))
     async with openai.AsyncOpenAI(base_url=rig.attempt_url(claim), api_key=claim.key) as client:
         said: Any = [{"role": "user", "content": "compact"}]
@@ -420,7 +417,6 @@ async def test_a_completion_of_a_plain_text_has_the_same_tokens_as_the_rendered_
 
 async def test_what_the_engine_cant_do_is_refused_in_the_dialects_form(rig: GatewayRig) -> None:
     import anthropic
-    import openai
 
     claim = await rig.claim()
     said: Any = [{"role": "user", "content": "compact"}]
@@ -546,8 +542,6 @@ WRITTEN = [
 
 @pytest.mark.parametrize("arguments", WRITTEN)
 async def test_what_the_policy_wrote_is_never_refused(rig: GatewayRig, arguments: str) -> None:
-    import openai
-
     claim = await rig.claim(Sampling(temperature=0.0, max_tokens=3))
     call: Any = {"id": "c", "type": "function"}
     call["function"] = {"name": "calc", "arguments": arguments}

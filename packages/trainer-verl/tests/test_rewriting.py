@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import numpy as np
+import openai
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -317,8 +318,6 @@ async def test_the_instructions_of_a_real_client_reach_the_model(
     engine: TorchEngine, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     """As Codex asks: instructions, then a developer's message, to a template that takes one system message."""
-    import openai
-
     async with served(engine, "strict", tmp_path) as rig:
         claim = await rig.claim()
         async with openai.AsyncOpenAI(

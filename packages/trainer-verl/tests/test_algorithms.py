@@ -1,16 +1,17 @@
 """Our updates against verl's own estimators, losses and aggregation, on the same rows."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tensordict import TensorDict
 from tiny_rows import Sequence, sequences, write_model
 
 from lightningrl.credit import broadcast
@@ -22,6 +23,9 @@ from lightningrl_verl.worker.backend import VerlBackend
 from lightningrl_verl.worker.backend_config import BackendConfig, compose_verl_config
 from lightningrl_verl.worker.batch import prompt_length, to_batch
 from lightningrl_verl.worker.workers import policy_worker
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 torch.set_num_threads(1)
 

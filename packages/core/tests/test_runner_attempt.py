@@ -449,8 +449,9 @@ async def test_a_command_that_fails_shows_what_it_wrote_last(rig: GatewayRig) ->
     assert "ended with status 7; it wrote last:\nso sorry" in attempt.failure.message
 
 
-def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Break a connection that was made."""
+async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Break a connection that was made, once something was asked: Node's `fetch` may miss one that breaks before."""
+    await reader.read(1)
     linger = struct.pack("ii", 1, 0)
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()

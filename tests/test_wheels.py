@@ -69,32 +69,26 @@ def alone(package: str, *command: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+_ADAPTERS = """
+from lightningrl.capture.adapters import find_adapters
+print([one.name for one in find_adapters()])
+"""
+# Python compiles a whole framework anew in each environment.
+_BIG = {"langchain", "openai-agents"}
+
+
 @pytest.mark.parametrize(
     ("package", "program", "printed"),
     [
-        (
-            "lightningrl-autogen",
-            "from lightningrl.capture.adapters import find_adapters as find;"
-            "print([one.name for one in find()])",
-            "['autogen']",
-        ),
-        (
-            "lightningrl-agent-framework",
-            "from lightningrl.capture.adapters import find_adapters as find;"
-            "print([one.name for one in find()])",
-            "['agent-framework']",
-        ),
-        (
-            "lightningrl-langchain",
-            "from lightningrl.capture.adapters import find_adapters as find;"
-            "print([one.name for one in find()])",
-            "['langchain']",
-        ),
-        (
-            "lightningrl-openai-agents",
-            "from lightningrl.capture.adapters import find_adapters as find;"
-            "print([one.name for one in find()])",
-            "['openai-agents']",
+        *(
+            pytest.param(
+                f"lightningrl-{name}",
+                _ADAPTERS,
+                f"['{name}']",
+                marks=[pytest.mark.long] if name in _BIG else [],
+                id=name,
+            )
+            for name in ("agent-framework", "autogen", "langchain", "openai-agents")
         ),
         (
             "lightningrl-ui",

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import openai
 import pytest
 
@@ -18,6 +19,7 @@ from lightningrl.schema import (
     CallStatus,
     Claim,
     Endpoint,
+    Fork,
     Policy,
 )
 from lightningrl.store import Store, open_store
@@ -305,3 +307,23 @@ async def test_a_conversation_goes_on_by_id_at_whatever_gateway(
         "three",
         "4",
     ]
+
+
+async def test_two_equal_requests_at_two_gateways_get_two_recorded_answers(
+    pair: tuple[Replica, Replica],
+) -> None:
+    """Each recorded answer is given to one step, also where both gateways look for it at once."""
+    with ModelServer(in_turn(*(f"answer {number}" for number in range(24)))) as engine:
+        await register(pair[0], engine.url)
+        [parent] = await claims(pair[0].store, 1)
+        recorded = [await pair[0].ask(parent) for _ in range(20)]
+        [spec] = group(task="fork")
+        fork = Fork(parent.attempt.id)
+        await pair[0].store.enqueue([msgspec.structs.replace(spec, fork=fork)])
+        [claim] = await pair[0].store.claim("worker", limit=1, lease_seconds=600)
+        asking = [where.ask(claim) for _ in range(10) for where in pair]
+        given = await asyncio.gather(*asking)
+        assert sorted(given) == sorted(recorded)
+        assert len(engine.arrivals) == 20
+        origins = [one.replay_of for one in await calls(pair[0].store, claim)]
+        assert len(origins) == len(set(origins)) == 20

@@ -8,7 +8,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from lightningrl.errors import ConfigError, LimitReached, NotFound, StaleAttempt
+from lightningrl.errors import ConfigError, Conflict, LimitReached, NotFound, StaleAttempt
 from lightningrl.schema import (
     AttemptId,
     AttemptState,
@@ -162,6 +162,23 @@ class EventClaims:
         await store.finish(attempt, AttemptState.SUCCEEDED)
         await store.append([call(attempt, "1")])  # its answer may have been lost the first time
         assert await store.events([attempt]) == [[call(attempt, "1")]]
+
+    async def test_a_recorded_answer_is_given_to_one_step(self, store: Store) -> None:
+        attempt = await running_attempt(store)
+        sampled = ReplayOf(AttemptId("a-parent"), EventId("of the parent"))
+        first, second = (
+            replace(call(attempt, "again"), step_id=StepId(step), replay_of=sampled)
+            for step in ("s-1", "s-2")
+        )
+        await store.append([first])
+        await store.append([first])  # its answer may have been lost the first time
+        with pytest.raises(Conflict, match=f"'again' of attempt '{attempt}'.*another step"):
+            await store.append([log(attempt, "with it"), second])
+        await store.finish(attempt, AttemptState.SUCCEEDED)
+        await store.append([first])
+        with pytest.raises(Conflict, match="another step"):
+            await store.append([second])
+        assert await store.events([attempt]) == [[first]]
 
     async def test_an_attempt_has_no_more_calls_than_its_limit(self, store: Store) -> None:
         limits = CallLimits(calls=2)

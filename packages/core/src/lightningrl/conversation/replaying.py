@@ -195,6 +195,12 @@ def origin_of(call: CallEvent) -> ReplayOf:
     return call.replay_of or ReplayOf(call.attempt_id, call.id)
 
 
+def replay_id(sampled: ReplayOf) -> EventId:
+    """The id that a call has within an attempt in which it gives that answer again."""
+    digest = hashlib.blake2b(f"{sampled.attempt}/{sampled.event}".encode(), digest_size=16)
+    return EventId(f"call-again-{digest.hexdigest()}")
+
+
 def kept(
     attempts: Sequence[Sequence[CallEvent]], trained: Callable[[CallEvent], bool]
 ) -> list[CallEvent]:

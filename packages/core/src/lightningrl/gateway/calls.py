@@ -18,7 +18,7 @@ from lightningrl.conversation.history import Asker
 from lightningrl.conversation.malformed import Malformed
 from lightningrl.conversation.replaying import Path
 from lightningrl.conversation.rewriting import HOSTED_TOOLS, Rewritten
-from lightningrl.errors import LimitReached, StaleAttempt, StoreUnavailable
+from lightningrl.errors import Conflict, LimitReached, StaleAttempt, StoreUnavailable
 from lightningrl.gateway.asgi import (
     EVENT_STREAM,
     JSON,
@@ -111,29 +111,35 @@ class Calls:
         event_id = new_id("call")
         own_step_id = event_id.replace("call", "s")  # one reading of the system's randomness
         step_id = StepId(name_in(headers, STEP_HEADER) or own_step_id)
-        async with self.replays.answering(
-            context, Path(within, agent), request, spoken.dialect, step_id
-        ) as found:
-            asker = Asker(served.policy.name, within, agent)
-            rewritten = await self._rewritten(served, context, asker, request, spoken, found)
-            call = Call(
-                event_id=EventId(event_id),
-                attempt_id=context.id,
-                step_id=step_id,
-                agent=agent,
-                within=within,
-                state=name_in(headers, STATE_HEADER),
-                policy=served.policy.name,
-                dialect=spoken.dialect,
-                request=request,
-                rewritten=rewritten,
-                found=found,
-                sampling=request.engine.effective_sampling(context.rollout.sampling),
-                traceparent=_text(headers, _TRACEPARENT),
-                started_at=self._clock.now(),
-                started=self._clock.monotonic(),
-            )
-            return await self._in_slot(spoken, call, context, served, headers, receive, speaker)
+        asker = Asker(served.policy.name, within, agent)
+        while True:
+            async with self.replays.answering(
+                context, Path(within, agent), request, spoken.dialect, step_id
+            ) as found:
+                rewritten = await self._rewritten(served, context, asker, request, spoken, found)
+                call = Call(
+                    event_id=EventId(event_id),
+                    attempt_id=context.id,
+                    step_id=step_id,
+                    agent=agent,
+                    within=within,
+                    state=name_in(headers, STATE_HEADER),
+                    policy=served.policy.name,
+                    dialect=spoken.dialect,
+                    request=request,
+                    rewritten=rewritten,
+                    found=found,
+                    sampling=request.engine.effective_sampling(context.rollout.sampling),
+                    traceparent=_text(headers, _TRACEPARENT),
+                    started_at=self._clock.now(),
+                    started=self._clock.monotonic(),
+                )
+                try:
+                    return await self._in_slot(
+                        spoken, call, context, served, headers, receive, speaker
+                    )
+                except Conflict:
+                    continue  # another gateway gave the recorded answer to another step meanwhile
 
     async def _in_slot(
         self,
@@ -197,6 +203,9 @@ class Calls:
         context.running += 1
         try:
             yield
+        except Conflict:
+            context.calls -= 1  # it comes again
+            raise
         finally:
             context.running -= 1
 

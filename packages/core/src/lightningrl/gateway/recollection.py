@@ -12,7 +12,7 @@ import asyncio
 from collections import OrderedDict
 
 from lightningrl.conversation.history import Recorded
-from lightningrl.schema import AttemptId, CallEvent
+from lightningrl.schema import AttemptId, CallEvent, EventId
 from lightningrl.store.base import Store
 
 _ATTEMPTS = 256
@@ -28,6 +28,8 @@ class _Known:
     def __init__(self) -> None:
         self.recorded: Recorded | None = None
         """`None`: it was not read yet."""
+        self.ids: set[EventId] = set()
+        """Of the calls in it."""
         self.reading = asyncio.Lock()
         self.noted: list[CallEvent] | None = None
         """What was committed while it is being read. `None`: it is not."""
@@ -71,21 +73,22 @@ class Recollection:
             known.noted = None
         if had is not None and not calls:
             return had
-        there = {call.id for call in calls}
-        late = [one for one in noted if one.id not in there]
-        return Recorded([*calls, *late], to_rewrite=True)
+        every = {call.id: call for call in (*calls, *noted)}
+        known.ids = set(every)
+        return Recorded(every.values(), to_rewrite=True)
 
     def _forget(self) -> None:
         while len(self._known) > _ATTEMPTS or (self._held > _MEMORY_BYTES and len(self._known) > 1):
             self._held -= self._known.popitem(last=False)[1].size
 
     def note(self, call: CallEvent) -> None:
-        """A call was committed."""
+        """A call was committed. One that was read already, or that gives an answer to its step again, is not another."""
         if (known := self._known.get(call.attempt_id)) is None:
             return
         if known.noted is not None:
             known.noted.append(call)
-        if known.recorded is not None:
+        if known.recorded is not None and call.id not in known.ids:
             before = known.size
+            known.ids.add(call.id)
             known.recorded.add(call)
             self._held += known.size - before

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from lightningrl.conversation.parts import why_unseen
-from lightningrl.conversation.replaying import origin_of
+from lightningrl.conversation.replaying import origin_of, replay_id
 from lightningrl.conversation.rewriting import Rewritten
 from lightningrl.gateway.dialects.arrays import no_logprob
 from lightningrl.gateway.dialects.base import AgentRequest
@@ -119,10 +119,14 @@ class Call:
         )
 
     def replayed(self, origin: CallEvent, now: float) -> CallEvent:
-        """The record of a call that is given a recorded answer: a whole copy, as its agent asked this time."""
+        """The record of a call that is given a recorded answer: a whole copy, as its agent asked this time.
+
+        Its id is the attempt's sole one for that answer, so the store gives it to one step alone.
+        """
+        sampled = origin_of(origin)
         return msgspec.structs.replace(
             origin,
-            id=self.event_id,
+            id=replay_id(sampled),
             attempt_id=self.attempt_id,
             at=self.started_at + timedelta(seconds=now - self.started),
             step_id=self.step_id,
@@ -135,7 +139,7 @@ class Call:
             latency_ms=(now - self.started) * 1e3,
             held_ms=0.0,
             upstream_retries=0,
-            replay_of=origin_of(origin),
+            replay_of=sampled,
             diverged=None,
         )
 

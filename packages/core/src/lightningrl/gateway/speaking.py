@@ -31,13 +31,15 @@ class Speaker:
     def expect(
         self, request_id: str, waiting: Callable[[], bytes], error: Callable[[bytes], bytes]
     ) -> None:
-        """The agent asked for a stream: speak if its answer takes long.
+        """The agent asked for a stream: speak if its answer takes long. What was expected before stays.
 
         Args:
             request_id: of the call.
             waiting: gives what its clients take for a sign of life beside comments; may be empty.
             error: from an error's body to what the stream then says.
         """
+        if self._timer is not None:
+            return
 
         def begin() -> None:
             self._speaking = asyncio.create_task(self._speak(request_id, waiting()))

@@ -139,6 +139,7 @@ class Store(Protocol):
 
         Raises:
             ConfigError: a reward is not a finite number; none is appended.
+            Conflict: a recorded answer was given to another step of the attempt; none is appended.
             LimitReached: a call's attempt has reached a limit; none is appended.
             StaleAttempt: an event's attempt is not running; none is appended.
         """

@@ -1,6 +1,7 @@
 """Appending events and reading them back.
 
-Invariants: an append is all or none; an event whose id the attempt already has changes nothing; only
+Invariants: an append is all or none; an event whose id the attempt already has changes nothing, and a recorded answer
+that one step of the attempt was given is refused to another; only
 rewards and logs are added to an attempt that has ended, and the rewards of one that did not succeed reward
 nothing; what is read equals what was appended.
 """
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec.structs import force_setattr, replace
 
-from lightningrl.errors import ConfigError, LimitReached, NotFound, StaleAttempt
+from lightningrl.errors import ConfigError, Conflict, LimitReached, NotFound, StaleAttempt
 from lightningrl.schema import (
     AFTER_FINISH,
     FINAL,
@@ -108,6 +109,7 @@ def _accepted(session: Session, event: Event, target: _Target) -> bool:
     if target.state == "running" or isinstance(event, AFTER_FINISH):
         return True
     if session.row("has_event", attempt=target.pk, id=event.id) is not None:
+        _check_step(session, event, target)
         return False
     raise StaleAttempt(
         f"attempt {event.attempt_id!r} is {target.state}, so its event {event.id!r} is refused; "
@@ -155,11 +157,29 @@ def _insert(session: Session, event: Event, target: _Target) -> None:
         shared_tail=shared and shared.tail,
     )
     if seq is None:
+        _check_step(session, event, target)
         return
     if isinstance(event, CallEvent):
         _remember(session, target.pk, head_of(seq, event), shared)
     elif isinstance(event, RewardEvent):
         _reward(session, event, target)
+
+
+def _check_step(session: Session, call: Event, target: _Target) -> None:
+    """Refuse a recorded answer that another step of the attempt was given, by whatever gateway.
+
+    Args: `call`, an event whose id the attempt has.
+    """
+    if not isinstance(call, CallEvent) or call.replay_of is None:
+        return
+    row = session.row("payload_of_event", attempt=target.pk, id=call.id)
+    assert row is not None, "the attempt has an event of this id"
+    given = _decoder.decode(unpack(row[0]))
+    if not isinstance(given, CallEvent) or given.step_id != call.step_id:
+        raise Conflict(
+            f"the answer that call {call.id!r} of attempt {call.attempt_id!r} repeats was given to another step;"
+            " look for the next one that was recorded"
+        )
 
 
 def _reward(session: Session, event: RewardEvent, target: _Target) -> None:

@@ -13,6 +13,9 @@ FROM events WHERE attempt = :attempt AND kind = 'call';
 -- name: has_event
 SELECT 1 FROM events WHERE attempt = :attempt AND id = :id;
 
+-- name: payload_of_event
+SELECT payload FROM events WHERE attempt = :attempt AND id = :id;
+
 -- name: insert_event
 INSERT INTO events (attempt, id, kind, prompt_tokens, completion_tokens,
                     payload, base, shared_ids, shared_head, shared_tail)

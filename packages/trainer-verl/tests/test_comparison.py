@@ -11,6 +11,7 @@ import yaml
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.recipe import Algorithm
 from lightningrl_verl.start.comparison import Comparison, _cell, check_comparison
+from lightningrl_verl.start.comparison_figure import draw, mean_curve
 from lightningrl_verl.start.comparison_page import page, told_of
 from lightningrl_verl.training.metrics import has_ended
 
@@ -142,11 +143,13 @@ def cell(score: float, sampled: int = 60) -> list[dict[str, Any]]:
             "train/prompt_tokens": 1000,
             "train/tool_calls_per_rollout": 1.5,
             "train/rollouts": 4,
+            "train/reward": 0.25,
             "timing/iteration_seconds": 2.0,
         },
         {
             "iteration": 2,
             "train/sampled_tokens": sampled,
+            "train/reward": score,
             "timing/iteration_seconds": 1.0,
             "test/reward": score,
         },
@@ -173,6 +176,25 @@ def test_the_page_has_differences_by_seed_and_what_each_cell_cost() -> None:
     row = "| g2po | 3 | 0.467 | +0.200 | -0.048 to +0.448 | 0.310 | 2 | 120 | 1,000 | 6 | 3 |"
     assert row in lines
     assert "| broadcast | 0.500 | 0.100 | 0.200 |" in lines
+
+
+def test_a_method_is_drawn_by_its_mean_at_equal_tokens(tmp_path: Path) -> None:
+    found = told(
+        ("broadcast", 1, cell(0.5)), ("g2po", 1, cell(0.6, sampled=50)), ("g2po", 2, cell(0.8, sampled=70))
+    )  # fmt: skip
+    curves = [one["curve"] for one in found["cells"] if one["method"] == "g2po"]
+    assert curves == [[(50, 0.25), (100, 0.6)], [(70, 0.25), (140, 0.8)]]
+    tokens, means = mean_curve(curves)
+    # At 70 the first has 0.25 + 0.35 * 20 / 50 = 0.39; at 100 the second 0.25 + 0.55 * 30 / 70 = 0.485714.
+    assert (tokens[0], tokens[-1]) == (70, 100)
+    assert (means[0], means[-1]) == pytest.approx((0.32, 0.542857), abs=1e-6)
+    # Seeds that share no stretch have no mean, and neither has a method that was not run.
+    assert mean_curve([[(10, 0.5), (20, 0.5)], [(30, 0.5), (40, 0.5)]]) == ([], [])
+    assert mean_curve([[]]) == mean_curve([]) == ([], [])
+    for some in (found, told()):
+        draw(some, tmp_path / "compare.png")
+        assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert [one.name for one in tmp_path.iterdir()] == ["compare.png"]
 
 
 def test_a_page_of_some_cells_says_what_is_missing() -> None:

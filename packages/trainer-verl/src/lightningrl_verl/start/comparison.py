@@ -26,6 +26,7 @@ from lightningrl.credit.shipped import BY_FORKS, SHIPPED
 from lightningrl.errors import ConfigError, RunError
 from lightningrl.machine.durable import write_text
 from lightningrl.recipe import LoadedRecipe, Recipe, load_recipe
+from lightningrl_verl.start.comparison_figure import draw
 from lightningrl_verl.start.comparison_page import page, told_of
 from lightningrl_verl.start.folder import RunFolder
 from lightningrl_verl.start.preflight import check, check_packages
@@ -173,7 +174,7 @@ def compare(plan: Comparison) -> int:
 
 
 def write(plan: Comparison, cells: Sequence[Cell]) -> dict[str, Any]:
-    """Write `compare.json` and `compare.md` of the cells that have ended.
+    """Write `compare.json`, `compare.md` and `compare.png` of the cells that have ended.
 
     Raises:
         RunError: one sampled too few tokens, has no score, or began with other weights.
@@ -194,6 +195,7 @@ def write(plan: Comparison, cells: Sequence[Cell]) -> dict[str, Any]:
     )
     write_text(plan.folder / "compare.json", json.dumps(told, indent=1) + "\n")
     write_text(plan.folder / "compare.md", page(told))
+    draw(told, plan.folder / "compare.png")
     return told
 
 

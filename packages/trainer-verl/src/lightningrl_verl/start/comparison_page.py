@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightningrl.statistics import contrast
 from lightningrl_verl.training.metrics import SAMPLED_TOKENS
 
 Row = dict[str, Any]
-"""One cell: its score, and what it cost."""
+"""One cell: its score, its curve, and what it cost."""
 
 _COSTS = ("iterations", "sampled_tokens", "prompt_tokens", "tool_calls", "seconds")
 
@@ -81,12 +82,20 @@ def _row(method: str, seed: int, lines: Sequence[MetricLine], tokens: int, score
         "method": method,
         "seed": seed,
         "score": last[score],
+        "curve": _curve(lines),
         "iterations": last["iteration"],
         "sampled_tokens": sampled,
         "prompt_tokens": total("train/prompt_tokens"),
         "tool_calls": round(calls),
         "seconds": round(total("timing/iteration_seconds"), 1),
     }
+
+
+def _curve(lines: Sequence[MetricLine]) -> list[tuple[float, float]]:
+    """The tokens sampled so far and the training reward, of each iteration that had one."""
+    so_far = list(accumulate(line.get(SAMPLED_TOKENS) or 0 for line in lines))
+    rewards = [line.get("train/reward") for line in lines]
+    return [(tokens, round(one, 6)) for tokens, one in zip(so_far, rewards, strict=True) if one is not None]  # fmt: skip
 
 
 def page(told: Mapping[str, Any]) -> str:

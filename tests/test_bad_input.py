@@ -134,7 +134,7 @@ def test_a_port_in_use_is_named(project: Project) -> None:
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(project: Project) -> None:
-    algorithm = {"iterations": 4, "tasks_per_iteration": 4, "group_size": 4}
+    algorithm = {"iterations": 2, "tasks_per_iteration": 4, "group_size": 4}
     recipe = str(project.recipe(algorithm=algorithm, validation=UNSCORED))
     first = project.start_train(recipe)
     while not (project.run / ".lock").exists():
@@ -155,7 +155,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(project: Project) -> 
     assert read_starts(project.run)[-1].said.startswith("stopped at 20")
     done = project.train(recipe)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line["iteration"] for line in project.metrics()] == list(range(5))
+    assert [line["iteration"] for line in project.metrics()] == [0, 1, 2]
     assert [one.how for one in read_starts(project.run)] == ["stopped", "finished"]
 
 

@@ -54,12 +54,9 @@ asyncio.run(run.train_run(check(load_recipe(Path(sys.argv[1]))), ()))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "phases",
-    [
-        pytest.param(("checkpoint", "sync"), id="checkpoint, then sync"),
-        pytest.param(("credit", "validate"), id="credit, then validate", marks=pytest.mark.long),
-    ],
+    "phases", [("checkpoint", "sync"), ("credit", "validate")], ids=", then ".join
 )
 def test_a_trainer_killed_at_one_phase_and_then_at_another_goes_on_exactly(
     project: Project, phases: tuple[str, str]
@@ -75,22 +72,30 @@ def test_a_trainer_killed_at_one_phase_and_then_at_another_goes_on_exactly(
     assert [one.how for one in read_starts(project.run)] == ["killed", "killed", "finished"]
 
 
-def test_a_trainer_killed_while_it_collects_further_tasks_goes_on_exactly(project: Project) -> None:
-    """Under DAPO, which skips the groups without signal and replaces them."""
+def test_a_trainer_killed_while_it_collects_further_tasks_and_at_two_phases_goes_on_exactly(
+    project: Project,
+) -> None:
+    """Under DAPO, which skips the groups without signal and replaces them. Each start makes the iteration anew that the
+    one before did not end."""
     (project.folder / "half_flat.py").write_text(HALF_FLAT, encoding="utf-8")
-    recipe = project.recipe(
-        reward="half_flat:score",
-        algorithm={
-            "preset": "dapo", "iterations": 2, "tasks_per_iteration": 4, "group_size": 4,
-            "further_tasks": 8,
-        },
-        validation=UNSCORED,
+    recipe = str(
+        project.recipe(
+            reward="half_flat:score",
+            algorithm={
+                "preset": "dapo", "iterations": 2, "tasks_per_iteration": 4, "group_size": 4,
+                "further_tasks": 8,
+            },
+            validation=UNSCORED,
+        )
     )  # fmt: skip
     # The iteration's own four tasks have 16 rollouts: more than these are of further tasks.
-    _dies(project, str(recipe), rollouts=16)
-    _goes_on(project, str(recipe))
+    _dies(project, recipe, rollouts=16)
+    _dies(project, recipe, phase="checkpoint")
+    _dies(project, recipe, phase="sync")
+    _goes_on(project, recipe)
     asyncio.run(check_exact(project, iterations=2))
     asyncio.run(_check_skipped(project))
+    assert [one.how for one in read_starts(project.run)] == [*["killed"] * 3, "finished"]
 
 
 async def _check_skipped(project: Project) -> None:
@@ -141,7 +146,7 @@ def _goes_on(project: Project, recipe: str) -> None:
 def test_a_run_with_killed_processes_ends_complete_and_exact(
     project: Project, victims: tuple[str, ...], seed: int
 ) -> None:
-    recipe = str(project.recipe())
+    recipe = str(project.recipe(validation=UNSCORED))
     choice = random.Random(f"{victims}/{seed}")
     with project.start_train(recipe) as process:
         try:

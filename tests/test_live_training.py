@@ -34,7 +34,7 @@ from lightningrl_verl.training.checkpoint import Checkpoints
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = r"^```{language}\n(.*?)^```$"
-ITERATIONS = 3
+ITERATIONS = 2
 
 AGENT = "from lightningrl_bench_math.agent import solve\n"
 """The agent that is trained: AutoGen's, with nothing of ours in it."""
@@ -221,11 +221,11 @@ async def check_ledger(project: Project, ledger: list[LedgerEntry]) -> None:
 def check_metrics(project: Project, ledger: list[LedgerEntry]) -> None:
     newest = Checkpoints(RunFolder(project.run).checkpoints, keep=10).newest()
     assert newest is not None
-    assert [iteration for iteration, _ in newest[1].history] == [1, 2, 3]
+    assert [iteration for iteration, _ in newest[1].history] == [1, 2]
     lines = project.metrics()
-    assert [line["iteration"] for line in lines] == [0, 1, 2, 3]
+    assert [line["iteration"] for line in lines] == [0, 1, 2]
     # A batch that people all rate alike has no signal, and leaves the version.
-    assert lines[-1]["policy_version"] >= 2
+    assert lines[-1]["policy_version"] >= 1
     docs = (DOCS / "metrics.md").read_text(encoding="utf-8")
     for line in lines[1:]:
         trained = taken(ledger, line["iteration"])

@@ -392,3 +392,19 @@ async def test_a_closing_gateway_stops_what_takes_too_long(tmp_path: Path) -> No
                 await running
             [call] = await rig.calls(claim)
     assert (call.status, call.http_status) == (CallStatus.FAILED, 503)
+
+
+async def test_a_closing_gateway_does_not_wait_for_an_engine_that_is_gone(tmp_path: Path) -> None:
+    an_hour = GatewayLimits(backoff_seconds=3600, backoff_limit_seconds=3600, close_seconds=3600)
+    with ModelServer() as engine:
+        async with open_rig(tmp_path, limits=an_hour) as rig:
+            await rig.register(engine.url)
+            claim = await rig.claim()
+            engine.fail_next(3, 0)
+            running = asyncio.create_task(ask(rig, claim))
+            await engine.arrived(2)
+            await rig.gateway.close()
+            with pytest.raises(openai.InternalServerError, match="after 3 tries"):
+                await running
+            [call] = await rig.calls(claim)
+    assert (call.status, call.http_status, call.upstream_retries) == (CallStatus.FAILED, 502, 2)

@@ -150,8 +150,12 @@ class Gateway:
         self._upstream.start()
 
     async def close(self) -> None:
-        """Refuse new calls, let running ones finish for `close_seconds`, stop the rest."""
+        """Refuse new calls, let running ones finish for `close_seconds`, stop the rest.
+
+        Those whose engine can't be reached are not tried for long.
+        """
         self._closing = True
+        self._upstream.end_retries()
         for served in self._policies:
             served.gate.close()
         try:

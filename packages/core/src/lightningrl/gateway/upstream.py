@@ -7,6 +7,7 @@ counted twice; how often is part of the record.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Sequence
 
@@ -62,6 +63,8 @@ class Upstream:
         self.health = Health(clock, limits)
         self._checks = HealthChecks(self.health, limits)
         self._limits = limits
+        self._ending = asyncio.Event()
+        """Set: nobody waits for an engine that is not there."""
         self._connections = Connections(
             connect_seconds=limits.connect_seconds,
             answer_seconds=limits.upstream_seconds,
@@ -71,6 +74,10 @@ class Upstream:
     def start(self) -> None:
         """Begin to look after the endpoints' health."""
         self._checks.start()
+
+    def end_retries(self) -> None:
+        """Send calls that wait for their next try a last time now, and the others not again."""
+        self._ending.set()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -102,11 +109,11 @@ class Upstream:
         """
         for retry in range(self._limits.upstream_retries + 1):
             if retry:
-                await asyncio.sleep(self._backoff(retry))
+                await self._pause(self._backoff(retry))
             endpoint = self.health.choose(ranked)
             sending.endpoint, sending.tries = endpoint.url, sending.tries + 1
             url = url_at(endpoint.url, path) if beside else endpoint.url.rstrip("/") + path
-            last = retry == self._limits.upstream_retries
+            last = retry == self._limits.upstream_retries or self._ending.is_set()
             try:
                 if len(ranked) == 1:
                     status, answer = await self._send(endpoint, url, body, headers)
@@ -125,6 +132,12 @@ class Upstream:
             if last:
                 return status, answer
         raise AssertionError("the last try returns or raises")
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but for nobody once retries have ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ending.wait()
 
     def _backoff(self, retry: int) -> float:
         if retry == 1:  # a kept-alive connection that the engine had closed: nothing is wrong

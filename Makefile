@@ -10,9 +10,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # uv as installed, else one of our own in a hidden folder, made from the package registry.
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --no-sync
-# Two processes more than there are cores, since many tests wait; torch would otherwise start a thread per core in each of them.
+# Three processes more than there are cores, since many tests wait; torch would otherwise start a thread per core in each of them.
 # The order of the files is that of conftest.py. Hypothesis's profile `suite`, which is there too, draws the same examples each time.
-TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n $(shell expr $$(nproc) + 2) --dist loadfile --no-loadscope-reorder
+TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -n $(shell expr $$(nproc) + 3) --dist loadfile --no-loadscope-reorder
 FIRST := examples/addition/laptop.yaml
 TINY := benchmarks/math/recipes/cpu.yaml
 ARGS ?=

@@ -110,8 +110,10 @@ def mlflow(folder: Path) -> list[tuple[int, float]]:
 
 
 def wandb(folder: Path) -> list[tuple[int, float]]:
+    from wandb import teardown
     from wandb.proto.wandb_internal_pb2 import Record
 
+    teardown()  # its service may still be writing, as at the end of a process it is waited for
     found: list[tuple[int, float]] = []
     runs: set[str] = set()
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):

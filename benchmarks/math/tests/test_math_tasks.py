@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 
 import pytest
 
@@ -156,3 +157,13 @@ def test_level_two_shares_nothing_between_splits_that_level_one_does_not() -> No
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown level 3"):
         generate("train", 1, 0, level=3)  # pyright: ignore[reportArgumentType]
+
+
+def test_even_stories_take_one_two_and_three_calculations_equally_often() -> None:
+    rows = generate("train", 300, 0, even=True)
+    counted = Counter(len(row["steps"]) for row in rows)
+    assert set(counted) == {1, 2, 3}
+    # 100 of 300 each, within three standard errors.
+    assert all(75 <= count <= 125 for count in counted.values()), counted
+    uneven = generate("train", 300, 0)
+    assert sum(len(row["steps"]) == 1 for row in uneven) < counted[1]

@@ -27,7 +27,7 @@ SILENT_SHARE = 0.2
 
 
 def dialogues(
-    count: int, seed: int, slips: float = 0.2, level: Level = 1
+    count: int, seed: int, slips: float = 0.2, level: Level = 1, even: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Yield `count` demonstrations, for `policies.NAME.warm_start`.
 
@@ -36,6 +36,7 @@ def dialogues(
         seed: the same arguments give the same ones.
         slips: share of dialogues that have a slip, 0 to 1.
         level: of the problems.
+        even: whether one, two and three calculations are equally likely, as `tasks.draw` says.
 
     Raises:
         ValueError: `slips` is no share.
@@ -44,7 +45,7 @@ def dialogues(
         raise ValueError(f"slips must be between 0 and 1, got {slips}")
     rng = random.Random(f"dialogues/{seed}")
     for number in range(count):
-        problem = draw("train", rng, level)
+        problem = draw("train", rng, level, even)
         slipping = rng.randrange(len(problem.steps)) if rng.random() < slips else None
         yield {
             "id": f"{seed}-{number}",
@@ -53,11 +54,13 @@ def dialogues(
         }
 
 
-def answers(count: int, seed: int, level: Level = 1) -> Iterator[dict[str, Any]]:
+def answers(
+    count: int, seed: int, level: Level = 1, even: bool = False
+) -> Iterator[dict[str, Any]]:
     """Yield `count` demonstrations of the agent without a tool, for the control: the right number at once."""
     rng = random.Random(f"dialogues/{seed}")
     for number in range(count):
-        problem = draw("train", rng, level)
+        problem = draw("train", rng, level, even)
         yield {
             "id": f"{seed}-{number}",
             "messages": [

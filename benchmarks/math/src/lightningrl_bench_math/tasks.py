@@ -87,11 +87,13 @@ class Problem:
     answer: int
 
 
-def generate(split: Split, count: int, seed: int, level: Level = 1) -> list[dict[str, Any]]:
+def generate(
+    split: Split, count: int, seed: int, level: Level = 1, even: bool = False
+) -> list[dict[str, Any]]:
     """Return `count` different problems of `split` as JSON rows, the same for the same arguments.
 
     A row has `id`, `question`, `answer` (text), `structure` and `steps`; an agent is shown `question`
-    only.
+    only. `even` is that of `draw`.
 
     Raises:
         ValueError: for an unknown split or level, a negative count, or more questions than the split holds.
@@ -105,7 +107,7 @@ def generate(split: Split, count: int, seed: int, level: Level = 1) -> list[dict
     rng = random.Random(f"{split}/{seed}")
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        problem = _new_problem(split, level, rng, problems)
+        problem = _new_problem(split, level, even, rng, problems)
         problems[problem.question] = problem
     return [_row(f"{split}-{seed}-{n}", problem) for n, problem in enumerate(problems.values())]
 
@@ -129,9 +131,21 @@ def training_numbers() -> list[int]:
     return [*_ONE_DIGIT, *_TWO_DIGITS["train"]]
 
 
-def draw(split: Split, rng: random.Random, level: Level = 1) -> Problem:
-    """Return one problem of `split`, drawn with `rng`; every structure of level 1 is equally likely."""
-    structure = rng.choice(_STRUCTURES[split])
+def draw(split: Split, rng: random.Random, level: Level = 1, even: bool = False) -> Problem:
+    """Return one problem of `split`, drawn with `rng`.
+
+    Args:
+        split: whose structures, names, items and numbers it has.
+        rng: draws.
+        level: how long it is.
+        even: one, two and three calculations are equally likely, further events aside, and so is each structure of as
+            many. Else every structure is equally likely, and one in nine takes one calculation.
+    """
+    among = _STRUCTURES[split]
+    if even:
+        steps = rng.randint(1, 3)
+        among = [one for one in among if _calculations(one) == steps]
+    structure = rng.choice(among)
     while True:
         further = rng.choices(list(EVENTS), k=rng.choice(FURTHER_EVENTS)) if level > 1 else []
         aside = level > 1 and rng.random() < DISTRACTOR_SHARE
@@ -157,11 +171,11 @@ def calculate(step: Step) -> int:
 
 
 def _new_problem(
-    split: Split, level: Level, rng: random.Random, known: Mapping[str, Problem]
+    split: Split, level: Level, even: bool, rng: random.Random, known: Mapping[str, Problem]
 ) -> Problem:
     """Return a problem whose question is not in `known`."""
     for _ in range(_MAX_TRIES):
-        problem = draw(split, rng, level)
+        problem = draw(split, rng, level, even)
         if problem.question not in known:
             return problem
     raise ValueError(
@@ -213,6 +227,12 @@ def _tell(
         name=name, item=item, x=x, y=y, v=v
     )
     return Problem(text, "/".join((start, *events, question)), tuple(steps), value)
+
+
+def _calculations(structure: Structure) -> int:
+    """Return how many calculations a story of this structure takes, further events aside."""
+    start, _, question = structure
+    return 1 + (start != "has") + (question != "now")
 
 
 def _distractor(split: Split, name: str, item: str, rng: random.Random) -> str:
